@@ -1,0 +1,103 @@
+"""Write to a temporary name, then rename: an interrupted run leaves the old artifact or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from structsam.errors import UserError
+
+_MARK = ".tmp-"
+
+
+@contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; rename it to `final` when the block succeeds.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    temporary = final.with_name(f".{final.name}{_MARK}{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        raise _as_user_error(error, final) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write UTF-8 `text` to `final` in one step that cannot be seen half done."""
+    with staged_file(final) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(final: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `final` in one step that cannot be seen half done."""
+    with staged_file(final) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`; when the block succeeds it takes `final`'s place.
+
+    A folder that was there before is replaced only then, and is kept when the block fails.
+
+    Raises:
+        UserError: the parent folder cannot be written or the disk is full.
+    """
+    temporary = final.with_name(f".{final.name}{_MARK}{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        temporary.mkdir()
+        yield temporary
+        if final.exists():
+            outdated = final.with_name(f".{final.name}{_MARK}{os.getpid()}-old")
+            os.replace(final, outdated)
+            os.replace(temporary, final)
+            shutil.rmtree(outdated, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
+    except OSError as error:
+        raise _as_user_error(error, final) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(final: Path) -> None:
+    """Delete temporary files and folders of `final` whose process has died (for example killed)."""
+    for leftover in final.parent.glob(f".{final.name}{_MARK}*"):
+        owner = leftover.name.rpartition(_MARK)[2].partition("-")[0]
+        if owner.isdigit() and not _process_is_alive(int(owner)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _process_is_alive(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # os.kill(pid, 0) would end the process on Windows; keep the leftover
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _as_user_error(error: OSError, target: Path) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"cannot write {target}: {reason}. Choose a folder that you can write to and that has "
+        "enough free space with --out"
+    )

@@ -1,0 +1,81 @@
+"""ONNX Runtime, on the CPU (runs everywhere) or CUDA. It runs a bundle's ONNX files as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from structsam_export.backends.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+from structsam_export.bundle import Bundle, Part, PartName
+
+_EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}
+
+
+class OnnxRuntimeRunner(Runner):
+    """An `onnxruntime.InferenceSession` with exactly one execution provider asked for."""
+
+    def __init__(self, part: Part, file: Path, provider: str, threads: int | None = None) -> None:
+        super().__init__(part)
+        self.file = file
+        self.provider = provider
+        self.threads = threads
+        self._session: Any = None
+
+    def open(self) -> None:
+        """Create the session; a provider that silently falls back to the CPU is refused."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads:
+            options.intra_op_num_threads = self.threads
+        providers = [self.provider]
+        if self.provider != "CPUExecutionProvider":
+            providers.append("CPUExecutionProvider")  # shape arithmetic stays on the host
+        self._session = ort.InferenceSession(str(self.file), options, providers=providers)
+        if self.provider not in self._session.get_providers():
+            raise BackendUnavailable(
+                f"ONNX Runtime could not start {self.provider}: it fell back to "
+                f"{', '.join(self._session.get_providers())}. Check the CUDA installation"
+            )
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the providers that are active and the number of threads."""
+        return {"providers": self._session.get_providers(), "threads": self.threads}
+
+
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime with one execution provider."""
+
+    def __init__(self, name: str, provider: str) -> None:
+        self.name = name
+        self.title = f"ONNX Runtime, {provider}"
+        self.provider = provider
+
+    def why_unavailable(self) -> str | None:
+        """Return None when onnxruntime is installed and was built with the provider."""
+        fix = f"install it with `pip install 'structsam[{_EXTRA[self.provider]}]'`"
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed; {fix}"
+        import onnxruntime as ort
+
+        if self.provider not in ort.get_available_providers():
+            return f"this onnxruntime has no {self.provider}; {fix}"
+        return None
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return a runner of the bundle's ONNX file."""
+        if reason := self.why_unavailable():
+            raise BackendUnavailable(reason)
+        return OnnxRuntimeRunner(
+            bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
+        )
