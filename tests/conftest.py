@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from structsam.models import ModelSpec
+from structsam.models.load import build_sam
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +26,27 @@ def shared_data() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    """A 16x16 grid that windows of 14 pad to 28x28, and a global block in the middle."""
+    return ModelSpec(
+        name="tiny",
+        title="tiny SAM for tests",
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        global_blocks=(1,),
+        image_size=256,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_factory(tiny_spec: ModelSpec) -> Callable[..., Any]:
+    """`make(seed=0, **overrides)`: a tiny `Sam`; the overrides are fields of `ModelSpec`."""
+
+    def make(seed: int = 0, **overrides: Any) -> Any:
+        return build_sam(replace(tiny_spec, **overrides), seed)
+
+    return make

@@ -132,3 +132,10 @@ class Backend(ABC):
         Raises:
             BackendUnavailable: this bundle cannot be run here by this backend.
         """
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
+        """Return a runner of the encoder whose outputs include every block's merge plan.
+
+        None when this backend cannot show inner tensors; parity then compares outputs only.
+        """
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ class OnnxRuntimeRunner(Runner):
         self.provider = provider
         self.threads = threads
         self._session: Any = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def show_plans(self, names: list[str]) -> None:
+        """Run a temporary copy of the graph that also returns the inner tensors `names`."""
+        from structsam_export.onnx_outputs import add_outputs
+
+        self._scratch = tempfile.TemporaryDirectory(prefix="structsam-")
+        self.file = add_outputs(self.file, Path(self._scratch.name), names)
 
     def open(self) -> None:
         """Create the session; a provider that silently falls back to the CPU is refused."""
@@ -47,6 +56,8 @@ class OnnxRuntimeRunner(Runner):
     def close(self) -> None:
         """Drop the session."""
         self._session = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def describe(self) -> dict[str, Any]:
         """Return the providers that are active and the number of threads."""
@@ -79,3 +90,12 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeRunner(
             bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
         )
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
+        """Return the encoder with its plan tensors as outputs; needs the onnx package."""
+        if importlib.util.find_spec("onnx") is None:
+            return None
+        runner = self.runner(bundle, "encoder", options)
+        assert isinstance(runner, OnnxRuntimeRunner)
+        runner.show_plans(bundle.manifest["merging"]["plan_tensors"])
+        return runner

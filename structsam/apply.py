@@ -1,0 +1,100 @@
+"""Put merging into an encoder, and take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from segment_anything.modeling import Sam
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import nn
+
+from structsam.config import MergeConfig
+from structsam.errors import UserError
+from structsam.merged_attention import MergedBlock
+from structsam.methods import find_method
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply_merging(
+    model: Model,
+    method: str = "structsam",
+    rate: float | Sequence[float] = 0.5,
+    layers: str | Sequence[int] = "all",
+    attention: str = "folded",
+) -> Model:
+    """Merge tokens in the chosen blocks of a SAM model, in place.
+
+    Safe to repeat: earlier merging is removed first. Blocks that merge nothing (rate 0, or not in
+    `layers`) keep all tokens and use the same attention form, equal to stock SAM up to rounding.
+
+    Args:
+        model: a `segment_anything` `Sam`, or its image encoder.
+        rate: share of every map's tokens to remove, or one per block.
+        layers: `all`, `global`, `window`, or block indices.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: not a SAM model, or an argument outside its range (nothing is changed then).
+    """
+    config = MergeConfig(
+        method=method,
+        rate=rate if isinstance(rate, (int, float)) else tuple(rate),
+        layers=layers if isinstance(layers, str) else tuple(layers),
+        attention=attention,
+    )
+    return apply_config(model, config)
+
+
+def apply_config(model: Model, config: MergeConfig) -> Model:
+    """Do what `apply_merging` does, from a `MergeConfig`."""
+    encoder = image_encoder_of(model)
+    stock = [
+        block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
+    ]
+    height, width = encoder.pos_embed.shape[1:3]
+    rates = config.block_rates([block.window_size == 0 for block in stock])
+    merged = []
+    for block, block_rate in zip(stock, rates, strict=True):
+        side = block.window_size
+        grid = (side, side) if side else (height, width)
+        merging = find_method(config.method)(grid=grid, rate=block_rate) if block_rate else None
+        merged.append(MergedBlock(block, merging, config.attention))
+    encoder.blocks = nn.ModuleList(merged)
+    return model
+
+
+def remove_merging(model: Model) -> Model:
+    """Put the stock blocks back; the model computes bit for bit what it did before.
+
+    Returns:
+        The same model, whether or not it was merged.
+    """
+    encoder = image_encoder_of(model)
+    encoder.blocks = nn.ModuleList(
+        block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
+    )
+    return model
+
+
+def merged_blocks(model: nn.Module) -> list[MergedBlock]:
+    """Return the blocks that `apply_merging` put in; empty when the model is stock."""
+    return [b for b in image_encoder_of(model).blocks if isinstance(b, MergedBlock)]
+
+
+def image_encoder_of(model: nn.Module) -> ImageEncoderViT:
+    """Return the ViT image encoder of a `Sam`, or the encoder itself.
+
+    Raises:
+        UserError: the model is neither.
+    """
+    encoder = model.image_encoder if isinstance(model, Sam) else model
+    if not isinstance(encoder, ImageEncoderViT):
+        raise UserError(
+            f"{type(model).__name__} is not a SAM model. Pass a segment_anything Sam "
+            "(structsam.load_sam makes one) or its image encoder"
+        )
+    return encoder

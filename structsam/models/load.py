@@ -1,0 +1,179 @@
+"""Builds a segment-anything model with weights that somebody asked for: a file, or random ones."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam.errors import UserError
+from structsam.models import model_spec
+from structsam.models.checkpoint_file import (
+    check_state_dict,
+    existing_file,
+    read_state_dict,
+    refuse_foreign_official,
+)
+from structsam.models.spec import SAM_PREPROCESSING, ModelSpec
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+_PROMPT_DIM = 256
+_PROMPT_TABLES = ("gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens")
+_TRANSPOSED = tuple(f"mask_decoder.output_upscaling.{layer}.weight" for layer in (0, 3))
+
+
+def load_sam(
+    name: str,
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+) -> Sam:
+    """The `segment_anything.modeling.Sam` called `name`, in eval mode and without gradients.
+
+    Exactly one source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file, or
+    `weights="random"` with `seed`. Parameters read from a checkpoint stay mapped from its file:
+    do not overwrite that file in place while the model lives.
+
+    Raises `UserError` for an unknown name, no or two sources, a checkpoint that does not fit, or
+    missing packages.
+    """
+    spec = model_spec(name)
+    if checkpoint is not None and weights is not None:
+        raise UserError(
+            f"Both checkpoint={str(checkpoint)!r} and weights={weights!r} are given for {name}, "
+            "expected exactly one: drop one of them."
+        )
+    if checkpoint is not None:
+        return _sam_from_checkpoint(spec, existing_file(checkpoint, spec))
+    if weights is None:
+        raise UserError(
+            f"No weights are named for {name}: pass checkpoint=FILE (--checkpoint FILE; "
+            f"{spec.how_to_get_weights}), or weights='random' (--weights random) for untrained "
+            "ones."
+        )
+    if weights != "random":
+        raise UserError(
+            f"weights is {weights!r}, expected 'random'; to load a file pass it as checkpoint."
+        )
+    return build_sam(spec, seed)
+
+
+def build_sam(spec: ModelSpec, seed: int = 0) -> Sam:
+    """A `Sam` of any geometry with seeded random weights, in eval mode and without gradients.
+
+    The same seed gives the same weights, and torch's global generator is not touched. Nothing is
+    left at zero or one, as stock initialisation leaves positions, biases and norms: a mistake in
+    any of them shows in the output. Activations stay far inside the range of float16.
+    """
+    torch = _torch()
+    sam = _meta_sam(spec).to_empty(device="cpu")
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    for path, tensor in sam.state_dict().items():
+        mean, std = _distribution(path, tuple(tensor.shape))
+        tensor.normal_(mean, std, generator=generator)
+    return _finished(sam)
+
+
+def _sam_from_checkpoint(spec: ModelSpec, path: Path) -> Sam:
+    torch = _torch()
+    sam = _meta_sam(spec)
+    state = read_state_dict(path, spec)
+    expected = {key: tuple(tensor.shape) for key, tensor in sam.state_dict().items()}
+    check_state_dict(state, expected, spec, path)
+    refuse_foreign_official(path, spec)
+    state = {key: tensor.to(torch.float32) for key, tensor in state.items()}
+    sam.load_state_dict(state, assign=True)  # takes the mapped tensors themselves: no second copy
+    return _finished(sam)
+
+
+def _distribution(path: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of the random tensor called `path`."""
+    if path.endswith("pos_embed"):
+        return 0.0, 0.5
+    if "rel_pos" in path:
+        return 0.0, 0.1  # adds logits of about 0.8 at head dim 64
+    if any(part in path for part in _PROMPT_TABLES):
+        return 0.0, 1.0
+    if path.endswith("bias"):
+        return 0.0, 0.05
+    if len(shape) == 1:  # the scale of a norm
+        return 1.0, 0.1
+    transposed = path in _TRANSPOSED  # [in, out, k, k] with stride k; all others [out, in, ...]
+    fan_in = shape[0] if transposed else math.prod(shape[1:])
+    return 0.0, fan_in**-0.5
+
+
+def _meta_sam(spec: ModelSpec) -> Sam:
+    """The modules of `build_sam.py` in segment-anything, with no memory behind their tensors."""
+    torch, modeling = _torch(), _segment_anything_modeling()
+    with torch.device("meta"):
+        return modeling.Sam(
+            image_encoder=modeling.ImageEncoderViT(
+                depth=spec.depth,
+                embed_dim=spec.embed_dim,
+                img_size=spec.image_size,
+                mlp_ratio=4,
+                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                num_heads=spec.num_heads,
+                patch_size=spec.patch_size,
+                qkv_bias=True,
+                use_rel_pos=True,
+                global_attn_indexes=spec.global_blocks,
+                window_size=spec.window_size,
+                out_chans=_PROMPT_DIM,
+            ),
+            prompt_encoder=modeling.PromptEncoder(
+                embed_dim=_PROMPT_DIM,
+                image_embedding_size=spec.grid,
+                input_image_size=(spec.image_size, spec.image_size),
+                mask_in_chans=16,
+            ),
+            mask_decoder=modeling.MaskDecoder(
+                num_multimask_outputs=3,
+                transformer=modeling.TwoWayTransformer(
+                    depth=2, embedding_dim=_PROMPT_DIM, mlp_dim=2048, num_heads=8
+                ),
+                transformer_dim=_PROMPT_DIM,
+                iou_head_depth=3,
+                iou_head_hidden_dim=256,
+            ),
+        )
+
+
+def _finished(sam: Sam) -> Sam:
+    """Fill the two buffers no checkpoint carries, and switch training off."""
+    torch = _torch()
+    # SAM's constants for every model, as in segment-anything: `Preprocessing` is what we apply.
+    for name, values in (("mean", SAM_PREPROCESSING.mean), ("std", SAM_PREPROCESSING.std)):
+        setattr(sam, f"pixel_{name}", torch.tensor(values, device="cpu").view(-1, 1, 1))
+    return sam.eval().requires_grad_(False)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"Loading a model needs torch ({error}): pip install 'structsam[export]'."
+        ) from error
+    return torch
+
+
+def _segment_anything_modeling() -> Any:
+    try:
+        import segment_anything.modeling as modeling
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Loading a model needs segment-anything and torchvision ({error}): "
+            "pip install 'structsam[export]'."
+        ) from error
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"torchvision does not fit this torch ({reason}): install both from the same place, "
+            "e.g. `pip install --force-reinstall torch torchvision`."
+        ) from error
+    return modeling

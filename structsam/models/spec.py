@@ -1,0 +1,156 @@
+"""What describes a SAM-family model without building it: sizes, preprocessing, official file.
+
+Imports no torch, so that the command line and the bundle reader can use it on a bare machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from structsam.errors import UserError
+
+Resize = Literal["long_side", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
+Scaling = Literal["mean_std", "min_max"]
+Triple = tuple[float, float, float]
+
+_CHOICES = {
+    "resize": get_args(Resize),
+    "interpolation": get_args(Interpolation),
+    "scaling": get_args(Scaling),
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an RGB uint8 image [H, W, 3] becomes the encoder's input [1, 3, S, S], S = image_size.
+
+    resize: `long_side` scales by S / max(H, W) and rounds each side as int(x * scale + 0.5);
+    `stretch` ignores the aspect and gives S x S.
+    scaling: `mean_std` is (x - mean) / std per channel with x in 0..255; `min_max` is
+    (x - min) / max(max - min, 1e-8) over the whole resized image, so the values fill [0, 1].
+    pad: fill with zeros at the right and bottom up to S x S, after the scaling.
+    """
+
+    name: str
+    image_size: int
+    resize: Resize
+    interpolation: Interpolation
+    scaling: Scaling
+    mean: Triple | None
+    std: Triple | None
+    pad: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for the manifest's JSON; `from_dict` reads them back."""
+        values = asdict(self)
+        for key in ("mean", "std"):
+            values[key] = None if values[key] is None else list(values[key])
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` wrote. Raises `UserError` naming the field that does not fit."""
+        names = [field.name for field in fields(cls)]
+        if sorted(values) != sorted(names):
+            raise UserError(
+                f"Preprocessing has the fields {sorted(values)}, expected {sorted(names)}: "
+                "this manifest comes from another version; export the bundle again."
+            )
+        for key, choices in _CHOICES.items():
+            if values[key] not in choices:
+                raise UserError(
+                    f"Preprocessing field {key!r} is {values[key]!r}, expected one of {choices}: "
+                    "export the bundle again."
+                )
+        triples = {key: _triple(key, values[key]) for key in ("mean", "std")}
+        return cls(**{**values, **triples})
+
+
+def _triple(key: str, value: Any) -> Triple | None:
+    if value is None:
+        return None
+    try:
+        first, second, third = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"Preprocessing field {key!r} is {value!r}, expected three numbers or null: "
+            "export the bundle again."
+        ) from None
+    return first, second, third
+
+
+SAM_PREPROCESSING = Preprocessing(
+    name="sam",
+    image_size=1024,
+    resize="long_side",
+    interpolation="bilinear",
+    scaling="mean_std",
+    mean=(123.675, 116.28, 103.53),
+    std=(58.395, 57.12, 57.375),
+    pad=True,
+)
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """A published weight file: `size` in bytes, `md5` in lower-case hex."""
+
+    file: str
+    url: str
+    size: int
+    md5: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The geometry of a segment-anything ViT, and where its weights come from.
+
+    global_blocks: indices of the blocks with global attention; the others attend within windows
+    of window_size x window_size tokens. image_size and patch_size are in pixels.
+    weights_note: where to get weights, for a model with no official file.
+    """
+
+    name: str
+    title: str
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_blocks: tuple[int, ...]
+    window_size: int = 14
+    image_size: int = 1024
+    patch_size: int = 16
+    preprocessing: Preprocessing = SAM_PREPROCESSING
+    official: OfficialCheckpoint | None = None
+    weights_note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is no multiple of {self.num_heads} heads")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.patch_size}")
+        if any(not 0 <= block < self.depth for block in self.global_blocks):
+            raise ValueError(f"global_blocks {self.global_blocks} outside 0..{self.depth - 1}")
+        if self.preprocessing.image_size != self.image_size:
+            resized = replace(self.preprocessing, image_size=self.image_size)
+            object.__setattr__(self, "preprocessing", resized)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The token grid (H, W) of the encoder, (64, 64) for SAM."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def how_to_get_weights(self) -> str:
+        """One clause for an error message."""
+        if self.official is None:
+            return self.weights_note or f"no official checkpoint of {self.name} exists"
+        return f"fetch {self.official.file} with `structsam-export download {self.name}`"

@@ -1,0 +1,111 @@
+"""Image files as SAM wants them, RGB uint8, and one clear message for each that cannot be read."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from structsam.errors import UserError
+
+MAX_PIXELS = 100_000_000
+_GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as uint8 [H, W, 3], upright: the EXIF orientation is applied.
+
+    Grey, palette and CMYK images become RGB. Transparency is dropped, not blended, as in
+    `Image.convert("RGB")`, which SAM's users call. Of 16 bits the upper 8 are kept: full scale
+    stays full scale, nothing is stretched to the range of the picture. Of an animation or a
+    multi-page file the first picture is read.
+
+    Raises:
+        UserError: missing, a folder, empty, not an image, truncated, floating point, or more than
+            `MAX_PIXELS` pixels (found in the header, before anything is decoded).
+    """
+    file = Path(path).expanduser()
+    _check_file(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
+        return _decode(file)
+
+
+def _check_file(file: Path) -> None:
+    try:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, not an image. Give one image file")
+        if not file.exists():
+            raise UserError(f"no image at {file}: the file does not exist. Check the path")
+        if file.stat().st_size == 0:
+            raise UserError(f"{file} is empty (0 bytes). Copy or download the image again")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}. Check the path") from None
+
+
+def _decode(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            _check_size(file, *image.size)
+            _check_mode(file, image.mode)
+            return _to_rgb(file, ImageOps.exif_transpose(image))
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{file} is not an image that Pillow {_pillow()} can read, or its header is damaged. "
+            "Convert it to PNG or JPEG"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise _too_large(file, str(error).partition(" exceeds")[0]) from None
+    except PermissionError:
+        raise UserError(f"cannot read {file}: no permission. Make it readable") from None
+    except MemoryError:
+        raise UserError(f"{file} does not fit in memory. Downscale it first") from None
+    except Exception as error:  # Pillow's decoders raise anything on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{file} is damaged or truncated ({reason}). Copy or download the image again"
+        ) from None
+
+
+def _check_size(file: Path, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise UserError(f"{file} is {width} x {height} pixels: it holds no picture")
+    if width * height > MAX_PIXELS:
+        raise _too_large(file, f"{width} x {height} = {width * height / 1e6:.0f} Mpx")
+
+
+def _check_mode(file: Path, mode: str) -> None:
+    if mode == "F":
+        raise UserError(
+            f"{file} has floating-point pixels, which have no fixed range. "
+            "Scale it to 8 bits (0..255) and save it as PNG"
+        )
+
+
+def _to_rgb(file: Path, image: Image.Image) -> np.ndarray:
+    if image.mode in _GREY_16 or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise UserError(
+                f"{file} has pixel values {grey.min()}..{grey.max()}, and 0..65535 is expected. "
+                "Scale it to 8 bits (0..255) and save it as PNG"
+            )
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _too_large(file: Path, found: str) -> UserError:
+    return UserError(
+        f"{file} is too large ({found}): the limit is {MAX_PIXELS / 1e6:.0f} Mpx. Downscale it; "
+        "SAM looks at 1024 pixels on the long side anyway"
+    )
+
+
+def _pillow() -> str:
+    return str(getattr(Image, "__version__", ""))

@@ -1,0 +1,113 @@
+"""Torch module -> ONNX file: static shapes, opset 20, one data file only above 2 GB."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from structsam.errors import UserError
+from structsam_export.bundle import Part
+from structsam_export.graph_modules import DecoderModule, EncoderModule
+from structsam_export.lint import DYNAMIC_KEY, MAX_OPSET, SINGLE_FILE_LIMIT
+
+
+def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
+    """Write the encoder's ONNX into `folder` and return its contract.
+
+    The plan tensors keep their names inside the graph (`slot_of_token.2`, ...), but are no
+    outputs of it; `onnx_outputs` brings them back.
+    """
+    part = module.part(file)
+    image = torch.zeros(part.inputs[0].shape)  # type: ignore[arg-type]
+    names = [spec.name for spec in part.outputs] + module.plan_names
+    model = _to_ir(module, (image,), part, names, None)
+    del model.graph.outputs[len(part.outputs) :]
+    _save(model, folder / file)
+    return part
+
+
+def export_decoder(module: DecoderModule, folder: Path, file: str) -> Part:
+    """Write the decoder's ONNX, dynamic in P and K, into `folder` and return its contract."""
+    part = module.part(file)
+    example = {"P": 2, "K": 3}
+    inputs = tuple(
+        torch.zeros([example[d] if isinstance(d, str) else d for d in spec.shape])
+        for spec in part.inputs
+    )
+    dims = {
+        name: torch.export.Dim(name, min=low, max=high)
+        for name, (low, _, high) in part.profile.items()
+    }
+    dynamic = tuple(
+        {axis: dims[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)}
+        for spec in part.inputs
+    )
+    names = [spec.name for spec in part.outputs]
+    model = _to_ir(module, inputs, part, names, dynamic)
+    model.metadata_props[DYNAMIC_KEY] = ",".join(part.profile)
+    _save(model, folder / file)
+    return part
+
+
+def _to_ir(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    part: Part,
+    output_names: list[str],
+    dynamic: tuple[dict[int, torch.export.Dim], ...] | None,
+) -> ir.Model:
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            opset_version=MAX_OPSET,
+            input_names=[spec.name for spec in part.inputs],
+            output_names=output_names,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _save(model: ir.Model, file: Path) -> None:
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    model.doc_string = None
+    for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()  # stack traces with paths of the exporting machine
+        for value in node.outputs:
+            value.metadata_props.clear()
+    data = f"{file.name}.data" if weights > SINGLE_FILE_LIMIT else None
+    try:
+        ir.save(model, file, external_data=data)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file.name}: {error.strerror or error}. Free some space or choose "
+            "another folder with --out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress text and its import-time notices off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.filterwarnings(
+                "ignore", module=r"torch\.onnx|torch\.export|onnxscript|copyreg"
+            )
+            yield
+    finally:
+        logger.setLevel(level)

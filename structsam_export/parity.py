@@ -1,0 +1,306 @@
+"""Parity: does what runs here compute what the merged PyTorch encoder computes?
+
+Three measures per backend and image: the share of tokens in the same slot (per block), the error
+of the embedding, and the IoU of the decoder's masks over a fixed grid of prompts. A check that
+cannot run is "not run" with its reason, never passed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export import atomic
+from structsam_export.backends import BACKENDS, BackendUnavailable, RunOptions, find_backend
+from structsam_export.backends.base import Arrays, Backend
+from structsam_export.bundle import PARITY_HTML, PARITY_JSON, Bundle
+from structsam_export.image_file import read_image
+from structsam_export.preprocessing import preprocess
+from structsam_export.reference import Reference, compute_reference, load_reference, prompt_grid
+
+Say = Callable[[str], None]
+
+#: Per precision: metric -> (direction, tolerance). "max": at most; "min": at least.
+GATES: dict[str, dict[str, tuple[str, float]]] = {
+    "fp32": {"relative_l2": ("max", 1e-4), "mean_mask_iou": ("min", 0.999)},
+    "fp16": {
+        "cosine": ("min", 0.999),
+        "mean_mask_iou": ("min", 0.99),
+        "min_mask_iou": ("min", 0.95),
+    },
+}
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One backend on one image. `metrics` is empty when it was not run."""
+
+    backend: str
+    image: str
+    status: str  # "passed", "failed" or "not run"
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    same_slot: dict[int, float] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
+
+    def would_pass_with(self) -> dict[str, float]:
+        """Return the tolerances that would have let every metric pass."""
+        return {name: self.metrics[name] for name in self.metrics}
+
+
+@dataclass
+class ParityReport:
+    """The verdict over all rows. False when a row failed or when nothing ran."""
+
+    bundle: str
+    precision: str
+    random_weights: bool
+    rows: list[ParityRow] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        statuses = [row.status for row in self.rows]
+        return "passed" in statuses and "failed" not in statuses
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form, with the gates that were applied."""
+        return {
+            "passed": bool(self),
+            "bundle": self.bundle,
+            "precision": self.precision,
+            "random_weights": self.random_weights,
+            "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def verdict(self) -> str:
+        """Say in one line how it ended, with the tolerance that would have passed."""
+        if self:
+            return f"parity passed ({self.precision})"
+        failed = [row for row in self.rows if row.status == "failed"]
+        if not failed:
+            reasons = {row.reason for row in self.rows}
+            return "parity not run: " + ("; ".join(sorted(reasons)) or "no backend was asked")
+        parts = []
+        for row in failed:
+            missed = [
+                f"{name} {row.metrics[name]:.6g} (gate {gate[1]:g})"
+                for name, gate in GATES[self.precision].items()
+                if not _passes(row.metrics[name], gate)
+            ]
+            parts.append(f"{row.backend} on {row.image}: {', '.join(missed)}")
+        return "parity FAILED: " + "; ".join(parts) + ". Gates at those values would have passed"
+
+
+def check(
+    bundle: Bundle,
+    backend: str = "auto",
+    images: Sequence[str | Path] = (),
+    options: RunOptions | None = None,
+    require: Sequence[str] = (),
+    say: Say = lambda text: None,
+) -> ParityReport:
+    """Compare what runs here with the merged PyTorch encoder in FP32.
+
+    Args:
+        backend: a key of `BACKENDS`, or `auto` for every backend that needs no checkpoint.
+        images: photos to compare on; without any, those whose reference the bundle holds. Other
+            photos need torch and the weights, to compute their reference.
+        require: backends that must run; one that cannot raises instead of being "not run".
+
+    Returns:
+        A report that is false when a gate failed or nothing ran. It is also written into the
+        bundle as `parity.json` and `parity.html`, and its verdict into the manifest.
+
+    Raises:
+        UserError: unknown backend, unreadable image, or a required backend cannot run.
+    """
+    options = options or RunOptions()
+    names = [n for n in BACKENDS if n != "torch"] if backend == "auto" else [backend]
+    names += [name for name in require if name not in names]
+    chosen = [find_backend(name) for name in names]
+    references = _references(bundle, images, options, say)
+    report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
+    shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
+    for engine in chosen:
+        try:
+            for row, reference, masks in _rows(bundle, engine, references, options, say):
+                report.rows.append(row)
+                shown.append((reference, row, masks))
+        except BackendUnavailable as reason:
+            if engine.name in require:
+                raise UserError(f"required backend {engine.name} cannot run: {reason}") from reason
+            report.rows += [
+                ParityRow(engine.name, r.image.name, "not run", str(reason)) for r in references
+            ]
+            say(f"{engine.name}: not run: {reason}")
+    write_report(bundle, report, shown)
+    return report
+
+
+def write_report(
+    bundle: Bundle, report: ParityReport, shown: Sequence[tuple[Reference, ParityRow, np.ndarray]]
+) -> None:
+    """Write `parity.json` and `parity.html`, and the verdict into the manifest."""
+    from structsam_export.parity_page import render
+
+    data = report.to_dict()
+    atomic.write_text(bundle.path / PARITY_JSON, json.dumps(data, indent=2) + "\n")
+    atomic.write_text(bundle.path / PARITY_HTML, render(bundle, report, shown))
+    for name in (PARITY_JSON, PARITY_HTML):
+        bundle.record_file(name)
+    bundle.manifest["parity"] = {
+        "passed": bool(report),
+        "verdict": report.verdict(),
+        "backends": {row.backend: row.status for row in report.rows},
+    }
+    bundle.save_manifest()
+
+
+def compare(
+    reference: Reference, embedding: np.ndarray, masks: np.ndarray, plans: Arrays | None
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Measure one result against its reference.
+
+    Args:
+        embedding: [1, 256, h, w].
+        masks: bool [Q, 4, 4h, 4w].
+        plans: `slot_of_token.I` and `anchor_of_slot.I` per block; None when not available.
+
+    Returns:
+        Metrics by name, and per block the share of tokens whose slot has the same destination.
+        An IoU of two empty masks is 1.
+    """
+    a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
+    finite = bool(np.isfinite(b).all())
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    iou = mask_iou(reference.masks, masks)
+    metrics = {
+        "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
+        "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
+        "max_abs": float(np.abs(a - b).max()) if finite else float("inf"),
+        "mean_mask_iou": float(iou.mean()),
+        "min_mask_iou": float(iou.min()),
+    }
+    same: dict[int, float] = {}
+    for index, (slots, anchors) in reference.plans.items() if plans is not None else ():
+        assert plans is not None
+        expected = np.take_along_axis(anchors, slots, 1)
+        found = np.take_along_axis(
+            plans[f"anchor_of_slot.{index}"], plans[f"slot_of_token.{index}"], 1
+        )
+        same[index] = float((expected == found).mean())
+    if same:
+        metrics["same_slot"] = float(np.mean(list(same.values())))
+    return metrics, same
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU of bool masks [..., H, W]; two empty masks count as 1."""
+    intersection = np.logical_and(a, b).sum((-2, -1), dtype=np.int64)
+    union = np.logical_or(a, b).sum((-2, -1), dtype=np.int64)
+    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+
+
+def _passes(value: float, gate: tuple[str, float]) -> bool:
+    direction, tolerance = gate
+    return value <= tolerance if direction == "max" else value >= tolerance
+
+
+def _references(
+    bundle: Bundle, images: Sequence[str | Path], options: RunOptions, say: Say
+) -> list[Reference]:
+    stored = {Path(name).name: bundle.path / name for name in bundle.manifest["reference_images"]}
+    if not images:
+        return [load_reference(photo) for photo in stored.values()]
+    references: list[Reference] = []
+    sam = None
+    for image in map(Path, images):
+        pixels = read_image(image)
+        known = stored.get(image.name)
+        if known is not None and np.array_equal(read_image(known), pixels):
+            references.append(load_reference(known))
+            continue
+        if sam is None:
+            sam = _reference_model(bundle, options, image)
+        say(f"computing the PyTorch reference on {image.name}")
+        references.append(compute_reference(sam, image, bundle.manifest["preprocessing"]))
+    return references
+
+
+def _reference_model(bundle: Bundle, options: RunOptions, image: Path) -> Any:
+    from structsam_export.backends.torch_backend import TorchBackend, load_merged_sam
+
+    try:
+        TorchBackend().runner(bundle, "encoder", options)
+    except BackendUnavailable as reason:
+        raise UserError(
+            f"the bundle holds no reference for {image.name}, and it cannot be computed here: "
+            f"{reason}. Leave --image out to check on the images that the bundle holds"
+        ) from reason
+    return load_merged_sam(bundle, options)
+
+
+def _rows(
+    bundle: Bundle,
+    backend: Backend,
+    references: Sequence[Reference],
+    options: RunOptions,
+    say: Say,
+) -> list[tuple[ParityRow, Reference, np.ndarray]]:
+    """Run one backend on all images: one network at a time, so that memory stays low."""
+    inputs = [preprocess(read_image(r.image), bundle.manifest["preprocessing"]) for r in references]
+    say(f"{backend.name}: encoding {len(inputs)} image(s)")
+    plans: list[Arrays | None] = [None] * len(inputs)
+    if (inner := backend.plan_runner(bundle, options)) is not None:
+        with inner as runner:
+            plans = [runner.run({"image": pixels}) for pixels, _ in inputs]
+    with backend.runner(bundle, "encoder", options) as runner:
+        embeddings = [runner.run({"image": pixels})["image_embeddings"] for pixels, _ in inputs]
+        runtime = runner.describe()
+    say(f"{backend.name}: decoding")
+    rows = []
+    with backend.runner(bundle, "decoder", options) as runner:
+        for reference, embedding, (_, geometry), plan in zip(
+            references, embeddings, inputs, plans, strict=True
+        ):
+            masks = _decode(runner.run, embedding, *prompt_grid(geometry))
+            metrics, same = compare(reference, embedding, masks, plan)
+            gates = GATES[bundle.precision]
+            good = all(_passes(metrics[name], gate) for name, gate in gates.items())
+            row = ParityRow(
+                backend.name,
+                reference.image.name,
+                "passed" if good else "failed",
+                metrics=metrics,
+                same_slot=same,
+                runtime=runtime,
+            )
+            rows.append((row, reference, masks))
+    return rows
+
+
+def _decode(
+    run: Callable[[Arrays], Arrays], embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Masks of all prompts through a bundle's decoder, a few prompts at a time."""
+    height, width = (4 * side for side in embedding.shape[-2:])
+    masks = []
+    for start in range(0, len(coords), 5):
+        xy, kind = coords[start : start + 5], labels[start : start + 5]
+        outputs = run(
+            {
+                "image_embeddings": embedding,
+                "point_coords": xy,
+                "point_labels": kind,
+                "mask_input": np.zeros((len(xy), 1, height, width), np.float32),
+                "has_mask_input": np.zeros(len(xy), np.float32),
+            }
+        )
+        masks.append(outputs["low_res_masks"] > 0)
+    return np.concatenate(masks)

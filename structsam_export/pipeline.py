@@ -1,0 +1,323 @@
+"""The steps of export: load -> merge -> reference -> ONNX -> lint -> engines -> parity -> manifest."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structsam
+from structsam.errors import UserError
+from structsam_export import atomic
+from structsam_export.bundle import (
+    DECODER_ONNX,
+    ENCODER_ONNX,
+    MANIFEST,
+    REFERENCE_FOLDER,
+    SCHEMA_VERSION,
+    Bundle,
+    open_bundle,
+)
+from structsam_export.image_file import read_image
+from structsam_export.lint import require_clean
+from structsam_export.parity import ParityReport, check
+from structsam_export.reference import compute_reference
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from structsam.config import MergeConfig
+
+Say = Callable[[str], None]
+
+#: The photo that parity uses when no image is given (see assets/NOTICE.txt).
+SAMPLE_IMAGE = Path(__file__).parent / "assets" / "coffee.png"
+_REPORTED_PACKAGES = (
+    "structsam", "torch", "torchvision", "segment-anything", "onnx", "onnxscript", "onnxruntime",
+    "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass
+class ExportResult:
+    """What `export` made.
+
+    Args:
+        bundle: the opened bundle.
+        parity: false when a gate failed or nothing could be run.
+        seconds: wall time of each step.
+        engine_notes: which engines were built, and which could not be, with the reason.
+    """
+
+    bundle: Bundle
+    parity: ParityReport
+    seconds: dict[str, float] = field(default_factory=dict)
+    engine_notes: list[str] = field(default_factory=list)
+
+    def predictor(self, backend: str = "auto", **options: Any) -> Any:
+        """Open the new bundle for prediction."""
+        return self.bundle.predictor(backend, **options)
+
+
+def export(
+    model: str,
+    rate: float | Sequence[float] = 0.5,
+    method: str = "structsam",
+    layers: str | Sequence[int] = "all",
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    precision: str = "fp16",
+    attention: str = "folded",
+    backend: str = "auto",
+    targets: Sequence[str] = (),
+    images: Sequence[str | Path] = (),
+    out: str | Path = "engines",
+    name: str | None = None,
+    force: bool = False,
+    say: Say = lambda text: None,
+    build_progress: Callable[[Any], None] | None = None,
+) -> ExportResult:
+    """Turn a SAM checkpoint into a bundle.
+
+    Args:
+        model: key of `structsam.models.MODELS`.
+        rate: share of every map's tokens to remove, or one number per block.
+        checkpoint: official `.pth`, or `.safetensors` with the same keys.
+        weights: `random` for latency work without a checkpoint; masks are then meaningless.
+        precision: `fp16` or `fp32`, baked into the graph.
+        backend: what parity runs on; an engine backend is also built for.
+        targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
+        images: photos for parity; a photo that comes with the package when none is given.
+        out: folder to put the bundle into.
+        force: replace a bundle of real weights by one of random weights.
+
+    Raises:
+        UserError: any input that cannot be used; nothing is written then.
+    """
+    from structsam.config import MergeConfig
+    from structsam.models import model_spec
+    from structsam_export.mixed_precision import PRECISIONS
+
+    spec = model_spec(model)
+    config = MergeConfig(
+        method,
+        rate if isinstance(rate, (int, float)) else tuple(rate),
+        layers if isinstance(layers, str) else tuple(layers),
+        attention,
+    )
+    config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
+    photos = [Path(image) for image in images] or [SAMPLE_IMAGE]
+    for photo in photos:
+        read_image(photo)
+    final = Path(out) / (name or bundle_name(model, config, precision))
+    _refuse_to_lose(final, weights, force)
+
+    clock = _Clock(say)
+    clock.step(f"loading {model}")
+    source = _describe_weights(model, checkpoint, weights, seed)
+    sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
+    with atomic.staged_folder(final) as folder:
+        manifest = _manifest(spec, config, precision, source)
+        bundle = Bundle(folder, manifest)
+        _write_networks(bundle, sam, config, precision, photos, clock)
+        del sam
+        clock.step("checking the export rules")
+        for part in ("encoder", "decoder"):
+            require_clean(folder / manifest[part]["file"])
+            bundle.record_file(manifest[part]["file"])
+        bundle.save_manifest()
+        notes = _build_engines(bundle, backend, targets, build_progress, clock)
+        clock.step("checking parity")
+        report = check(bundle, backend, say=say)
+        report.bundle = final.name
+    seconds = clock.stop()
+    return ExportResult(open_bundle(final, verify=False), report, seconds, notes)
+
+
+def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
+    """Return the folder name, such as `vit_b-structsam-r0.50` or `...-r0.50-global-fp32`."""
+    rate = "mixed" if isinstance(config.rate, tuple) else f"r{config.rate:.2f}"
+    parts = [model, config.method, rate]
+    if config.layers != "all":
+        layers = config.layers
+        parts.append(layers if isinstance(layers, str) else "layers" + "_".join(map(str, layers)))
+    if config.attention != "folded":
+        parts.append(config.attention)
+    if precision != "fp16":
+        parts.append(precision)
+    return "-".join(parts)
+
+
+def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
+    """Keep a bundle of real weights from being replaced by a meaningless one, or any folder."""
+    if not final.exists():
+        return
+    if not (final / MANIFEST).is_file():
+        raise UserError(
+            f"{final} exists and is no bundle. Choose another folder with --out, or move it away"
+        )
+    if weights == "random" and not force:
+        try:
+            has_random_weights = open_bundle(final, verify=False).has_random_weights
+        except (UserError, KeyError):
+            return
+        if not has_random_weights:
+            raise UserError(
+                f"{final} holds real weights, and random ones would replace it. "
+                "Choose another folder with --out, or add --force"
+            )
+
+
+def _describe_weights(
+    model: str, checkpoint: str | Path | None, weights: str | None, seed: int
+) -> dict[str, Any]:
+    if checkpoint is None:
+        return {"name": model, "weights": weights, "seed": seed, "checkpoint": None}
+    from structsam.models.checkpoint_file import identify_checkpoint
+
+    identity = identify_checkpoint(checkpoint).to_dict()
+    return {"name": model, "weights": "checkpoint", "seed": None, "checkpoint": identity}
+
+
+def _manifest(
+    spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
+) -> dict[str, Any]:
+    from structsam.flops import encoder_flops
+    from structsam_export.mixed_precision import PRECISION_MAPS
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": source,
+        "merging": {
+            "method": config.method,
+            "rate": config.rate,
+            "layers": config.layers,
+            "attention": config.attention,
+        },
+        "precision": {"name": precision, **PRECISION_MAPS[precision]},
+        "preprocessing": spec.preprocessing.to_dict(),
+        "flops": encoder_flops(spec, config).to_dict(),
+        "tool_versions": tool_versions(),
+        "files": {},
+        "engines": [],
+        "parity": None,
+    }
+
+
+def _write_networks(
+    bundle: Bundle,
+    sam: Sam,
+    config: MergeConfig,
+    precision: str,
+    photos: Sequence[Path],
+    clock: _Clock,
+) -> None:
+    from structsam.apply import apply_config
+    from structsam_export.graph_modules import DecoderModule, EncoderModule, counts_per_block
+    from structsam_export.onnx_graph import export_decoder, export_encoder
+
+    manifest, folder = bundle.manifest, bundle.path
+    apply_config(sam, config)
+    manifest["merging"]["blocks"] = counts_per_block(sam.image_encoder)
+    manifest["reference_images"] = []
+    for photo in photos:
+        clock.step(f"computing the PyTorch reference on {photo.name}")
+        reference = compute_reference(sam, photo, manifest["preprocessing"])
+        for file in reference.save(folder / REFERENCE_FOLDER):
+            bundle.record_file(file.relative_to(folder).as_posix())
+        manifest["reference_images"].append(f"{REFERENCE_FOLDER}/{photo.name}")
+    clock.step("exporting the decoder to ONNX")
+    decoder = DecoderModule(sam, precision)
+    manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
+    clock.step("exporting the encoder to ONNX")
+    encoder = EncoderModule(sam.image_encoder, precision)
+    manifest["merging"]["plan_tensors"] = encoder.plan_names
+    manifest["encoder"] = export_encoder(encoder, folder, ENCODER_ONNX).to_dict()
+    for part in ("encoder", "decoder"):
+        data = f"{manifest[part]['file']}.data"
+        if (folder / data).is_file():
+            bundle.record_file(data)
+
+
+def _build_engines(
+    bundle: Bundle,
+    backend: str,
+    targets: Sequence[str],
+    progress: Callable[[Any], None] | None,
+    clock: _Clock,
+) -> list[str]:
+    """Build engines when a backend that needs them, or a target, was asked for."""
+    from structsam_export.backends import BACKENDS, BackendUnavailable, find_backend
+    from structsam_export.engine_build import build
+
+    names = []
+    if backend == "auto":
+        names = ["tensorrt-rtx"] if targets else []
+        names += [
+            name
+            for name, engine in BACKENDS.items()
+            if engine.needs_engine and name not in names and engine.why_unavailable() is None
+        ]
+    elif find_backend(backend).needs_engine:
+        names = [backend]
+    elif targets:
+        raise UserError(
+            f"--target builds engines, and backend {backend!r} has none. "
+            "Use --backend tensorrt-rtx, or leave --backend out"
+        )
+    notes = []
+    for name in names:
+        clock.step(f"building {name} engines")
+        try:
+            entries = build(bundle, name, targets=list(targets), progress=progress)
+        except BackendUnavailable as reason:
+            if backend != "auto" or targets:
+                raise
+            notes.append(f"{name}: not run: {reason}")
+        else:
+            notes += [
+                f"{e['file']} ({e['size'] / 1e6:.0f} MB, {e['build_seconds']:.0f} s)"
+                for e in entries
+            ]
+    return notes
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of Python, the system and the packages that matter to an export."""
+    versions = {"python": platform.python_version(), "system": platform.system()}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class _Clock:
+    """Announces the steps and keeps their wall times."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._seconds: dict[str, float] = {}
+        self._current: tuple[str, float] | None = None
+
+    def step(self, title: str) -> None:
+        self.stop()
+        self._say(title)
+        self._current = (title, time.perf_counter())
+
+    def stop(self) -> dict[str, float]:
+        if self._current:
+            title, start = self._current
+            self._seconds[title] = round(time.perf_counter() - start, 2)
+            self._current = None
+        return self._seconds

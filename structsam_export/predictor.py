@@ -1,0 +1,298 @@
+"""`SamPredictor` for a bundle: the same names, shapes and conventions, without torch.
+
+Two things differ. Many prompts go in one call: boxes [P, 4], or points [P, K, 2]. And a mistake in
+the input is a `UserError`, not an assertion or a silently wrong mask.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.backends import Runner, RunOptions, find_backend
+from structsam_export.bundle import Bundle, PartName
+from structsam_export.preprocessing import (
+    ImageGeometry,
+    binary_masks,
+    check_boxes,
+    check_image,
+    check_numbers,
+    check_points,
+    preprocess,
+    upscale_masks,
+)
+
+_PADDING, _BOX_CORNERS = -1.0, (2.0, 3.0)
+
+
+class Predictor:
+    """Predicts masks with a bundle. Networks are opened on first use and kept until `close`.
+
+    Args:
+        backend: a name of `BACKENDS`, or `auto` for the first one that runs here.
+        threads: CPU threads; None leaves the choice to the backend.
+        checkpoint: weights, for the torch backend only.
+        target: which engine of the bundle to use; None takes the one for this GPU.
+
+    Attributes:
+        timings: milliseconds of the latest `preprocess`, `encode`, `decode` and `upscale`. Opening
+            a network is in none of them.
+        geometry: size and place of the current image, or None.
+
+    Raises:
+        UserError: unknown backend, or none runs here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        *,
+        threads: int | None = None,
+        checkpoint: str | Path | None = None,
+        target: str | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = find_backend(backend, bundle)
+        self.timings: dict[str, float] = {}
+        self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
+        self._runners: dict[PartName, Runner] = {}
+        self._decoder = bundle.part("decoder")
+        self._embedding: np.ndarray | None = None
+        self.geometry: ImageGeometry | None = None
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Compute the embedding of a uint8 image [H, W, 3] in `RGB` or `BGR` order.
+
+        Raises:
+            UserError: another type or shape, or the encoder's output is not finite.
+        """
+        check_image(image)
+        if image_format not in ("RGB", "BGR"):
+            raise UserError(f"image_format is {image_format!r}. Choose one of: RGB, BGR")
+        self.reset_image()
+        with self._timed("preprocess"):
+            rgb = image if image_format == "RGB" else image[..., ::-1]
+            network_input, geometry = preprocess(rgb, self.bundle.manifest["preprocessing"])
+        encoder = self._runner("encoder")
+        with self._timed("encode"):
+            embedding = encoder.run({"image": network_input})["image_embeddings"]
+        if not np.isfinite(embedding).all():
+            raise UserError(
+                f"the encoder of {self.bundle.path} returned values that are not finite with "
+                f"{self.backend.name}. Export the bundle with `--precision fp32`"
+            )
+        self._embedding, self.geometry = embedding, geometry
+
+    def reset_image(self) -> None:
+        """Forget the current image."""
+        self._embedding = self.geometry = None
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether `predict` may be called."""
+        return self._embedding is not None
+
+    def get_image_embedding(self) -> np.ndarray:
+        """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM.
+
+        Raises:
+            UserError: no image is set.
+        """
+        return self._current()[0]
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict masks of one prompt, or of P prompts in one call, for the current image.
+
+        Args:
+            point_coords: [N, 2], or [P, K, 2], (x, y) in pixels of the image.
+            point_labels: [N] or [P, K], 1 for foreground and 0 for background.
+            box: [4], or [P, 4], (x0, y0, x1, y1) in pixels of the image.
+            mask_input: [1, 256, 256], or [P, 1, 256, 256]: logits of an earlier prediction.
+            multimask_output: three masks for an ambiguous prompt instead of one.
+            return_logits: float32 logits instead of bool masks; a mask is where they exceed 0.
+
+        Returns:
+            masks [C, H, W], predicted IoU [C] and low-resolution logits [C, 256, 256] with C = 3 or
+            1; for P prompts each has a leading P, also when P is 1.
+
+        Raises:
+            UserError: no image is set, or a prompt is malformed or outside the image.
+        """
+        scores, low_res = self.predict_low_res(
+            point_coords, point_labels, box, mask_input, multimask_output
+        )
+        return self.upscale(low_res, return_logits), scores, low_res
+
+    def predict_low_res(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
+        embedding, geometry = self._current()
+        prompts = read_prompts(point_coords, point_labels, box, geometry)
+        feeds = self._feeds(prompts, geometry, mask_input)
+        decoder = self._runner("decoder")
+        with self._timed("decode"):
+            pieces = [
+                decoder.run({"image_embeddings": embedding, **f}) for f in self._chunks(feeds)
+            ]
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        low_res, scores = (
+            np.concatenate([piece[name] for piece in pieces])[: len(prompts.labels), chosen]
+            for name in ("low_res_masks", "iou_predictions")
+        )
+        return (scores, low_res) if prompts.many else (scores[0], low_res[0])
+
+    def upscale(self, low_res: np.ndarray, return_logits: bool = False) -> np.ndarray:
+        """Bring low-resolution logits [..., 256, 256] to the current image: [..., H, W]."""
+        _, geometry = self._current()
+        with self._timed("upscale"):
+            return (upscale_masks if return_logits else binary_masks)(low_res, geometry)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the backend's name and what each opened network runs on, ready for JSON."""
+        facts: dict[str, Any] = {"backend": self.backend.name}
+        return facts | {name: runner.describe() for name, runner in self._runners.items()}
+
+    def close(self) -> None:
+        """Free both networks and the image. Safe to call twice; the next use opens them again."""
+        while self._runners:
+            self._runners.popitem()[1].close()
+        self.reset_image()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _current(self) -> tuple[np.ndarray, ImageGeometry]:
+        if self._embedding is None or self.geometry is None:
+            raise UserError("no image is set. Call predictor.set_image(image) first")
+        return self._embedding, self.geometry
+
+    def _runner(self, part: PartName) -> Runner:
+        if part not in self._runners:
+            runner = self.backend.runner(self.bundle, part, self._options)
+            runner.open()
+            self._runners[part] = runner
+        return self._runners[part]
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[step] = (time.perf_counter() - start) * 1e3
+
+    def _feeds(
+        self, prompts: Prompts, geometry: ImageGeometry, mask_input: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        count, length = prompts.labels.shape
+        limit = self._decoder.profile["K"][2]
+        if length > limit:
+            raise UserError(
+                f"the prompt has {length} points (a box counts as 2, a prompt without a box has "
+                f"one more for padding), and this bundle takes up to {limit}. Use fewer points"
+            )
+        shape = next(s.shape[1:] for s in self._decoder.inputs if s.name == "mask_input")
+        masks = np.zeros((count, *map(int, shape)), np.float32)
+        if mask_input is not None:
+            expected = masks.shape if prompts.many else masks.shape[1:]
+            masks[:] = check_numbers("mask_input", mask_input, expected).reshape(masks.shape)
+        return {
+            "point_coords": geometry.to_input(prompts.coords),
+            "point_labels": prompts.labels,
+            "mask_input": masks,
+            "has_mask_input": np.full(count, mask_input is not None, np.float32),
+        }
+
+    def _chunks(self, feeds: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Cut P to what the decoder takes; a short rest is filled with copies, dropped later."""
+        low, _, high = self._decoder.profile["P"]
+        for start in range(0, len(feeds["has_mask_input"]), high):
+            chunk = {name: array[start : start + high] for name, array in feeds.items()}
+            missing = low - len(chunk["has_mask_input"])
+            if missing > 0:
+                chunk = {
+                    n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in chunk.items()
+                }
+            yield chunk
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts as SAM's prompt encoder orders them, in pixels of the photo.
+
+    Args:
+        coords: float64 [P, K, 2], (x, y).
+        labels: float32 [P, K]: 1 foreground, 0 background, 2 and 3 box corners, -1 padding.
+        many: whether the caller passed a batch and gets one back.
+    """
+
+    coords: np.ndarray
+    labels: np.ndarray
+    many: bool
+
+
+def read_prompts(
+    point_coords: np.ndarray | None,
+    point_labels: np.ndarray | None,
+    box: np.ndarray | None,
+    geometry: ImageGeometry,
+) -> Prompts:
+    """Check the prompts of `Predictor.predict` against the image, and put them in SAM's order.
+
+    Points without a box are followed by one padding point, a box by none.
+
+    Raises:
+        UserError: no prompt, wrong shapes, values or labels, or outside the image.
+    """
+    boxes = None if box is None else check_boxes(box, geometry)
+    many_boxes = box is not None and np.ndim(box) == 2
+    if point_coords is None:
+        if point_labels is not None:
+            raise UserError("point_labels came without point_coords. Pass both")
+        if boxes is None:
+            raise UserError("no prompt. Pass point_coords with point_labels, or box, or both")
+        coords, labels, many = np.empty((len(boxes), 0, 2)), np.empty((len(boxes), 0)), many_boxes
+    else:
+        if point_labels is None:
+            raise UserError("point_coords came without point_labels. Pass 1 or 0 for each point")
+        coords, labels = check_points(point_coords, point_labels, geometry)
+        many = coords.ndim == 3
+        coords, labels = (coords, labels) if many else (coords[None], labels[None])
+    if boxes is None:
+        last, last_labels = np.zeros((len(coords), 1, 2)), np.full((len(coords), 1), _PADDING)
+    elif len(boxes) != len(coords) or many != many_boxes:
+        raise UserError(
+            f"points with coordinates {coords.shape if many else coords.shape[1:]} do not go with "
+            f"box {np.shape(boxes if many_boxes else boxes[0])}. Pass [N, 2] with [4] for one "
+            "prompt, or [P, K, 2] with [P, 4] for P prompts"
+        )
+    else:
+        last, last_labels = boxes.reshape(-1, 2, 2), np.tile(_BOX_CORNERS, (len(boxes), 1))
+    return Prompts(
+        np.concatenate([coords, last], axis=1),
+        np.concatenate([labels, last_labels], axis=1).astype(np.float32),
+        many,
+    )
