@@ -37,6 +37,8 @@ from structsam_export.engine_status import (
 )
 
 DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
+ALL_TARGETS = "all"
+_NO_FP32_MATMUL = "sm75"  # Turing, in TensorRT-RTX
 
 Progress = Callable[[BuildEvent], None]
 
@@ -58,8 +60,8 @@ def build(
     Args:
         backend: `tensorrt`, which builds on and for the GPU of this machine, or `tensorrt-rtx`,
             which needs no GPU.
-        targets: architectures such as `sm89`, one engine each. None given means the GPU of this
-            machine, and for `tensorrt-rtx` without a GPU `DEFAULT_TARGETS` (GeForce RTX 30, 40
+        targets: architectures such as `sm89`, one engine each, or `all` that the backend knows.
+            None given means the GPU of this machine, and for `tensorrt-rtx` without a GPU `DEFAULT_TARGETS` (GeForce RTX 30, 40
             and 50).
         workspace_mb: MiB of scratch memory that one layer may use.
         optimization_level: 0 (fastest build) to 5 (fastest engine).
@@ -76,7 +78,7 @@ def build(
     flavour = FLAVOURS[backend]
     settings = BuildSettings(workspace_mb, optimization_level, tactic_memory_mb)
     trt = load_module(flavour)
-    chosen, gpu = _choose_targets(flavour, trt, targets)
+    chosen, gpu = choose_targets(backend, targets, bundle.precision)
     report = progress or (lambda event: None)
     entries = []
     for part in get_args(PartName):
@@ -101,10 +103,19 @@ def build(
     return entries
 
 
-def _choose_targets(
-    flavour: Flavour, trt: Any, targets: Sequence[str]
+def choose_targets(
+    backend: str, targets: Sequence[str], precision: str
 ) -> tuple[list[str], str | None]:
-    """Return the targets, and the GPU's name where engines are tuned on it."""
+    """Return what `build` would build for, and the GPU's name where engines are tuned on it.
+
+    `all` leaves out what cannot be built: float32 for Turing, where TensorRT-RTX has no float32
+    matmul.
+
+    Raises:
+        UserError, BackendUnavailable: as `build`.
+    """
+    flavour = FLAVOURS[backend]
+    trt = load_module(flavour)
     gpu: Gpu | None = None
     try:
         gpu = open_cuda(flavour.extra).gpu()
@@ -114,7 +125,7 @@ def _choose_targets(
     if not flavour.ahead_of_time:
         assert gpu is not None
         for target in targets:
-            if target != gpu.target:
+            if target not in (gpu.target, ALL_TARGETS):
                 raise UserError(
                     f"{flavour.title} builds on the GPU that will run the engine: this one is "
                     f"{gpu.target} ({gpu.name}), not {target}. Build there, or use the backend "
@@ -122,12 +133,19 @@ def _choose_targets(
                 )
         return [gpu.target], gpu.name
     known = ahead_of_time_targets(trt)
+    if ALL_TARGETS in targets:
+        targets = [t for t in known if precision != "fp32" or t != _NO_FP32_MATMUL]
     chosen = list(dict.fromkeys(targets)) or ([gpu.target] if gpu else list(DEFAULT_TARGETS))
     for target in chosen:
         if target not in known:
             raise UserError(
                 f"{flavour.title} {trt.__version__} cannot build for {target}. Choose from: "
-                f"{' '.join(known)}, or use the backend tensorrt on a GPU of another kind"
+                f"{' '.join(known)}, or all; or use the backend tensorrt on a GPU of another kind"
+            )
+        if target == _NO_FP32_MATMUL and precision == "fp32":
+            raise UserError(
+                f"{flavour.title} has no float32 matmul for {target} (Turing). "
+                "Export with --precision fp16, or leave that target out"
             )
     return chosen, None
 

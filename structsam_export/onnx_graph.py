@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from torch import nn
 
 from structsam.errors import UserError
@@ -73,10 +74,34 @@ def _to_ir(
             input_names=[spec.name for spec in part.inputs],
             output_names=output_names,
             dynamic_shapes=dynamic,
+            optimize=False,  # its pattern search is quadratic in the nodes; see `_simplify`
             verbose=False,
         )
     assert program is not None
+    _simplify(program.model)
     return program.model
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants, merge equal nodes, drop what nothing reads and casts that change nothing."""
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import RewritePass
+    from onnxscript.rewriter.rules import common as rules
+
+    cleanup = ir.passes.Sequential(
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(),
+        common.DeduplicateInitializersPass(),
+    )
+    no_ops = (rules.no_op_cast_rule, rules.cast_cast_rule, rules.reshape_reshape_rule)
+    for rewrite in (common.ShapeInferencePass(), RewritePass(no_ops)):
+        fold_constants(model, input_size_limit=1 << 16, output_size_limit=1 << 22)
+        cleanup(model)
+        rewrite(model)
+    fold_constants(model)
+    cleanup(model)
 
 
 def _save(model: ir.Model, file: Path) -> None:

@@ -58,7 +58,7 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
 
 def _figures(bundle: Bundle, reference: Reference, masks: np.ndarray) -> list[dict[str, str]]:
     photo = read_image(reference.image)
-    geometry = image_geometry(*photo.shape[:2], bundle.manifest["preprocessing"])
+    geometry = image_geometry(photo.shape[0], photo.shape[1], bundle.manifest["preprocessing"])
     small = _shrink(photo)
     figures = [_figure("photo", Image.fromarray(small))]
     blocks = {block["index"]: block for block in bundle.manifest["merging"]["blocks"]}

@@ -1,4 +1,4 @@
-"""The steps of export: load -> merge -> reference -> ONNX -> lint -> engines -> parity -> manifest."""
+"""The steps of export: load, merge, reference, ONNX, lint, engines, parity, manifest."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from structsam_export.bundle import (
     Bundle,
     open_bundle,
 )
+from structsam_export.engine_build import build
 from structsam_export.image_file import read_image
 from structsam_export.lint import require_clean
 from structsam_export.parity import ParityReport, check
@@ -119,6 +120,7 @@ def export(
         read_image(photo)
     final = Path(out) / (name or bundle_name(model, config, precision))
     _refuse_to_lose(final, weights, force)
+    engine_plan, notes = _plan_engines(backend, targets, precision)
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
@@ -134,7 +136,12 @@ def export(
             require_clean(folder / manifest[part]["file"])
             bundle.record_file(manifest[part]["file"])
         bundle.save_manifest()
-        notes = _build_engines(bundle, backend, targets, build_progress, clock)
+        for engine, own_targets in engine_plan.items():
+            clock.step(f"building {engine} engines")
+            for entry in build(bundle, engine, own_targets, progress=build_progress):
+                notes.append(
+                    f"{entry['file']}: {entry['size'] / 1e6:.0f} MB, {entry['build_seconds']:.0f} s"
+                )
         clock.step("checking parity")
         report = check(bundle, backend, say=say)
         report.bundle = final.name
@@ -248,47 +255,37 @@ def _write_networks(
             bundle.record_file(data)
 
 
-def _build_engines(
-    bundle: Bundle,
-    backend: str,
-    targets: Sequence[str],
-    progress: Callable[[Any], None] | None,
-    clock: _Clock,
-) -> list[str]:
-    """Build engines when a backend that needs them, or a target, was asked for."""
+def _plan_engines(
+    backend: str, targets: Sequence[str], precision: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Say before the work what will be built: backend -> targets; and what cannot be, and why."""
     from structsam_export.backends import BACKENDS, BackendUnavailable, find_backend
-    from structsam_export.engine_build import build
+    from structsam_export.engine_build import ALL_TARGETS, choose_targets
 
-    names = []
-    if backend == "auto":
-        names = ["tensorrt-rtx"] if targets else []
-        names += [
-            name
-            for name, engine in BACKENDS.items()
-            if engine.needs_engine and name not in names and engine.why_unavailable() is None
-        ]
-    elif find_backend(backend).needs_engine:
-        names = [backend]
-    elif targets:
-        raise UserError(
-            f"--target builds engines, and backend {backend!r} has none. "
-            "Use --backend tensorrt-rtx, or leave --backend out"
-        )
+    asked = backend != "auto"
+    if asked and not find_backend(backend).needs_engine:
+        if targets:
+            raise UserError(
+                f"--target builds engines, and backend {backend!r} has none. "
+                "Use --backend tensorrt-rtx, or leave --backend out"
+            )
+        return {}, []
+    plan: dict[str, list[str]] = {}
     notes = []
+    names = [backend] if asked else [name for name, b in BACKENDS.items() if b.needs_engine]
     for name in names:
-        clock.step(f"building {name} engines")
+        own = targets if asked or name == "tensorrt-rtx" else ()
         try:
-            entries = build(bundle, name, targets=list(targets), progress=progress)
+            if not (own or asked) and (reason := BACKENDS[name].why_unavailable()):
+                raise BackendUnavailable(reason)
+            plan[name] = choose_targets(name, own, precision)[0]
         except BackendUnavailable as reason:
-            if backend != "auto" or targets:
+            if asked or own:
                 raise
-            notes.append(f"{name}: not run: {reason}")
-        else:
-            notes += [
-                f"{e['file']} ({e['size'] / 1e6:.0f} MB, {e['build_seconds']:.0f} s)"
-                for e in entries
-            ]
-    return notes
+            notes.append(f"{name}: not built: {reason}")
+    if ALL_TARGETS in targets and precision == "fp32":
+        notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")
+    return plan, notes
 
 
 def tool_versions() -> dict[str, str]:

@@ -1,0 +1,388 @@
+"""`structsam-export`: a thin face of Python functions. Exit 0 done, 1 parity failed, 2 error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from structsam.errors import UserError
+
+if TYPE_CHECKING:
+    from structsam_export.terminal import Terminal
+
+app = typer.Typer(
+    name="structsam-export",
+    help="Export token-merged Segment Anything to ONNX and TensorRT, run it, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
+Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
+Rate = Annotated[str, typer.Option(help="Share of tokens to remove; or one per block: 0.5,0,...")]
+Layers = Annotated[str, typer.Option(help="all, global, window, or block indices such as 7,8,9.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
+BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo for parity.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="GPU generation, such as sm89; repeat it, or say all."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
+@app.command()
+def export(
+    model: Model,
+    rate: Rate = "0.5",
+    method: Method = "structsam",
+    layers: Layers = "all",
+    checkpoint: Checkpoint = None,
+    weights: Annotated[str | None, typer.Option(help="random: for latency work only.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    attention: Annotated[str, typer.Option(help="folded or dense.")] = "folded",
+    backend: BackendName = "auto",
+    target: Targets = None,
+    image: Images = None,
+    out: Annotated[Path, typer.Option(help="Folder for the bundle.")] = Path("engines"),
+    name: Annotated[str | None, typer.Option(help="Bundle name; made up by default.")] = None,
+    force: Annotated[bool, typer.Option(help="Let random weights replace real ones.")] = False,
+    json_only: Json = False,
+) -> None:
+    """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
+    terminal = _terminal()
+    rates = parse_rates(rate)
+    if weights == "random":
+        terminal.warn(_random_note())
+    from structsam.config import parse_layers
+    from structsam_export.pipeline import export as run
+
+    result = run(
+        model=model,
+        rate=rates,
+        method=method,
+        layers=parse_layers(layers),
+        checkpoint=checkpoint,
+        weights=weights,
+        seed=seed,
+        precision=precision,
+        attention=attention,
+        backend=backend,
+        targets=target or (),
+        images=image or (),
+        out=out,
+        name=name,
+        force=force,
+        say=terminal.say,
+        build_progress=terminal.build_event,
+    )
+    bundle, report = result.bundle, result.parity
+    if json_only:
+        facts = {
+            "bundle": str(bundle.path),
+            "manifest": bundle.manifest,
+            "parity": report.to_dict(),
+            "seconds": result.seconds,
+            "engine_notes": result.engine_notes,
+        }
+        print(json.dumps(facts))
+    else:
+        from structsam_export.terminal import bundle_table, parity_table
+
+        terminal.table(bundle_table(bundle))
+        for note in result.engine_notes:
+            terminal.print(f"engine: {note}")
+        terminal.table(parity_table(report))
+        if bundle.has_random_weights:
+            terminal.print(_random_note())
+        terminal.print(report.verdict())
+        terminal.print(f"report: {bundle.path / 'parity.html'}")
+        terminal.print(f"bundle: {bundle.path}")
+    raise typer.Exit(0 if report else 1)
+
+
+@app.command()
+def build(
+    bundle: BundlePath,
+    backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    target: Targets = None,
+    workspace: Annotated[int | None, typer.Option(min=1, help="Scratch memory, MiB.")] = None,
+    tactic_memory: Annotated[
+        int | None, typer.Option(min=1, help="Memory for trying one kernel, MiB.")
+    ] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5)] = None,
+    force: Annotated[bool, typer.Option(help="Build current engines again too.")] = False,
+    json_only: Json = False,
+) -> None:
+    """Build TensorRT engines from a bundle's ONNX, importing no torch."""
+    terminal = _terminal()
+    from structsam_export.bundle import open_bundle
+    from structsam_export.engine_build import build as run
+
+    entries = run(
+        open_bundle(bundle),
+        backend,
+        targets=target or (),
+        workspace_mb=workspace,
+        optimization_level=optimization_level,
+        tactic_memory_mb=tactic_memory,
+        force=force,
+        progress=terminal.build_event,
+    )
+    terminal.close()
+    if json_only:
+        print(json.dumps(entries))
+    else:
+        for entry in entries:
+            terminal.print(f"{bundle / entry['file']}  {entry['size'] / 1e6:.0f} MB")
+
+
+@app.command()
+def check(
+    bundle: BundlePath,
+    backend: BackendName = "auto",
+    image: Images = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="Backend that must run; repeat it.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    json_only: Json = False,
+) -> None:
+    """Parity on this machine; exit 1 when it fails."""
+    terminal = _terminal()
+    from structsam_export.backends import RunOptions
+    from structsam_export.bundle import open_bundle
+    from structsam_export.parity import check as run
+    from structsam_export.terminal import parity_table
+
+    opened = open_bundle(bundle)
+    if opened.has_random_weights:
+        terminal.warn(_random_note())
+    options = RunOptions(threads=threads, checkpoint=checkpoint)
+    report = run(opened, backend, image or (), options, require or (), terminal.say)
+    if json_only:
+        print(json.dumps(report.to_dict()))
+    else:
+        terminal.table(parity_table(report))
+        terminal.print(report.verdict())
+        terminal.print(f"report: {bundle / 'parity.html'}")
+    raise typer.Exit(0 if report else 1)
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Photo.")],
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y or x,y,label (1 object, 0 background); repeat it."),
+    ] = None,
+    box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1; repeat it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; IMAGE-masks by default.")] = None,
+    backend: BackendName = "auto",
+    all_masks: Annotated[bool, typer.Option(help="Keep all three masks of every prompt.")] = False,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    json_only: Json = False,
+) -> None:
+    """Masks of a photo as PNG, an overlay, and scores as JSON."""
+    terminal = _terminal()
+    from structsam_export.bundle import open_bundle
+    from structsam_export.prediction import parse_box, parse_point, predict_image
+
+    points, boxes = [parse_point(p) for p in point or ()], [parse_box(b) for b in box or ()]
+    opened = open_bundle(bundle)
+    if opened.has_random_weights:
+        terminal.warn(_random_note())
+    result = predict_image(
+        opened,
+        image,
+        points,
+        boxes,
+        out,
+        backend=backend,
+        all_masks=all_masks,
+        threads=threads,
+        checkpoint=checkpoint,
+    )
+    for note in result.notes:
+        terminal.warn(note)
+    if json_only:
+        print(json.dumps(result.details))
+        return
+    for mask, fact in zip(result.masks, result.details["masks"], strict=True):
+        terminal.print(f"{mask}  score {fact['score']:.3f}")
+    shown = ", ".join(f"{step} {ms:.0f} ms" for step, ms in result.details["timings_ms"].items())
+    terminal.print(f"{result.details['backend']}: {shown}")
+    terminal.print(f"overlay: {result.overlay}")
+
+
+@app.command()
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...")],
+    backend: Annotated[list[str] | None, typer.Option(help="Backend; repeat it.")] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also measure stock SAM and our rate 0 of the same model.")
+    ] = False,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs per row.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 1,
+    threads: Threads = None,
+) -> None:
+    """Implied cost, then measured latency and memory; the last line is JSON."""
+    terminal = _terminal()
+    from structsam_export.benchmark import bench as run
+    from structsam_export.benchmark import render_table
+    from structsam_export.bundle import open_bundle
+
+    report = run(
+        [open_bundle(path) for path in bundles],
+        backends=tuple(backend or ["auto"]),
+        baselines=baselines,
+        threads=threads,
+        runs=runs,
+        warmup=warmup,
+        say=terminal.say,
+    )
+    terminal.table(render_table(report))
+    print(json.dumps(report.to_dict()))
+
+
+@app.command()
+def flops(
+    model: Model = "vit_b",
+    method: Method = "structsam",
+    rate: Rate = "0.5",
+    layers: Layers = "all",
+    json_only: Json = False,
+) -> None:
+    """Multiply-adds of the encoder per block and in all, merging included."""
+    terminal = _terminal()
+    rates = parse_rates(rate)
+    from structsam.config import MergeConfig, parse_layers
+    from structsam.flops import encoder_flops
+    from structsam.models import model_spec
+    from structsam_export.terminal import flops_table
+
+    config = MergeConfig(method, rates, parse_layers(layers))
+    spec = model_spec(model)
+    counted = encoder_flops(spec, config)
+    if json_only:
+        print(json.dumps(counted.to_dict()))
+        return
+    unmerged = encoder_flops(spec, MergeConfig(method, 0.0))
+    terminal.table(flops_table(f"{model}, {method}, rate {rate}, {layers}", counted, unmerged))
+
+
+@app.command()
+def lint(
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="ONNX file.")],
+    dynamic: Annotated[
+        str | None, typer.Option(help="Names of dimensions that may vary, such as P,K.")
+    ] = None,
+    json_only: Json = False,
+) -> None:
+    """Check the export rules; every violation is named, exit 2 when there is one."""
+    terminal = _terminal()
+    from structsam_export.lint import RULES
+    from structsam_export.lint import lint as run
+
+    violations = run(onnx, None if dynamic is None else frozenset(dynamic.split(",")))
+    if json_only:
+        print(json.dumps([vars(violation) for violation in violations]))
+    else:
+        for violation in violations:
+            terminal.print(str(violation))
+        terminal.print(f"{onnx}: {len(violations)} violation(s) of {len(RULES)} rules")
+    raise typer.Exit(2 if violations else 0)
+
+
+@app.command(name="list")
+def list_all(json_only: Json = False) -> None:
+    """Models, methods with their maximum rates, and backends available here."""
+    terminal = _terminal()
+    from structsam_export.inventory import inventory, inventory_tables
+
+    facts = inventory()
+    if json_only:
+        print(json.dumps(facts))
+    else:
+        for table in inventory_tables(facts):
+            terminal.table(table)
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="vit_b, vit_l or vit_h.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Folder.")] = Path("checkpoints"),
+    url: Annotated[str | None, typer.Option(help="Mirror of the official file.")] = None,
+) -> None:
+    """Fetch an official checkpoint: resumed after an interruption, checked, renamed at the end."""
+    terminal = _terminal()
+    from structsam.models.download import download as run
+
+    try:
+        path = run(model, directory, url, progress=terminal.bytes_done)
+    finally:
+        terminal.close()
+    terminal.print(str(path))
+
+
+def parse_rates(text: str) -> float | tuple[float, ...]:
+    """Read one rate, or one per block, as typed.
+
+    Raises:
+        UserError: not a number.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"rate {text!r} is not a number. Use a rate from 0 to 0.75, such as --rate 0.5"
+        ) from None
+    return rates[0] if len(rates) == 1 else rates
+
+
+def _terminal() -> Terminal:
+    from structsam_export.terminal import Terminal
+
+    return Terminal()
+
+
+def _random_note() -> str:
+    from structsam_export.terminal import RANDOM_NOTE
+
+    return RANDOM_NOTE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; never shows a traceback for a user's or the machine's problem."""
+    try:
+        app(args=arguments)
+    except SystemExit as end:
+        if end.code == 130:
+            _fail("interrupted; finished files are kept, half-written ones are removed", 130)
+        raise
+    except UserError as error:
+        _fail(str(error))
+    except MemoryError:
+        _fail("not enough memory. Close other programs, or use a smaller model")
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

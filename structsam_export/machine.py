@@ -1,0 +1,117 @@
+"""What a benchmark says about the machine: processor, GPU, the rate of a matrix product."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_TIMEOUT = 60  # seconds
+
+_GEMM = """
+import time
+import numpy as np
+n = 2048
+a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
+best = float("inf")
+for _ in range(8):
+    start = time.perf_counter()
+    a @ a
+    best = min(best, time.perf_counter() - start)
+print(2 * n**3 / best)
+"""
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, usable cores, memory, GPU and system, ready for JSON."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "usable_cores": _usable_cores(),
+        "memory_gib": _memory_gib(),
+        "gpu": _gpu_name(),
+        "board": _first_line("/proc/device-tree/model"),
+        "system": platform.platform(terse=True),
+    }
+
+
+def gemm_rate(threads: int | None) -> float | None:
+    """Measure what a 2048 x 2048 float32 matrix product of numpy reaches, in FLOP/s.
+
+    It runs in a process of its own, because numpy fixes its threads when it is loaded.
+
+    Args:
+        threads: None leaves the number to numpy.
+    """
+    limits = {name: str(threads) for name in _THREAD_VARIABLES} if threads else {}
+    return _number(_output([sys.executable, "-c", _GEMM], {**os.environ, **limits}))
+
+
+def _cpu_name() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model") and value.strip():
+            return value.strip()
+    if sys.platform == "darwin":
+        name = _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+        if name:
+            return name
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int | None:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count()
+
+
+def _memory_gib() -> float | None:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            return round(int(line.split()[1]) / 2**20, 1)
+    return None
+
+
+def _gpu_name() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    names = _output([program, "--query-gpu=name", "--format=csv,noheader"])
+    return "; ".join(names.splitlines()) or None
+
+
+def _first_line(file: str) -> str | None:
+    lines = _lines(file)
+    return lines[0].strip("\x00 ") if lines else None
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

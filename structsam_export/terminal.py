@@ -1,0 +1,191 @@
+"""What the command line shows: steps while they run, build progress, tables, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from structsam_export.bundle import Bundle
+
+if TYPE_CHECKING:
+    from structsam.flops import EncoderFlops
+    from structsam_export.build_progress import BuildEvent
+    from structsam_export.parity import ParityReport
+
+RANDOM_NOTE = "random weights: masks carry no meaning; use for latency only"
+
+
+class Terminal:
+    """Results go to stdout, everything else to stderr, so that `--json` output can be piped."""
+
+    def __init__(self) -> None:
+        self.out = Console(soft_wrap=True)
+        self.err = Console(stderr=True, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._step: tuple[str, float] | None = None
+
+    def say(self, text: str) -> None:
+        """Announce a step; the time of the one before is shown with it."""
+        self._end_step()
+        self._step = (text, time.perf_counter())
+        self.err.print(f"[dim]-[/dim] {escape(text)} ...", highlight=False)
+
+    def _end_step(self) -> None:
+        if self._step:
+            seconds = time.perf_counter() - self._step[1]
+            if seconds >= 1:
+                self.err.print(f"[dim]    {seconds:.1f} s[/dim]", highlight=False)
+            self._step = None
+
+    def warn(self, text: str) -> None:
+        """Print a line that must not be overlooked."""
+        self.err.print(f"[yellow]note:[/yellow] {escape(text)}", highlight=False)
+
+    def print(self, text: str) -> None:
+        """Print a plain line of results."""
+        self._end_step()
+        self.out.print(escape(text), highlight=False)
+
+    def table(self, table: Table) -> None:
+        """Print a table of results; never narrower than its content, so logs stay whole."""
+        self._end_step()
+        wide = Console(width=max(self.out.width, 120)) if not sys.stdout.isatty() else self.out
+        wide.print(table)
+
+    def build_event(self, event: BuildEvent) -> None:
+        """Show one step of an engine build as a progress bar."""
+        title = f"{event.part} {event.target}"
+        if event.kind in ("reused", "built", "skipped"):
+            self.close()
+            self.err.print(f"    {title}: {escape(f'{event.kind}: {event.message}')}")
+            return
+        if event.kind == "started":
+            self.close()
+            self.err.print(f"    {title}: {escape(event.message)}", highlight=False)
+        self._bar(title, event.fraction * 100, 100)
+
+    def bytes_done(self, done: int, total: int | None) -> None:
+        """Show the progress of a download."""
+        self._bar("download", done, total, DownloadColumn())
+
+    def close(self) -> None:
+        """End the live display, if there is one."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _bar(self, title: str, done: float, total: float | None, *columns: Any) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("    {task.description}"),
+                BarColumn(),
+                *columns,
+                TimeRemainingColumn(),
+                console=self.err,
+                transient=True,
+            )
+            self._task = self._progress.add_task(title, total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """Say what a bundle is, row by row."""
+    manifest = bundle.manifest
+    model, merging = manifest["model"], manifest["merging"]
+    table = Table(title=f"bundle {bundle.name}", show_header=False)
+    weights = (
+        f"{model['checkpoint']['file']} (SHA-256 {model['checkpoint']['sha256'][:12]}...)"
+        if model["checkpoint"]
+        else f"random, seed {model['seed']}: masks carry no meaning"
+    )
+    table.add_row("model", f"{model['name']}, {weights}")
+    rate = merging["rate"]
+    shown = rate if isinstance(rate, (int, float)) else "per block"
+    table.add_row("merging", f"{merging['method']}, rate {shown}, layers {merging['layers']}")
+    kinds: dict[str, tuple[int, set[str]]] = {}
+    for block in merging["blocks"]:
+        count, sizes = kinds.get(block["kind"], (0, set()))
+        kinds[block["kind"]] = (count + 1, sizes | {f"{block['tokens']} -> {block['slots']}"})
+    for kind, (count, sizes) in kinds.items():
+        table.add_row(f"tokens, {count} {kind} blocks", ", ".join(sorted(sizes)))
+    flops = manifest["flops"]
+    table.add_row("encoder", f"{flops['total_gmac']:.1f} GMAC")
+    table.add_row("precision", manifest["precision"]["name"])
+    for name, info in manifest["files"].items():
+        if name.endswith((".onnx", ".data")):
+            table.add_row(name, f"{info['size'] / 1e6:.0f} MB")
+    for engine in manifest["engines"]:
+        table.add_row(engine["file"], f"{engine['size'] / 1e6:.0f} MB")
+    return table
+
+
+def flops_table(title: str, counted: EncoderFlops, unmerged: EncoderFlops) -> Table:
+    """Show multiply-adds per block in GMAC, with the tokens kept beside them."""
+    table = Table(title=f"encoder multiply-adds, GMAC: {title}")
+    for column in ("block", "kind", "tokens kept"):
+        table.add_column(column)
+    columns = ("qkv", "qk_av", "relative", "proj", "mlp", "norm", "overhead", "total")
+    for column in (*columns, "unmerged", "folded extra"):
+        table.add_column(column.replace("overhead", "merging"), justify="right")
+    for block, stock in zip(counted.blocks, unmerged.blocks, strict=True):
+        table.add_row(
+            str(block.index),
+            block.kind,
+            f"{block.slots} of {block.tokens} ({100 * block.kept:.1f} %)",
+            *(f"{getattr(block, column) / 1e9:.3f}" for column in columns),
+            f"{stock.total / 1e9:.3f}",
+            f"{block.folded_extra / 1e9:.3f}",
+        )
+    blank = [""] * (len(columns) - 1)
+    patch, neck = counted.patch_embedding / 1e9, counted.neck / 1e9
+    table.add_row("patch embedding", "", "", *blank, f"{patch:.3f}", f"{patch:.3f}", "")
+    table.add_row("neck", "", "", *blank, f"{neck:.3f}", f"{neck:.3f}", "", end_section=True)
+    table.add_row(
+        "all",
+        "",
+        "",
+        *blank,
+        f"{counted.gmac:.2f}",
+        f"{unmerged.gmac:.2f}",
+        f"{counted.folded_extra / 1e9:.2f}",
+        style="bold",
+    )
+    table.caption = (
+        "One multiply-add = 1, LayerNorm 5 per element (fvcore's convention). 'folded extra' is "
+        "what the folded attention form executes beyond that count."
+    )
+    return table
+
+
+def parity_table(report: ParityReport) -> Table:
+    """Show every row of a parity report."""
+    table = Table(title="parity against merged PyTorch in FP32")
+    for column in ("backend", "image", "status"):
+        table.add_column(column)
+    for column in ("cosine", "relative L2", "mask IoU mean", "min", "same slot"):
+        table.add_column(column, justify="right")
+    for row in report.rows:
+        if row.status == "not run":
+            table.add_row(row.backend, row.image, escape(f"not run: {row.reason}"))
+            continue
+        numbers = row.metrics
+        color = "green" if row.status == "passed" else "red"
+        table.add_row(
+            row.backend,
+            row.image,
+            f"[{color}]{row.status}[/{color}]",
+            f"{numbers['cosine']:.7f}",
+            f"{numbers['relative_l2']:.2e}",
+            f"{numbers['mean_mask_iou']:.5f}",
+            f"{numbers['min_mask_iou']:.5f}",
+            f"{100 * numbers['same_slot']:.2f} %" if "same_slot" in numbers else "not compared",
+        )
+    return table

@@ -1,0 +1,309 @@
+"""Structure of a benchmark's report, rows that cannot run, dying processes, and the baselines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from structsam.config import MergeConfig
+from structsam.errors import UserError
+from structsam.flops import encoder_flops
+from structsam.models import MODELS, ModelSpec
+from structsam_export import benchmark, benchmark_process
+from structsam_export.backends import RunOptions
+from structsam_export.benchmark import BenchReport, bench, render_table
+from structsam_export.benchmark_row import feeds_of, peak_memory_mib
+from structsam_export.bundle import Bundle, Part, TensorSpec, open_bundle
+from structsam_export.cost_card import cost_card
+from tests.structsam_export.small_bundle import make_bundle
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(autouse=True)
+def no_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose matrix products reach 10^11 FLOP/s, known without measuring."""
+    monkeypatch.setattr(benchmark, "gemm_rate", lambda threads: 1e11)
+
+
+def small(folder: Path) -> Bundle:
+    """A bundle of two tiny graphs with the cost of vit_t in its manifest."""
+    bundle = make_bundle(folder)
+    bundle.manifest["model"] = {
+        "name": "vit_t", "weights": "random", "seed": 0, "checkpoint": None,
+    }  # fmt: skip
+    bundle.manifest["flops"] = encoder_flops(MODELS["vit_t"], MergeConfig()).to_dict()
+    bundle.manifest["parity"] = {"verdict": "parity passed (fp16)"}
+    bundle.save_manifest()
+    return bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return small(tmp_path / "small")
+
+
+def text_of(report: BenchReport) -> str:
+    console = Console(width=300, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(render_table(report))
+    return console.export_text()
+
+
+def test_report_has_every_bundle_backend_and_network(bundle: Bundle, tmp_path: Path) -> None:
+    said: list[str] = []
+    other = small(tmp_path / "other")
+    report = bench(
+        [bundle, str(other.path)],
+        backends=("onnxruntime",),
+        threads=1,
+        runs=3,
+        say=said.append,
+    )
+    assert report
+    assert [(r.bundle, r.backend, r.part) for r in report.rows] == [
+        (name, "onnxruntime", part)
+        for part in ("encoder", "decoder")
+        for name in ("small", "other")
+    ]
+    for row in report.rows:
+        assert row.status == "measured"
+        assert len(row.samples_ms) == 3
+        assert row.median_ms is not None and row.p10_ms is not None and row.p90_ms is not None
+        assert 0 < row.p10_ms <= row.median_ms <= row.p90_ms
+        assert row.runtime == {"providers": ["CPUExecutionProvider"], "threads": 1}
+        assert (row.parity, row.fidelity) == ("parity passed (fp16)", "not evaluated")
+        assert row.speedup == {}
+        if sys.platform != "win32":
+            assert row.peak_memory_mib is not None and row.peak_memory_mib > 10
+    encoder, decoder = report.rows[0], report.rows[2]
+    assert encoder.gmac == pytest.approx(bundle.manifest["flops"]["total"] / 1e9)
+    assert encoder.of_gemm_rate is not None
+    assert decoder.gmac is None and decoder.of_gemm_rate is None
+    first_measured = next(i for i, line in enumerate(said) if line.endswith(" ms"))
+    assert any("GMAC" in line for line in said[:first_measured])
+
+
+def test_report_survives_json_and_says_how_it_was_measured(bundle: Bundle) -> None:
+    report = bench([bundle], threads=1, runs=2, warmup=0, interleave=False)
+    data = report.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert {"rows", "cards", "settings", "hardware", "versions", "date", "command"} == set(data)
+    settings = {k: data["settings"][k] for k in ("runs", "warmup", "batch", "threads")}
+    assert settings == {"runs": 2, "warmup": 0, "batch": 1, "threads": 1}
+    assert data["hardware"]["cpu"] and data["versions"]["onnxruntime"] and data["command"]
+    assert data["cards"][0]["intensity"] > 0
+
+
+def test_table_marks_random_weights_and_shows_accuracy(bundle: Bundle) -> None:
+    text = text_of(bench([bundle], backends=("onnxruntime",), runs=1, warmup=0))
+    assert "small*" in text and "random weights, latency only" in text
+    assert "parity passed (fp16)" in text and "not evaluated" in text
+
+
+def test_a_backend_that_cannot_run_is_a_row_with_its_reason(bundle: Bundle) -> None:
+    report = bench([bundle], backends=("onnxruntime", "tensorrt"), runs=1)
+    missing = [row for row in report.rows if row.backend == "tensorrt"]
+    assert [row.status for row in missing] == ["not run", "not run"]
+    assert all("tensorrt" in row.reason.lower() or "GPU" in row.reason for row in missing)
+    assert report, "rows that were not run are no failure"
+    assert f"not run: {missing[0].reason}"[:40] in text_of(report)
+
+
+def test_a_required_backend_must_run(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="required backend tensorrt cannot run"):
+        bench([bundle], backends=("onnxruntime",), require=("tensorrt",), runs=1)
+
+
+def test_nothing_measured_is_false(bundle: Bundle) -> None:
+    report = bench([bundle], backends=("tensorrt",), runs=1)
+    assert not report
+    json.dumps(report.to_dict())
+
+
+def test_a_network_that_cannot_be_opened_fails_its_row_only(bundle: Bundle) -> None:
+    (bundle.path / "encoder.onnx").write_bytes(b"no graph")
+    said: list[str] = []
+    report = bench([bundle], backends=("onnxruntime",), runs=1, say=said.append)
+    encoder, decoder = report.rows
+    assert (encoder.status, decoder.status) == ("failed", "measured")
+    assert "INVALID_PROTOBUF" in encoder.reason or "protobuf" in encoder.reason.lower()
+    assert "\n" not in encoder.reason
+    assert not report
+    assert any("failed" in line for line in said)
+
+
+def test_a_process_that_dies_is_reported_with_its_last_words(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import sys, os; print('out of beans', file=sys.stderr, flush=True); os._exit(7)"
+    start = subprocess.Popen
+
+    def dying(command: list[str], **options: Any) -> Any:
+        return start([sys.executable, "-c", script], **options)
+
+    monkeypatch.setattr(benchmark_process.subprocess, "Popen", dying)
+    report = bench([bundle], backends=("onnxruntime",), runs=1)
+    assert {row.status for row in report.rows} == {"failed"}
+    assert report.rows[0].reason == "the row's process ended with code 7: out of beans"
+
+
+def test_an_interruption_ends_the_processes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def watched(*args: Any, **options: Any) -> Any:
+        started.append(start(*args, **options))
+        return started[-1]
+
+    def interrupted(self: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark_process.subprocess, "Popen", watched)
+    monkeypatch.setattr(benchmark_process.RowProcess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench([bundle], backends=("onnxruntime",), runs=1)
+    assert started and all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bundles": []}, "nothing to measure"),
+        ({"runs": 0}, "at least 1"),
+        ({"warmup": -1}, "at least 1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"backends": ("abacus",)}, "unknown backend 'abacus'"),
+        ({"bundles": ["nowhere"]}, "no bundle at nowhere"),
+    ],
+)
+def test_mistakes_are_refused(bundle: Bundle, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bench(**{"bundles": [bundle], **arguments})
+
+
+def test_a_row_does_not_report_the_memory_of_its_parent() -> None:
+    ballast = np.ones(80_000_000, np.float32)  # 305 MiB
+    command = [
+        sys.executable,
+        "-c",
+        "from structsam_export.benchmark_row import peak_memory_mib; print(peak_memory_mib())",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    own = peak_memory_mib()
+    if own is None:
+        assert told == "None"
+    else:
+        assert float(told) < 200 < own
+    assert ballast[0] == 1
+
+
+def test_prompt_inputs_are_one_box() -> None:
+    part = Part(
+        "decoder.onnx",
+        (
+            TensorSpec("image_embeddings", (1, 256, 4, 4), "float32"),
+            TensorSpec("point_coords", ("P", "K", 2), "float32"),
+            TensorSpec("point_labels", ("P", "K"), "float32"),
+            TensorSpec("mask_input", ("P", 1, 16, 16), "float32"),
+            TensorSpec("has_mask_input", ("P",), "float32"),
+        ),
+        (),
+        {"P": (1, 1, 64), "K": (1, 2, 16)},
+    )
+    feeds = feeds_of(part)
+    assert feeds["point_labels"].tolist() == [[2.0, 3.0]]
+    (x0, y0), (x1, y1) = feeds["point_coords"][0]
+    assert x0 < x1 and y0 < y1
+    assert not feeds["has_mask_input"].any() and not feeds["mask_input"].any()
+    assert all(array.dtype == np.float32 for array in feeds.values())
+
+
+def test_cost_card_follows_from_the_manifest(bundle: Bundle) -> None:
+    card = cost_card(bundle, flop_rate=1e11)
+    assert card is not None and card.ideal_ms is not None
+    assert card.gmac < card.executed_gmac
+    assert card.ideal_ms == pytest.approx(2 * card.executed_gmac * 1e9 / 1e11 * 1e3)
+    assert card.kept == ("window 97/196", "global 2047/4096")
+    assert card.logits_bytes == 3 * 2047**2 * 2
+    del bundle.manifest["flops"]
+    assert cost_card(bundle) is None
+
+
+def test_a_row_process_imports_no_torch() -> None:
+    code = (
+        "import sys, structsam_export.benchmark_row, structsam_export.benchmark; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def real_bundle(folder: Path, spec: ModelSpec, precision: str = "fp32") -> Bundle:
+    """A merged encoder and decoder of `spec`, as an export writes them."""
+    from structsam.apply import apply_config
+    from structsam.models.load import build_sam
+    from structsam_export.graph_modules import DecoderModule, EncoderModule, counts_per_block
+    from structsam_export.onnx_graph import export_decoder, export_encoder
+
+    config = MergeConfig(rate=0.5)
+    sam = apply_config(build_sam(spec), config)
+    folder.mkdir()
+    encoder = export_encoder(EncoderModule(sam.image_encoder, precision), folder, "encoder.onnx")
+    decoder = export_decoder(DecoderModule(sam, precision), folder, "decoder.onnx")
+    merging = {**asdict(config), "blocks": counts_per_block(sam.image_encoder), "plan_tensors": []}
+    bundle = Bundle(
+        folder,
+        {
+            "schema_version": 1,
+            "model": {"name": spec.name, "weights": "random", "seed": 0, "checkpoint": None},
+            "merging": merging,
+            "precision": {"name": precision},
+            "flops": encoder_flops(spec, config).to_dict(),
+            "encoder": encoder.to_dict(),
+            "decoder": decoder.to_dict(),
+            "parity": None,
+        },
+    )
+    for name in ("encoder.onnx", "decoder.onnx"):
+        bundle.record_file(name)
+    bundle.save_manifest()
+    return open_bundle(folder)
+
+
+@pytest.mark.slow
+def test_baselines_stand_beside_a_real_bundle(
+    tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(tiny_spec, depth=2)
+    monkeypatch.setitem(MODELS, spec.name, spec)
+    bundle = real_bundle(tmp_path / "tiny", spec)
+    report = bench([bundle], backends=("onnxruntime",), baselines=True, runs=3)
+    assert [(row.role, row.part, row.status) for row in report.rows] == [
+        ("stock", "encoder", "measured"),
+        ("unmerged", "encoder", "measured"),
+        ("bundle", "encoder", "measured"),
+        ("bundle", "decoder", "measured"),
+    ]
+    stock, unmerged, merged, decoder = report.rows
+    assert stock.speedup["stock"] == 1 == unmerged.speedup["unmerged"]
+    assert merged.median_ms is not None and stock.median_ms is not None
+    assert merged.speedup["stock"] == pytest.approx(stock.median_ms / merged.median_ms)
+    assert set(merged.speedup) == {"stock", "unmerged"} and not decoder.speedup
+    assert stock.gmac == pytest.approx(unmerged.gmac)
+    assert merged.gmac is not None and stock.gmac is not None and merged.gmac < stock.gmac
+    assert "x unmerged" in text_of(report)
+
+
+def test_the_stock_encoder_is_not_measured_in_torch(bundle: Bundle) -> None:
+    with pytest.raises(benchmark_process.RowNotRun, match="ONNX file"):
+        benchmark_process.RowProcess(bundle, "torch", "encoder", "stock", RunOptions())
