@@ -168,10 +168,11 @@ ATTENTIONS: dict[str, Callable[..., Tensor]] = {"folded": _folded, "dense": _den
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        # The plain pattern; the scale is already in q. TensorRT and ONNX Runtime fuse it.
-        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    """Attend with the scale already in q; v may have fewer channels than q and k."""
+    if q.is_cuda and not torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)  # never holds M x M logits
+    # The plain pattern is what TensorRT and ONNX Runtime fuse, and the faster one on a CPU.
+    return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 def _one_hot_table(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:

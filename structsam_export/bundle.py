@@ -96,8 +96,8 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The name that the bundle was exported under; its folder may be called otherwise now."""
+        return str(self.manifest["name"])
 
     @property
     def precision(self) -> str:

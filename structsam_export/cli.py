@@ -200,11 +200,8 @@ def predict(
     from structsam_export.prediction import parse_box, parse_point, predict_image
 
     points, boxes = [parse_point(p) for p in point or ()], [parse_box(b) for b in box or ()]
-    opened = open_bundle(bundle)
-    if opened.has_random_weights:
-        terminal.warn(_random_note())
     result = predict_image(
-        opened,
+        open_bundle(bundle),
         image,
         points,
         boxes,
@@ -219,8 +216,9 @@ def predict(
     if json_only:
         print(json.dumps(result.details))
         return
-    for mask, fact in zip(result.masks, result.details["masks"], strict=True):
-        terminal.print(f"{mask}  score {fact['score']:.3f}")
+    for prompt in result.details["prompts"]:
+        for mask in prompt["masks"]:
+            terminal.print(f"{result.folder / mask['file']}  score {mask['score']:.3f}")
     shown = ", ".join(f"{step} {ms:.0f} ms" for step, ms in result.details["timings_ms"].items())
     terminal.print(f"{result.details['backend']}: {shown}")
     terminal.print(f"overlay: {result.overlay}")

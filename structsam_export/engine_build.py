@@ -61,8 +61,8 @@ def build(
         backend: `tensorrt`, which builds on and for the GPU of this machine, or `tensorrt-rtx`,
             which needs no GPU.
         targets: architectures such as `sm89`, one engine each, or `all` that the backend knows.
-            None given means the GPU of this machine, and for `tensorrt-rtx` without a GPU `DEFAULT_TARGETS` (GeForce RTX 30, 40
-            and 50).
+            None given means the GPU of this machine, and for `tensorrt-rtx` without a GPU
+            `DEFAULT_TARGETS` (GeForce RTX 30, 40 and 50).
         workspace_mb: MiB of scratch memory that one layer may use.
         optimization_level: 0 (fastest build) to 5 (fastest engine).
         tactic_memory_mb: MiB of device memory that trying one kernel may take.
@@ -148,6 +148,14 @@ def choose_targets(
                 "Export with --precision fp16, or leave that target out"
             )
     return chosen, None
+
+
+def can_build(backend: str) -> bool:
+    """Whether engines of this backend can be built here, with or without a GPU."""
+    try:
+        return bool(choose_targets(backend, (), "fp16")[0])
+    except UserError:
+        return False
 
 
 @dataclass

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from structsam_export.backends import BACKENDS
+from structsam_export.engine_build import can_build
 
 
 def inventory() -> dict[str, Any]:
@@ -34,7 +35,11 @@ def inventory() -> dict[str, Any]:
         },
         "methods": methods,
         "backends": {
-            name: {"title": backend.title, "unavailable": backend.why_unavailable()}
+            name: {
+                "title": backend.title,
+                "unavailable": backend.why_unavailable(),
+                "builds_here": backend.needs_engine and can_build(name),
+            }
             for name, backend in BACKENDS.items()
         },
     }
@@ -51,9 +56,10 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
         methods.add_row(name, str(fact["max_rate"]))
     if facts["methods"] is None:
         methods.add_row("-", "torch is not installed: pip install 'structsam[export]'")
-    backends = Table("name", "what", "here", title="backends")
+    backends = Table("name", "what", "runs here", "builds engines here", title="backends")
     for name, fact in facts["backends"].items():
         reason = fact["unavailable"]
         shown = f"no: {escape(reason)}" if reason else "[green]yes[/green]"
-        backends.add_row(name, escape(fact["title"]), shown)
+        builds = "[green]yes[/green]" if fact["builds_here"] else ""
+        backends.add_row(name, escape(fact["title"]), shown, builds)
     return [models, methods, backends]

@@ -129,6 +129,7 @@ def check(
     shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
     for engine in chosen:
         try:
+            engine.runner(bundle, "encoder", options)  # unopened: says whether it can run here
             for row, reference, masks in _rows(bundle, engine, references, options, say):
                 report.rows.append(row)
                 shown.append((reference, row, masks))

@@ -23,7 +23,7 @@ from structsam_export.bundle import (
     Bundle,
     open_bundle,
 )
-from structsam_export.engine_build import build
+from structsam_export.engine_build import ALL_TARGETS, build, can_build, choose_targets
 from structsam_export.image_file import read_image
 from structsam_export.lint import require_clean
 from structsam_export.parity import ParityReport, check
@@ -127,7 +127,7 @@ def export(
     source = _describe_weights(model, checkpoint, weights, seed)
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
-        manifest = _manifest(spec, config, precision, source)
+        manifest = _manifest(final.name, spec, config, precision, source)
         bundle = Bundle(folder, manifest)
         _write_networks(bundle, sam, config, precision, photos, clock)
         del sam
@@ -144,7 +144,6 @@ def export(
                 )
         clock.step("checking parity")
         report = check(bundle, backend, say=say)
-        report.bundle = final.name
     seconds = clock.stop()
     return ExportResult(open_bundle(final, verify=False), report, seconds, notes)
 
@@ -195,13 +194,14 @@ def _describe_weights(
 
 
 def _manifest(
-    spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
+    name: str, spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
 ) -> dict[str, Any]:
     from structsam.flops import encoder_flops
     from structsam_export.mixed_precision import PRECISION_MAPS
 
     return {
         "schema_version": SCHEMA_VERSION,
+        "name": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": source,
         "merging": {
@@ -260,7 +260,6 @@ def _plan_engines(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Say before the work what will be built: backend -> targets; and what cannot be, and why."""
     from structsam_export.backends import BACKENDS, BackendUnavailable, find_backend
-    from structsam_export.engine_build import ALL_TARGETS, choose_targets
 
     asked = backend != "auto"
     if asked and not find_backend(backend).needs_engine:
@@ -282,7 +281,8 @@ def _plan_engines(
         except BackendUnavailable as reason:
             if asked or own:
                 raise
-            notes.append(f"{name}: not built: {reason}")
+            hint = "; --target sm89 (or all) builds it here all the same" if can_build(name) else ""
+            notes.append(f"{name}: no engine: {reason}{hint}")
     if ALL_TARGETS in targets and precision == "fp32":
         notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")
     return plan, notes

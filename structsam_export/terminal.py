@@ -174,7 +174,6 @@ def parity_table(report: ParityReport) -> Table:
         table.add_column(column, justify="right")
     for row in report.rows:
         if row.status == "not run":
-            table.add_row(row.backend, row.image, escape(f"not run: {row.reason}"))
             continue
         numbers = row.metrics
         color = "green" if row.status == "passed" else "red"
@@ -188,4 +187,9 @@ def parity_table(report: ParityReport) -> Table:
             f"{numbers['min_mask_iou']:.5f}",
             f"{100 * numbers['same_slot']:.2f} %" if "same_slot" in numbers else "not compared",
         )
+    reasons = {row.backend: row.reason for row in report.rows if row.status == "not run"}
+    if reasons:
+        lines = (f"{backend}: not run: {reason}" for backend, reason in reasons.items())
+        table.caption = escape("\n".join(lines))
+        table.caption_justify = "left"
     return table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,8 @@ class OnnxRuntimeBackend(Backend):
 
         if self.provider not in ort.get_available_providers():
             return f"this onnxruntime has no {self.provider}; {fix}"
+        if self.provider == "CUDAExecutionProvider" and not _has_nvidia_gpu():
+            return "no NVIDIA GPU is visible here; choose another backend"
         return None
 
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
@@ -99,3 +103,17 @@ class OnnxRuntimeBackend(Backend):
         assert isinstance(runner, OnnxRuntimeRunner)
         runner.show_plans(bundle.manifest["merging"]["plan_tensors"])
         return runner
+
+
+def _has_nvidia_gpu() -> bool:
+    """Ask the driver; ONNX Runtime only says what it was built for."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
