@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from segment_anything.modeling import Sam
-from segment_anything.modeling.image_encoder import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
 from torch import nn
 
 from structsam.config import MergeConfig
@@ -42,8 +42,8 @@ def apply_merging(
     """
     config = MergeConfig(
         method=method,
-        rate=rate if isinstance(rate, (int, float)) else tuple(rate),
-        layers=layers if isinstance(layers, str) else tuple(layers),
+        rate=_frozen(rate),
+        layers=_frozen(layers),
         attention=attention,
     )
     return apply_config(model, config)
@@ -61,9 +61,12 @@ def apply_config(model: Model, config: MergeConfig) -> Model:
     for block, block_rate in zip(stock, rates, strict=True):
         side = block.window_size
         grid = (side, side) if side else (height, width)
+        _require_relative_positions(block, grid)
         merging = find_method(config.method)(grid=grid, rate=block_rate) if block_rate else None
         merged.append(MergedBlock(block, merging, config.attention))
-    encoder.blocks = nn.ModuleList(merged)
+    remove_merging(model)
+    for index, block in enumerate(merged):
+        encoder.blocks[index] = block
     return model
 
 
@@ -74,15 +77,35 @@ def remove_merging(model: Model) -> Model:
         The same model, whether or not it was merged.
     """
     encoder = image_encoder_of(model)
-    encoder.blocks = nn.ModuleList(
-        block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
-    )
+    for index, block in enumerate(encoder.blocks):
+        if isinstance(block, MergedBlock):
+            encoder.blocks[index] = block.original.train(block.training)
     return model
 
 
 def merged_blocks(model: nn.Module) -> list[MergedBlock]:
     """Return the blocks that `apply_merging` put in; empty when the model is stock."""
     return [b for b in image_encoder_of(model).blocks if isinstance(b, MergedBlock)]
+
+
+def _frozen(value: Any) -> Any:
+    """Make a sequence a tuple; anything else is left for `MergeConfig` to judge."""
+    if hasattr(value, "tolist"):  # numpy and torch numbers, arrays and tensors
+        value = value.tolist()
+    return tuple(value) if isinstance(value, (list, tuple, range)) else value
+
+
+def _require_relative_positions(block: Block, grid: tuple[int, int]) -> None:
+    """Stock SAM stretches tables of another size; merged tokens keep whole positions instead."""
+    found = [getattr(block.attn, name, None) for name in ("rel_pos_h", "rel_pos_w")]
+    lengths = tuple(table.shape[0] if table is not None else 0 for table in found)
+    expected = (2 * grid[0] - 1, 2 * grid[1] - 1)
+    if lengths != expected:
+        raise UserError(
+            f"a block has relative position tables of {lengths[0]} and {lengths[1]} rows, and its "
+            f"{grid[0]}x{grid[1]} tokens need {expected[0]} and {expected[1]}. Build the model "
+            "for the image size of its checkpoint"
+        )
 
 
 def image_encoder_of(model: nn.Module) -> ImageEncoderViT:

@@ -36,7 +36,7 @@ class MergeConfig:
         method = find_method(self.method)
         for rate in self.rate if isinstance(self.rate, tuple) else (self.rate,):
             check_rate(rate, method.name, method.max_rate)
-        if isinstance(self.layers, str) and self.layers not in LAYER_SETS:
+        if not _are_layers(self.layers):
             raise UserError(
                 f"unknown layers {self.layers!r}. Use one of: {', '.join(LAYER_SETS)}, "
                 "or block indices such as 7,8,9"
@@ -73,6 +73,12 @@ class MergeConfig:
                 f"{len(is_global) - 1}"
             )
         return set(self.layers)
+
+
+def _are_layers(layers: object) -> bool:
+    if isinstance(layers, str):
+        return layers in LAYER_SETS
+    return isinstance(layers, tuple) and all(type(index) is int for index in layers)
 
 
 def parse_layers(text: str) -> str | tuple[int, ...]:

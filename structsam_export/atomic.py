@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from structsam.errors import UserError
@@ -29,7 +29,8 @@ def staged_file(final: Path) -> Iterator[Path]:
     except OSError as error:
         raise _as_user_error(error, final) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what the user should read
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(final: Path, text: str) -> None:
@@ -62,7 +63,11 @@ def staged_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             outdated = final.with_name(f".{final.name}{_MARK}{os.getpid()}-old")
             os.replace(final, outdated)
-            os.replace(temporary, final)
+            try:
+                os.replace(temporary, final)
+            except BaseException:
+                os.replace(outdated, final)
+                raise
             shutil.rmtree(outdated, ignore_errors=True)
         else:
             os.replace(temporary, final)
@@ -76,7 +81,8 @@ def remove_leftovers(final: Path) -> None:
     """Delete temporary files and folders of `final` whose process has died (for example killed)."""
     for leftover in final.parent.glob(f".{final.name}{_MARK}*"):
         owner = leftover.name.rpartition(_MARK)[2].partition("-")[0]
-        if owner.isdigit() and not _process_is_alive(int(owner)):
+        mine = owner == str(os.getpid())  # of an earlier process: in containers numbers repeat
+        if owner.isdigit() and (mine or not _process_is_alive(int(owner))):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

@@ -28,8 +28,7 @@ from structsam_export.benchmark_process import RowDied, RowNotRun, RowProcess
 from structsam_export.benchmark_report import TIMED, BenchReport, BenchRow, render_table
 from structsam_export.bundle import Bundle, PartName, open_bundle
 from structsam_export.cost_card import CostCard, cost_card
-from structsam_export.machine import gemm_rate, hardware
-from structsam_export.pipeline import tool_versions
+from structsam_export.machine import gemm_rate, hardware, tool_versions
 
 Say = Callable[[str], None]
 

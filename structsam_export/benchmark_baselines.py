@@ -78,6 +78,7 @@ def _bundle(
             shutil.copyfile(file, folder / file.name)
     manifest = {
         "schema_version": SCHEMA_VERSION,
+        "name": folder.name,
         "model": {
             "name": like.manifest["model"]["name"],
             "weights": "random",

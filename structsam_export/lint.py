@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -86,10 +87,10 @@ class Graph:
             self.types[tensor.name] = tensor.data_type
             self.constants[tensor.name] = tensor
         for node in self.nodes:
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.name == "value":
-                    self.constants[node.output[0]] = attribute.t
-                    self.types[node.output[0]] = attribute.t.data_type
+            if node.op_type == "Constant":
+                tensor = _constant(node)
+                self.constants[node.output[0]] = tensor
+                self.types[node.output[0]] = tensor.data_type
 
 
 def lint(file: str | Path, dynamic: frozenset[str] | None = None) -> list[Violation]:
@@ -121,8 +122,9 @@ def lint(file: str | Path, dynamic: frozenset[str] | None = None) -> list[Violat
     return [violation for rule in RULES for violation in rule(graph)]
 
 
-def require_clean(file: Path) -> None:
+def require_clean(file: str | Path) -> None:
     """Raise a `UserError` that names every violation, if there is one."""
+    file = Path(file)
     violations = lint(file)
     if violations:
         raise UserError(
@@ -137,7 +139,7 @@ def static_shapes(graph: Graph) -> Iterator[Violation]:
     initializers = {tensor.name for tensor in proto.initializer}
     for value in (*proto.input, *proto.output):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and dim.dim_param not in graph.dynamic:
+            if not _is_number(dim) and dim.dim_param not in graph.dynamic:
                 shown = dim.dim_param or "unknown"
                 yield Violation("static-shapes", value.name, f"axis {axis} is {shown!r}, no number")
     if graph.dynamic:
@@ -151,7 +153,7 @@ def static_shapes(graph: Graph) -> Iterator[Violation]:
             static = (
                 tensor is not None
                 and tensor.HasField("shape")
-                and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+                and all(map(_is_number, tensor.shape.dim))
             )
             if not static:
                 yield Violation(
@@ -202,7 +204,7 @@ def onehot_shapes(graph: Graph) -> Iterator[Violation]:
                 yield Violation(
                     "onehot-shape", tainted[name], f"it feeds the shape of {_where(node)}"
                 )
-            elif name in tainted:
+            elif name in tainted and node.op_type not in ("Shape", "Size"):
                 tainted.update(dict.fromkeys(node.output, tainted[name]))
 
 
@@ -236,10 +238,10 @@ def opset_limit(graph: Graph) -> Iterator[Violation]:
 
 def external_data(graph: Graph) -> Iterator[Violation]:
     """External data only above 2 GB, in one file beside the ONNX, by a relative name."""
-    proto = graph.model.graph
-    total = sum(_num_bytes(tensor) for tensor in proto.initializer)
+    tensors = graph.constants.values()
+    total = sum(map(_num_bytes, tensors))
     locations = set()
-    for tensor in proto.initializer:
+    for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             locations |= {e.value for e in tensor.external_data if e.key == "location"}
     if not locations:
@@ -280,7 +282,25 @@ def _attribute(node: onnx.NodeProto, name: str) -> object:
     return None
 
 
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
+    """The value of a `Constant`, whichever of its attributes holds it."""
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            return value
+        if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            kind = np.int64 if "int" in attribute.name else np.float32
+            return onnx.numpy_helper.from_array(np.asarray(value, kind))
+    return onnx.TensorProto()
+
+
+def _is_number(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return dim.HasField("dim_value") and dim.dim_value >= 0
+
+
 def _num_bytes(tensor: onnx.TensorProto) -> int:
+    if not tensor.data_type:
+        return 0
     size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     for dim in tensor.dims:
         size *= dim

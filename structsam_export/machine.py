@@ -1,4 +1,4 @@
-"""What a benchmark says about the machine: processor, GPU, the rate of a matrix product."""
+"""What reports say about the machine: processor, GPU, matrix product rate, package versions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _TIMEOUT = 60  # seconds
+_REPORTED_PACKAGES = (
+    "structsam", "torch", "torchvision", "segment-anything", "onnx", "onnxscript", "onnxruntime",
+    "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+)  # fmt: skip
 
 _GEMM = """
 import time
@@ -52,6 +57,17 @@ def gemm_rate(threads: int | None) -> float | None:
     """
     limits = {name: str(threads) for name in _THREAD_VARIABLES} if threads else {}
     return _number(_output([sys.executable, "-c", _GEMM], {**os.environ, **limits}))
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of Python, the system and the packages that matter to an export."""
+    versions = {"python": platform.python_version(), "system": platform.system()}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _cpu_name() -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structsam
 from structsam.errors import UserError
 from structsam_export import atomic
+from structsam_export.backends import RunOptions
 from structsam_export.bundle import (
     DECODER_ONNX,
     ENCODER_ONNX,
@@ -26,6 +25,7 @@ from structsam_export.bundle import (
 from structsam_export.engine_build import ALL_TARGETS, build, can_build, choose_targets
 from structsam_export.image_file import read_image
 from structsam_export.lint import require_clean
+from structsam_export.machine import tool_versions
 from structsam_export.parity import ParityReport, check
 from structsam_export.reference import compute_reference
 
@@ -38,10 +38,6 @@ Say = Callable[[str], None]
 
 #: The photo that parity uses when no image is given (see assets/NOTICE.txt).
 SAMPLE_IMAGE = Path(__file__).parent / "assets" / "coffee.png"
-_REPORTED_PACKAGES = (
-    "structsam", "torch", "torchvision", "segment-anything", "onnx", "onnxscript", "onnxruntime",
-    "tensorrt", "tensorrt-rtx", "numpy", "pillow",
-)  # fmt: skip
 
 
 @dataclass
@@ -115,7 +111,7 @@ def export(
     config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
-    photos = [Path(image) for image in images] or [SAMPLE_IMAGE]
+    photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo)
     final = Path(out) / (name or bundle_name(model, config, precision))
@@ -143,7 +139,8 @@ def export(
                     f"{entry['file']}: {entry['size'] / 1e6:.0f} MB, {entry['build_seconds']:.0f} s"
                 )
         clock.step("checking parity")
-        report = check(bundle, backend, say=say)
+        options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
+        report = check(bundle, backend, options=options, say=say)
     seconds = clock.stop()
     return ExportResult(open_bundle(final, verify=False), report, seconds, notes)
 
@@ -174,10 +171,10 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
         try:
             has_random_weights = open_bundle(final, verify=False).has_random_weights
         except (UserError, KeyError):
-            return
+            has_random_weights = False  # unknown: rather ask than lose
         if not has_random_weights:
             raise UserError(
-                f"{final} holds real weights, and random ones would replace it. "
+                f"{final} may hold real weights, and random ones would replace it. "
                 "Choose another folder with --out, or add --force"
             )
 
@@ -286,17 +283,6 @@ def _plan_engines(
     if ALL_TARGETS in targets and precision == "fp32":
         notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")
     return plan, notes
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of Python, the system and the packages that matter to an export."""
-    versions = {"python": platform.python_version(), "system": platform.system()}
-    for package in _REPORTED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 class _Clock:

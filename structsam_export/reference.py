@@ -35,6 +35,7 @@ class Reference:
         plans: block index -> (slot_of_token [B', N], anchor_of_slot [B', M]).
         energies: block index -> gradient energy [h, w] float32 of a few blocks, for the report.
         masks: bool [Q, 4, 4h, 4w], logits above 0 for the Q prompts of `prompt_grid`.
+        scores: float32 [Q, 4], the predicted IoU of every mask.
     """
 
     image: Path
@@ -42,6 +43,7 @@ class Reference:
     plans: dict[int, tuple[np.ndarray, np.ndarray]]
     energies: dict[int, np.ndarray]
     masks: np.ndarray
+    scores: np.ndarray
 
     def save(self, folder: Path) -> list[Path]:
         """Write the photo and the numbers into `folder`; return the two files."""
@@ -55,6 +57,7 @@ class Reference:
         numbers = photo.with_name(photo.name + ".npz")
         arrays: dict[str, Any] = {
             "embedding": self.embedding,
+            "scores": self.scores,
             "masks": np.packbits(self.masks),
             "masks_shape": np.array(self.masks.shape),
         }
@@ -89,6 +92,7 @@ def load_reference(photo: Path) -> Reference:
                 if k.startswith("energy.")
             },
             masks=bits.reshape(shape).astype(bool),
+            scores=arrays["scores"],
         )
 
 
@@ -146,7 +150,7 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
     try:
         with torch.inference_mode():
             embedding, *plans = module(torch.from_numpy(pixels))
-            masks = _stock_masks(sam, embedding, *prompt_grid(geometry))
+            masks, scores = _stock_masks(sam, embedding, *prompt_grid(geometry))
     finally:
         for hook in hooks:
             hook.remove()
@@ -157,6 +161,7 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
         plans={index: (arrays[2 * i], arrays[2 * i + 1]) for i, index in enumerate(blocks)},
         energies=energies,
         masks=masks,
+        scores=scores,
     )
 
 
@@ -170,11 +175,13 @@ def picture_blocks(sam: Sam) -> list[int]:
     return sorted({*window, *whole[:1], *whole[-1:]})
 
 
-def _stock_masks(sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """All four masks of every prompt from the stock modules, bool [Q, 4, 4h, 4w]."""
+def _stock_masks(
+    sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules."""
     import torch
 
-    masks = []
+    masks, scores = [], []
     for xy, kind in zip(coords, labels, strict=True):
         if kind[0] == 2:
             points, boxes = None, torch.from_numpy(xy.reshape(1, 4))
@@ -182,11 +189,12 @@ def _stock_masks(sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarra
             points = (torch.from_numpy(xy[None, :1]), torch.from_numpy(kind[None, :1]))
             boxes = None  # the stock prompt encoder pads the point itself
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-        logits, _ = sam.mask_decoder.predict_masks(
+        logits, quality = sam.mask_decoder.predict_masks(
             image_embeddings=embedding,
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
         )
         masks.append((logits[0] > 0).numpy())
-    return np.stack(masks)
+        scores.append(quality[0].numpy())
+    return np.stack(masks), np.stack(scores)

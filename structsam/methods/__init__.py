@@ -19,6 +19,6 @@ def find_method(name: str) -> type[MergeMethod]:
     Raises:
         UserError: unknown name; the message lists the valid ones.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"unknown method {name!r}. Choose one of: {', '.join(METHODS)}")
     return METHODS[name]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
+from structsam import merged_attention
 from structsam.apply import apply_merging, merged_blocks
 from structsam.merged_attention import ATTENTIONS, attend
 from structsam.methods import METHODS
@@ -166,26 +167,46 @@ def test_both_forms_agree_in_single_precision() -> None:
 
 
 @every_form
-@pytest.mark.parametrize("traced", [False, True])
-def test_a_traced_graph_computes_the_same(form, traced, monkeypatch) -> None:
-    """While exporting, the fused operator is replaced by its plain pattern."""
+def test_an_exported_graph_computes_the_same(form) -> None:
+    grid = (6, 10)
+
+    class Merged(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = random_attention(grid)
+
+        def forward(self, tokens, anchors):
+            return attend(self.attn, tokens, anchors, grid, form)
+
+    tokens, anchors = random_map(1, 9, 24), torch.arange(3, 57, 6)[None]
+    graph = torch.export.export(Merged(), (tokens, anchors)).module()
+    expected = naive_attention(random_attention(grid), tokens[0].numpy(), anchors[0], grid)
+    assert relative_error(graph(tokens, anchors)[0], expected) < 1e-10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@every_form
+@pytest.mark.parametrize("merged", [False, True])
+def test_fused_attention_on_a_gpu_is_the_naive_one(form, merged) -> None:
     grid = (6, 10)
     attn = random_attention(grid)
-    tokens, anchors = random_map(1, 9, 24), torch.arange(3, 57, 6)[None]
-    monkeypatch.setattr(torch.jit, "is_tracing", lambda: traced)
-    actual = attend(attn, tokens, anchors, grid, form)
+    anchors = torch.arange(3, 57, 6)[None] if merged else torch.arange(60)[None]
+    tokens = random_map(1, anchors.shape[1], 24)
     expected = naive_attention(attn, tokens[0].numpy(), anchors[0], grid)
-    assert relative_error(actual[0], expected) < 1e-10
+    places = anchors.cuda() if merged else None
+    actual = attend(attn.cuda(), tokens.cuda(), places, grid, form)
+    assert relative_error(actual[0].cpu(), expected) < 1e-9
 
 
-def test_folded_head_dimension_is_a_multiple_of_eight_and_no_bias_is_built(monkeypatch) -> None:
+def test_folded_channels_are_a_multiple_of_eight(monkeypatch) -> None:
     seen = []
 
-    def spy(q, k, v, **_):
+    def spy(q, k, v):
         seen.append((q.shape[-1], k.shape[-1]))
         return torch.zeros_like(v)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(merged_attention, "_softmax_attention", spy)
     for grid, folded in (((14, 14), 40), ((16, 16), 40), ((6, 10), 24)):
         attend(random_attention(grid), random_map(1, grid[0] * grid[1], 24), None, grid, "folded")
         assert seen.pop() == (folded, folded)  # 8 per head + height + width, rounded up

@@ -38,6 +38,7 @@ def no_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(folder: Path) -> Bundle:
     """A bundle of two tiny graphs with the cost of vit_t in its manifest."""
     bundle = make_bundle(folder)
+    bundle.manifest["name"] = folder.name
     bundle.manifest["model"] = {
         "name": "vit_t", "weights": "random", "seed": 0, "checkpoint": None,
     }  # fmt: skip
@@ -265,6 +266,7 @@ def real_bundle(folder: Path, spec: ModelSpec, precision: str = "fp32") -> Bundl
         folder,
         {
             "schema_version": 1,
+            "name": folder.name,
             "model": {"name": spec.name, "weights": "random", "seed": 0, "checkpoint": None},
             "merging": merging,
             "precision": {"name": precision},

@@ -1,0 +1,122 @@
+"""A bundle of a tiny SAM, exported once for all tests; copy it before damaging it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from structsam.models import MODELS, ModelSpec
+from structsam_export.bundle import Bundle, open_bundle
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What one real export left. `stdout` is what it printed there: nothing, one hopes."""
+
+    path: Path
+    report: Any
+    stdout: str
+    steps: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def tiny_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth scene with two objects, wider than high, so that padding is at the bottom."""
+    rows, columns = np.mgrid[:96, :128]
+    pixels = np.stack([columns, rows, (rows + columns) // 2], -1).astype(np.uint8)
+    pixels[20:50, 30:70] = (230, 40, 30)
+    pixels[60:80, 90:110] = (20, 60, 240)
+    path = tmp_path_factory.mktemp("photo") / "scene.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def tiny_model(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name under which `MODELS` knows the tiny SAM during a test."""
+    monkeypatch.setitem(MODELS, tiny_spec.name, tiny_spec)
+    return tiny_spec.name
+
+
+@pytest.fixture(scope="session")
+def tiny_export_factory(
+    tiny_spec: ModelSpec, tiny_photo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Exported]:
+    """`make("fp32" or "fp16")`: the one real export of that precision, rate 0.5, seed 0."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    made: dict[str, Exported] = {}
+
+    def make(precision: str = "fp32") -> Exported:
+        if precision not in made:
+            from structsam_export import export
+
+            steps: list[str] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(MODELS, tiny_spec.name, tiny_spec)
+                with contextlib.redirect_stdout(io.StringIO()) as stdout:
+                    result = export(
+                        tiny_spec.name,
+                        rate=0.5,
+                        weights="random",
+                        precision=precision,
+                        backend="onnxruntime",
+                        images=[tiny_photo],
+                        out=tmp_path_factory.mktemp("exported"),
+                        say=steps.append,
+                    )
+            made[precision] = Exported(
+                result.bundle.path, result.parity, stdout.getvalue(), tuple(steps)
+            )
+        return made[precision]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_factory(tiny_export_factory: Callable[[str], Exported]) -> Callable[..., Bundle]:
+    """`make(precision="fp32")`: the shared bundle of that precision. Read only."""
+    return lambda precision="fp32": open_bundle(tiny_export_factory(precision).path, verify=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundle_factory: Callable[..., Bundle]) -> Bundle:
+    """The shared FP32 bundle. Read only."""
+    return tiny_bundle_factory()
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the FP32 bundle that a test may damage."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_bundle.path, folder)
+    return open_bundle(folder, verify=False)
+
+
+@pytest.fixture
+def fast_graphs(
+    tiny_bundle_factory: Callable[..., Bundle], tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Let an export of the tiny SAM (rate 0.5, seed 0) take its graphs from the shared bundle.
+
+    Tracing is most of the time of an export; everything around it still runs.
+    """
+    import onnx_ir as ir
+
+    from structsam_export import onnx_graph
+
+    def traced_before(module: Any, inputs: Any, part: Any, names: Any, dynamic: Any) -> Any:
+        precision = "fp16" if module.half_inside else "fp32"
+        return ir.load(tiny_bundle_factory(precision).path / part.file)
+
+    monkeypatch.setattr(onnx_graph, "_to_ir", traced_before)
+    yield tiny_model
