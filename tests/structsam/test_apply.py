@@ -331,7 +331,6 @@ def test_every_module_stays_in_eval_mode_and_the_block_list_is_the_same(sam) -> 
     assert sam.image_encoder.blocks is blocks
 
 
-@pytest.mark.xfail(strict=True, reason="train() does not reach the stock block kept aside")
 def test_a_mode_chosen_while_merged_holds_after_removing(sam) -> None:
     apply_merging(sam, rate=0.5)
     sam.train()

@@ -343,7 +343,6 @@ def test_a_k_that_is_computed_is_found(planted) -> None:
     assert any("not a constant" in v.message for v in lint(file))
 
 
-@pytest.mark.xfail(strict=True, reason="Constant nodes with value_int(s) are not read")
 @pytest.mark.parametrize(("k", "rules"), [(5, []), (4000, ["topk"])])
 def test_a_k_written_as_a_list_of_integers_is_a_constant(planted, k, rules) -> None:
     node = h.make_node("Constant", [], ["k"], value_ints=[k])
