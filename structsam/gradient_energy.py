@@ -16,7 +16,9 @@ from torch import Tensor
 def sobel_energy(feature_map: Tensor) -> Tensor:
     """Return the Sobel gradient magnitude of every token (StructSAM, section 3.3).
 
-    `G = sqrt(sum_c gx^2 + gy^2)` with `gx = [1 2 1]^T [-1 0 1]` and `gy` its transpose.
+    `G = sqrt(sum_c gx^2 + gy^2)` with `gx = [1 2 1]^T [-1 0 1]` and `gy` its transpose. Both come
+    from 2x2 sums t: with the diagonal differences e = t11 - t00 and f = t01 - t10 around a token,
+    gx = e + f and gy = e - f, so G^2 = 2 sum_c e^2 + f^2, in two thirds of the passes.
 
     Args:
         feature_map: [B, H, W, C], any floating type.
@@ -24,10 +26,12 @@ def sobel_energy(feature_map: Tensor) -> Tensor:
     Returns:
         [B, H, W] float32, at least 0.
     """
-    rows, columns = _shifts(feature_map.float(), dim=1), _shifts(feature_map.float(), dim=2)
-    smooth_y = rows[0] + 2.0 * rows[1] + rows[2]
-    smooth_x = columns[0] + 2.0 * columns[1] + columns[2]
-    return _magnitude(_difference(smooth_y, dim=2), _difference(smooth_x, dim=1))
+    padded = _replicate(_replicate(feature_map.float(), dim=1), dim=2)  # [B, H + 2, W + 2, C]
+    pairs = padded[:, :-1] + padded[:, 1:]
+    sums = pairs[:, :, :-1] + pairs[:, :, 1:]  # [B, H + 1, W + 1, C]
+    e = sums[:, 1:, 1:] - sums[:, :-1, :-1]
+    f = sums[:, :-1, 1:] - sums[:, 1:, :-1]
+    return (2.0 * (e * e + f * f).sum(-1)).sqrt()
 
 
 def central_energy(feature_map: Tensor) -> Tensor:
@@ -40,7 +44,10 @@ def central_energy(feature_map: Tensor) -> Tensor:
         [B, H, W] float32, at least 0.
     """
     tokens = feature_map.float()
-    return _magnitude(0.5 * _difference(tokens, dim=2), 0.5 * _difference(tokens, dim=1))
+    across, down = _replicate(tokens, dim=2), _replicate(tokens, dim=1)
+    gx = 0.5 * (across[:, :, 2:] - across[:, :, :-2])
+    gy = 0.5 * (down[:, 2:] - down[:, :-2])
+    return (gx * gx + gy * gy).sum(-1).sqrt()
 
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -49,19 +56,7 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _shifts(tokens: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the previous, the same and the next neighbour along `dim`; edges are replicated."""
+def _replicate(tokens: Tensor, dim: int) -> Tensor:
+    """Repeat the first and the last token along `dim` once."""
     size = tokens.shape[dim]
-    first, last = tokens.narrow(dim, 0, 1), tokens.narrow(dim, size - 1, 1)
-    previous = torch.cat([first, tokens.narrow(dim, 0, size - 1)], dim)
-    following = torch.cat([tokens.narrow(dim, 1, size - 1), last], dim)
-    return previous, tokens, following
-
-
-def _difference(tokens: Tensor, dim: int) -> Tensor:
-    previous, _, following = _shifts(tokens, dim)
-    return following - previous
-
-
-def _magnitude(gx: Tensor, gy: Tensor) -> Tensor:
-    return (gx * gx + gy * gy).sum(-1).sqrt()
+    return torch.cat([tokens.narrow(dim, 0, 1), tokens, tokens.narrow(dim, size - 1, 1)], dim)

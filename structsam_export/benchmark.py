@@ -41,7 +41,7 @@ def bench(
     baselines: bool = False,
     threads: int | None = None,
     runs: int = 5,
-    warmup: int = 1,
+    warmup: int = 2,
     checkpoint: Path | None = None,
     target: str | None = None,
     interleave: bool = True,
@@ -195,7 +195,7 @@ def _measure(
                     samples.append(process.run())
                     if turn == warmup + runs - 1:
                         row.runtime, row.peak_memory_mib = process.finish()
-                        row.set_samples(samples[warmup:])
+                        row.set_samples(samples, warmup)
                         say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
                 except (RowNotRun, RowDied) as reason:
                     alive.remove(entry)
@@ -229,6 +229,7 @@ def _compare(jobs: Sequence[tuple[BenchRow, Bundle]], cards: dict[int, CostCard 
             row.of_gemm_rate = card.ideal_ms / row.median_ms
         for role in (STOCK, UNMERGED):
             key = (role, row.model, row.backend, row.precision if role == UNMERGED else None)
-            median = base[key].median_ms if key in base else None
-            if median is not None:
-                row.speedup[role] = median / row.median_ms
+            baseline = base.get(key)
+            if baseline and baseline.median_ms and baseline.first_ms and row.first_ms:
+                row.speedup[role] = baseline.median_ms / row.median_ms
+                row.first_speedup[role] = baseline.first_ms / row.first_ms

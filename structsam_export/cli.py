@@ -232,8 +232,15 @@ def bench(
         bool, typer.Option(help="Also measure stock SAM and our rate 0 of the same model.")
     ] = False,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs per row.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 2,
     threads: Threads = None,
+    checkpoint: Checkpoint = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="Backend that must run; repeat it.")
+    ] = None,
+    one_by_one: Annotated[
+        bool, typer.Option(help="One row at a time instead of in turns: for little memory.")
+    ] = False,
 ) -> None:
     """Implied cost, then measured latency and memory; the last line is JSON."""
     terminal = _terminal()
@@ -248,10 +255,14 @@ def bench(
         threads=threads,
         runs=runs,
         warmup=warmup,
+        checkpoint=checkpoint,
+        interleave=not one_by_one,
+        require=tuple(require or ()),
         say=terminal.say,
     )
     terminal.table(render_table(report))
     print(json.dumps(report.to_dict()))
+    raise typer.Exit(0 if report else 2)
 
 
 @app.command()

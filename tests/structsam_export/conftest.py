@@ -48,11 +48,23 @@ def tiny_model(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """Tiny tensors: threads only wait for each other, ten times longer on a busy machine."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
 def tiny_export_factory(
-    tiny_spec: ModelSpec, tiny_photo: Path, tmp_path_factory: pytest.TempPathFactory
+    one_torch_thread: None,
+    tiny_spec: ModelSpec,
+    tiny_photo: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Exported]:
     """`make("fp32" or "fp16")`: the one real export of that precision, rate 0.5, seed 0."""
-    pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     made: dict[str, Exported] = {}
 

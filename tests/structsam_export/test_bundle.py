@@ -242,7 +242,6 @@ def test_any_failure_keeps_the_old_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["bundle"] and os.listdir(final) == ["new"]
 
 
-@pytest.mark.xfail(strict=True, reason="the old folder is moved away and not brought back")
 def test_a_failing_rename_keeps_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,9 +269,6 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NotADirectoryError, reason="`finally` raises over the UserError"
-)
 def test_a_file_where_the_folder_of_a_file_must_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
@@ -311,7 +307,6 @@ def test_leftovers_of_dead_processes_only(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == (kept | {"file"}) - {f".file.tmp-{dead}"}
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="an own process id counts as alive")
 def test_a_leftover_of_an_earlier_process_with_this_process_id(tmp_path: Path) -> None:
     """In a container the main process has the same number in every run."""
     leftover = tmp_path / f".b.tmp-{os.getpid()}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from structsam_export.backends import BACKENDS, RunOptions, Runner
+from structsam_export.backends import BACKENDS, Runner, RunOptions
 from structsam_export.bundle import Bundle, open_bundle
 from structsam_export.parity import mask_iou
 
@@ -224,13 +224,16 @@ def test_mixed_fp16_keeps_norms_in_float32(sam: Any) -> None:
         for parameter in mixed.parameters():
             exact = id(parameter) in inside
             assert parameter.dtype == (torch.float32 if exact else torch.float16)
-        weights = [torch.equal(a.weight, b.weight) for a, b in zip(
-            norms, [m for m in modules if isinstance(m, kinds)], strict=True
-        )]
+        weights = [
+            torch.equal(a.weight, b.weight)
+            for a, b in zip(norms, [m for m in modules if isinstance(m, kinds)], strict=True)
+        ]
         assert all(weights)  # not rounded to float16 on the way
         assert list(original.modules()) == modules
         after = original.state_dict()
-        assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())
+        assert all(
+            after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items()
+        )
 
 
 def test_a_float32_norm_computes_in_float32() -> None:

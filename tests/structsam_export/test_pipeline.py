@@ -259,7 +259,6 @@ def test_a_checkpoint_is_identified(
     assert sorted(result.bundle.manifest) == sorted(tiny_bundle.manifest)
 
 
-@pytest.mark.xfail(strict=True, reason="export does not hand its checkpoint to parity")
 def test_parity_with_torch_gets_the_checkpoint(
     run: Callable[..., Any], tiny_checkpoint: Path
 ) -> None:
@@ -271,7 +270,7 @@ def test_random_weights_do_not_replace_real_ones(
 ) -> None:
     path = run(checkpoint=tiny_checkpoint).bundle.path
     before = (path / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=r"holds real weights.*--out.*--force"):
+    with pytest.raises(UserError, match=r"may hold real weights.*--out.*--force"):
         run()
     assert (path / "manifest.json").read_bytes() == before
     assert run(force=True).bundle.has_random_weights
@@ -279,7 +278,6 @@ def test_random_weights_do_not_replace_real_ones(
     assert os.listdir(tmp_path / "out") == [path.name]
 
 
-@pytest.mark.xfail(strict=True, reason="a bundle that cannot be read is replaced without asking")
 @pytest.mark.parametrize("change", [{"schema_version": 2}, {"note": "edited by hand"}])
 def test_random_weights_do_not_replace_what_cannot_be_read(
     own_bundle: Bundle, change: dict[str, Any]
@@ -294,9 +292,7 @@ def test_random_weights_do_not_replace_what_cannot_be_read(
         pipeline._refuse_to_lose(own_bundle.path, "random", force=False)
 
 
-def test_a_folder_that_is_no_bundle_is_left_alone(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_bundle_is_left_alone(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "out" / "photos").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "cat.jpg").touch()
     (tmp_path / "out" / "file").touch()
@@ -307,7 +303,9 @@ def test_a_folder_that_is_no_bundle_is_left_alone(
     assert files_of(tmp_path / "out") == {"photos/cat.jpg", "file"}
 
 
-@pytest.mark.parametrize("stop", [UserError("rule broken"), KeyboardInterrupt(), OSError(28, "full")])
+@pytest.mark.parametrize(
+    "stop", [UserError("rule broken"), KeyboardInterrupt(), OSError(28, "full")]
+)
 def test_a_failure_in_the_middle_leaves_nothing(
     run: Callable[..., Any],
     tmp_path: Path,
@@ -365,9 +363,7 @@ main(["export", "--model", "tiny", "--weights", "random", "--precision", "fp32",
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
-def test_a_signal_leaves_no_bundle(
-    run: Callable[..., Any], tmp_path: Path, number: str
-) -> None:
+def test_a_signal_leaves_no_bundle(run: Callable[..., Any], tmp_path: Path, number: str) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(out)],
@@ -375,6 +371,7 @@ def test_a_signal_leaves_no_bundle(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
         assert process.stdout is not None
@@ -436,9 +433,7 @@ def test_the_default_photo_and_name(run: Callable[..., Any], tmp_path: Path) -> 
     assert result.engine_notes == []
 
 
-def test_two_photos_of_one_name(
-    run: Callable[..., Any], tiny_photo: Path, tmp_path: Path
-) -> None:
+def test_two_photos_of_one_name(run: Callable[..., Any], tiny_photo: Path, tmp_path: Path) -> None:
     second = tmp_path / "second" / tiny_photo.name
     second.parent.mkdir()
     shutil.copyfile(tiny_photo, second)
@@ -447,7 +442,6 @@ def test_two_photos_of_one_name(
     assert os.listdir(tmp_path / "out") == []
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="the photo is copied without expanding ~")
 def test_a_photo_in_the_home_folder(
     run: Callable[..., Any], tiny_photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
