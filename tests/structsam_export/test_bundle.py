@@ -88,7 +88,7 @@ def test_every_missing_or_additional_field_is_noticed(tiny_bundle: Bundle, tmp_p
         with pytest.raises(UserError, match=r"manifest\.json"):
             open_bundle(tmp_path, verify=False)
     write_manifest(tmp_path, {**tiny_bundle.manifest, "note": "edited"})
-    with pytest.raises(UserError, match="was changed after it was written. Export"):
+    with pytest.raises(UserError, match=r"was changed after it was written\. Export"):
         open_bundle(tmp_path, verify=False)
 
 
@@ -120,7 +120,7 @@ def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
 )
 def test_damaged_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read .*Export the bundle again"):
+    with pytest.raises(UserError, match=r"cannot be read .*Export the bundle again"):
         open_bundle(tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     for stage in (atomic.staged_folder, atomic.staged_file):
-        with pytest.raises(UserError, match="Permission denied.*write to"), stage(tmp_path / "b"):
+        with pytest.raises(UserError, match=r"Permission denied.*write to"), stage(tmp_path / "b"):
             pass
 
 

@@ -405,7 +405,7 @@ def test_a_known_image_needs_no_torch(
     same_name = tmp_path / "elsewhere" / tiny_photo.name
     same_name.parent.mkdir()
     shutil.copyfile(other_photo, same_name)
-    with pytest.raises(UserError, match="holds no reference for scene.png"):
+    with pytest.raises(UserError, match=r"holds no reference for scene\.png"):
         check(own_bundle, "onnxruntime", [same_name])
 
 
@@ -414,7 +414,7 @@ def test_a_new_image_without_the_checkpoint(own_bundle: Bundle, other_photo: Pat
         weights="checkpoint", checkpoint={"file": "sam_vit.pth", "sha256": "0" * 64}
     )
     before = sorted(own_bundle.path.rglob("*"))
-    with pytest.raises(UserError, match="--checkpoint sam_vit.pth") as caught:
+    with pytest.raises(UserError, match=r"--checkpoint sam_vit\.pth") as caught:
         check(own_bundle, "onnxruntime", [other_photo])
     assert "no reference for other.png" in str(caught.value)
     assert "Leave --image out" in str(caught.value)

@@ -1,0 +1,84 @@
+"""The README's commands are run as they stand, in order, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+NOT_RUN = "<!-- not run by the tests"
+COMMAND = re.compile(r"^\$ (structsam-export .+)$", re.MULTILINE)
+
+
+def blocks(language: str = "") -> list[str]:
+    """Fenced blocks of a language that no comment right above excludes."""
+    text = README.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(^[^\n]*)\n```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [body for above, body in pattern.findall(text) if not above.startswith(NOT_RUN)]
+
+
+def commands() -> list[str]:
+    return [command for block in blocks("console") for command in COMMAND.findall(block)]
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {shlex.split(command)[1] for command in commands()}
+    everything = {
+        "export", "build", "check", "predict", "bench", "flops", "lint", "list",
+    }  # fmt: skip
+    assert shown >= everything, everything - shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "structsam_export").mkdir()
+    (tmp_path / "structsam_export" / "assets").symlink_to(ROOT / "structsam_export" / "assets")
+    for command in commands():
+        arguments = shlex.split(command)[1:]
+        if "tensorrt-rtx" in arguments or "--target" in arguments:
+            pytest.importorskip("tensorrt_rtx")
+        done = subprocess.run(
+            [sys.executable, "-m", "structsam_export.cli", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    wanted = set(re.findall(r"^(?:\w+=\w+ )?make (\w+)", "\n".join(blocks()), re.MULTILINE))
+    assert {"demo", "test"} <= wanted
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in wanted:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_relative_links_lead_to_files() -> None:
+    for document in ROOT.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+def test_python_examples_name_what_exists() -> None:
+    import structsam
+    import structsam_export
+
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+        for module, name in re.findall(r"\b(structsam|structsam_export)\.(\w+)\(", block):
+            assert (
+                name
+                in {"structsam": structsam, "structsam_export": structsam_export}[module].__all__
+            )
+        for names in re.findall(r"from structsam_export import (.+)", block):
+            assert set(map(str.strip, names.split(","))) <= set(structsam_export.__all__)
