@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 def remove_leftovers(final: Path) -> None:
     """Delete temporary files and folders of `final` whose process has died (for example killed)."""
-    for leftover in final.parent.glob(f".{final.name}{_MARK}*"):
+    for leftover in final.parent.glob(glob.escape(f".{final.name}{_MARK}") + "*"):
         owner = leftover.name.rpartition(_MARK)[2].partition("-")[0]
         mine = owner == str(os.getpid())  # of an earlier process: in containers numbers repeat
         if owner.isdigit() and (mine or not _process_is_alive(int(owner))):
@@ -105,5 +106,5 @@ def _as_user_error(error: OSError, target: Path) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
         f"cannot write {target}: {reason}. Choose a folder that you can write to and that has "
-        "enough free space with --out"
+        "enough free space (--out, where the command has it)"
     )

@@ -140,10 +140,8 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(
-            f"no bundle at {folder}: the folder does not exist. "
-            "Make one with `structsam-export export`"
-        )
+        what = "it is a file, and a folder is needed" if folder.exists() else "no such folder"
+        raise UserError(f"no bundle at {folder}: {what}. Make one with `structsam-export export`")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

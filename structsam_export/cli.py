@@ -46,7 +46,7 @@ def export(
     layers: Layers = "all",
     checkpoint: Checkpoint = None,
     weights: Annotated[str | None, typer.Option(help="random: for latency work only.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random weights.")] = 0,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     attention: Annotated[str, typer.Option(help="folded or dense.")] = "folded",
     backend: BackendName = "auto",
@@ -382,6 +382,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except UserError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is not installed. Install it with `pip install 'structsam[export]'`")
     except MemoryError:
         _fail("not enough memory. Close other programs, or use a smaller model")
     except OSError as error:

@@ -42,6 +42,10 @@ GATES: dict[str, dict[str, tuple[str, float]]] = {
 }
 
 
+#: Smallest union of two masks, as a share of the picture, whose IoU is judged.
+MIN_MASK_AREA = 0.001
+
+
 @dataclass(frozen=True)
 class ParityRow:
     """One backend on one image. `metrics` is empty when it was not run."""
@@ -76,7 +80,7 @@ class ParityReport:
             "precision": self.precision,
             "random_weights": self.random_weights,
             "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [{**asdict(row), "metrics": _strict(row.metrics)} for row in self.rows],
         }
 
     def verdict(self) -> str:
@@ -151,11 +155,11 @@ def write_report(
     """Write `parity.json` and `parity.html`, and the verdict into the manifest."""
     from structsam_export.parity_page import render
 
-    data = report.to_dict()
-    atomic.write_text(bundle.path / PARITY_JSON, json.dumps(data, indent=2) + "\n")
-    atomic.write_text(bundle.path / PARITY_HTML, render(bundle, report, shown))
-    for name in (PARITY_JSON, PARITY_HTML):
-        bundle.record_file(name)
+    page = render(bundle, report, shown)
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    # Not among the manifest's hashed files: an interrupted check must not spoil a good bundle.
+    atomic.write_text(bundle.path / PARITY_JSON, text + "\n")
+    atomic.write_text(bundle.path / PARITY_HTML, page)
     bundle.manifest["parity"] = {
         "passed": bool(report),
         "verdict": report.verdict(),
@@ -181,12 +185,14 @@ def compare(
 
     Returns:
         Metrics by name, and per block the share of tokens whose slot has the same destination.
-        An IoU of two empty masks is 1.
+        Masks whose union is below `MIN_MASK_AREA` do not count: one pixel decides their IoU.
     """
     a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
     finite = bool(np.isfinite(b).all())
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     iou = mask_iou(reference.masks, masks)
+    large = np.logical_or(reference.masks, masks).mean((-2, -1)) >= MIN_MASK_AREA
+    iou = iou[large] if large.any() else np.ones(1)
     metrics = {
         "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
         "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
@@ -213,6 +219,11 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     intersection = np.logical_and(a, b).sum((-2, -1), dtype=np.int64)
     union = np.logical_or(a, b).sum((-2, -1), dtype=np.int64)
     return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+
+
+def _strict(metrics: dict[str, float]) -> dict[str, float | str]:
+    """JSON has no infinity; a result that holds NaN is infinitely far off."""
+    return {n: value if np.isfinite(value) else "infinite" for n, value in metrics.items()}
 
 
 def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -40,6 +40,7 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = lambda v: v if isinstance(v, str) else f"{v:.3g}"
     pictures = [
         {
             "title": f"{row.backend} on {row.image}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,8 +147,16 @@ def export(
 
 
 def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
-    """Return the folder name, such as `vit_b-structsam-r0.50` or `...-r0.50-global-fp32`."""
-    rate = "mixed" if isinstance(config.rate, tuple) else f"r{config.rate:.2f}"
+    """Return the folder name, such as `vit_b-structsam-r0.50` or `...-r0.50-global-fp32`.
+
+    Different rates have different names: more digits where two do not tell, and for rates per
+    block the start of their hash.
+    """
+    if isinstance(config.rate, tuple):
+        rate = "mixed" + hashlib.sha256(repr(config.rate).encode()).hexdigest()[:6]
+    else:
+        two = f"{config.rate:.2f}"
+        rate = f"r{two}" if float(two) == config.rate else f"r{config.rate}"
     parts = [model, config.method, rate]
     if config.layers != "all":
         layers = config.layers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -56,8 +57,11 @@ class Terminal:
     def table(self, table: Table) -> None:
         """Print a table of results; never narrower than its content, so logs stay whole."""
         self._end_step()
-        wide = Console(width=max(self.out.width, 120)) if not sys.stdout.isatty() else self.out
-        wide.print(table)
+        if sys.stdout.isatty():
+            self.out.print(table)
+            return
+        needed = Measurement.get(Console(width=1000), Console(width=1000).options, table).maximum
+        Console(width=max(self.out.width, needed)).print(table)
 
     def build_event(self, event: BuildEvent) -> None:
         """Show one step of an engine build as a progress bar."""

@@ -68,6 +68,8 @@ def build_sam(spec: ModelSpec, seed: int = 0) -> Sam:
     left at zero or one, as stock initialisation leaves positions, biases and norms: a mistake in
     any of them shows in the output. Activations stay far inside the range of float16.
     """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is out of range. Use a whole number from 0 to 2^63 - 1")
     torch = _torch()
     sam = _meta_sam(spec).to_empty(device="cpu")
     generator = torch.Generator(device="cpu").manual_seed(seed)

@@ -39,6 +39,9 @@ class OnnxRuntimeRunner(Runner):
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Planning one block for all activations costs ViT-B 1 GB and the second call 1.5 s of
+        # page faults on a CPU, and gains nothing measurable: docs/performance.md.
+        options.enable_mem_pattern = False
         if self.threads:
             options.intra_op_num_threads = self.threads
         providers = [self.provider]

@@ -92,6 +92,7 @@ def make_bundle(folder: Path, external: bool = False, **encoder: Any) -> Bundle:
     }
     manifest = {
         "schema_version": 1,
+        "name": "small",
         "model": {"weights": "random"},
         "precision": {"name": "fp16"},
         **{name: part.to_dict() for name, part in parts.items()},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from structsam.errors import UserError
 from structsam_export.bundle import Bundle, open_bundle
 from structsam_export.engine_build import build
 from structsam_export.lint import lint
@@ -24,15 +24,17 @@ def targets_of(entries: list[dict]) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp16", SIX), ("fp32", SIX[1:])])
-def test_a_tiny_bundle_builds_for_every_target(
-    tiny_bundle_factory: Callable[..., Bundle], tmp_path: Path, precision: str, expected: list[str]
+@pytest.mark.slow
+def test_a_tiny_bundle_builds_at_fp32_for_every_target_but_turing(
+    tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    """FP32 leaves out Turing, where TensorRT for RTX has no float32 matmul."""
-    shutil.copytree(tiny_bundle_factory(precision).path, tmp_path / "copy")
+    """TensorRT for RTX has no float32 matmul for Turing."""
+    shutil.copytree(tiny_bundle.path, tmp_path / "copy")
     bundle = open_bundle(tmp_path / "copy")
     entries = build(bundle, "tensorrt-rtx", targets=["all"])
-    assert targets_of(entries) == {"encoder": expected, "decoder": expected}
+    assert targets_of(entries) == {"encoder": SIX[1:], "decoder": SIX[1:]}
+    with pytest.raises(UserError, match="no float32 matmul for sm75"):
+        build(bundle, "tensorrt-rtx", targets=["sm75"])
     open_bundle(bundle.path)  # the engines are recorded with their hashes
     for entry in entries:
         assert (bundle.path / entry["file"]).stat().st_size == entry["size"] > 100_000

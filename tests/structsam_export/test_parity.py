@@ -178,7 +178,6 @@ def test_a_report_with_values_that_are_not_finite_is_json(own_bundle: Bundle) ->
     assert json.loads(text)["passed"] is False
 
 
-@pytest.mark.xfail(strict=True, reason="json.dumps writes Infinity, which is no JSON")
 def test_a_report_with_values_that_are_not_finite_is_strict_json(own_bundle: Bundle) -> None:
     part, edit, _ = FAULTS["encoder gives NaN"]
     edit_onnx(own_bundle, part, edit)
@@ -435,9 +434,6 @@ def test_the_wrong_checkpoint(own_bundle: Bundle, other_photo: Path, tmp_path: P
     assert not report and "not the checkpoint" in only_row(report).reason
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UserError, reason="parity.json is replaced before the manifest knows it"
-)
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
 def test_an_interrupted_check_leaves_a_bundle_that_opens(
     own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]

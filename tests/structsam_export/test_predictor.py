@@ -41,6 +41,7 @@ def fake_bundle(path: Path = Path("fake-bundle"), min_p: int = 1, **model: Any) 
         {"P": (min_p, min_p, MAX_P), "K": (1, 2, MAX_K)},
     )
     manifest = {
+        "name": path.name,
         "preprocessing": RULES,
         "encoder": encoder.to_dict(),
         "decoder": decoder.to_dict(),
