@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -35,7 +36,7 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
         shown: for every row that ran its reference and its masks bool [Q, 4, h, w].
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("structsam_export"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -46,7 +46,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         if "tensorrt-rtx" in arguments or "--target" in arguments:
             pytest.importorskip("tensorrt_rtx")
         done = subprocess.run(
-            [sys.executable, "-m", "structsam_export.cli", *arguments],
+            [Path(sys.executable).with_name("structsam-export"), *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
