@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from structsam.models import ModelSpec
 from structsam.models.load import build_sam
 
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real images with ground truth, or skip where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the shared image folder is absent on this machine")
-    return folder
+# The same examples in every run: a red build means a change, not luck.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture
