@@ -14,7 +14,7 @@ Options:
   --workspace MIB         scratch memory that one layer may use (default 2048)
   --tactic-memory MIB     memory that trying one kernel may take (default: half of the RAM)
   --venv DIR              virtual environment to create or reuse (default ~/.venvs/structsam)
-  --package SPEC          what pip installs: a version, a wheel, a checkout (default structsam)
+  --package SPEC          what pip installs: a wheel or a checkout (default: this checkout)
   --swap-hint             print how to add 8 GiB of swap, and stop
   -h, --help              print this text
 
@@ -43,7 +43,7 @@ bundle=""
 workspace=2048
 tactic_memory=""
 venv="${HOME}/.venvs/structsam"
-package="structsam"
+package="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -106,7 +106,8 @@ if [[ ! -x "${venv}/bin/python" ]]; then
     fail "cannot create ${venv}; install venv with: sudo apt install python3-venv"
 fi
 "${venv}/bin/python" -m pip install --quiet "${package}" \
-  "cuda-bindings>=${cuda_major}.0,<$((cuda_major + 1))"
+  "cuda-bindings>=${cuda_major}.0,<$((cuda_major + 1))" ||
+  fail "pip could not install ${package}; its messages are above"
 
 "${venv}/bin/structsam-export" build "${bundle}" --backend tensorrt \
   --workspace "${workspace}" --tactic-memory "${tactic_memory}"

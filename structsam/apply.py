@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
@@ -40,12 +40,7 @@ def apply_merging(
     Raises:
         UserError: not a SAM model, or an argument outside its range (nothing is changed then).
     """
-    config = MergeConfig(
-        method=method,
-        rate=_frozen(rate),
-        layers=_frozen(layers),
-        attention=attention,
-    )
+    config = MergeConfig.of(method, rate, layers, attention)
     return apply_config(model, config)
 
 
@@ -86,13 +81,6 @@ def remove_merging(model: Model) -> Model:
 def merged_blocks(model: nn.Module) -> list[MergedBlock]:
     """Return the blocks that `apply_merging` put in; empty when the model is stock."""
     return [b for b in image_encoder_of(model).blocks if isinstance(b, MergedBlock)]
-
-
-def _frozen(value: Any) -> Any:
-    """Make a sequence a tuple; anything else is left for `MergeConfig` to judge."""
-    if hasattr(value, "tolist"):  # numpy and torch numbers, arrays and tensors
-        value = value.tolist()
-    return tuple(value) if isinstance(value, (list, tuple, range)) else value
 
 
 def _require_relative_positions(block: Block, grid: tuple[int, int]) -> None:

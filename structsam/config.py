@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from structsam.errors import UserError
 from structsam.methods import find_method
@@ -46,6 +47,11 @@ class MergeConfig:
                 f"unknown attention {self.attention!r}. Use one of: {', '.join(ATTENTION_FORMS)}"
             )
 
+    @classmethod
+    def of(cls, method: str, rate: Any, layers: Any, attention: str) -> MergeConfig:
+        """Make a configuration from what callers pass: lists, arrays and ranges become tuples."""
+        return cls(method, _frozen(rate), _frozen(layers), attention)
+
     def block_rates(self, is_global: Sequence[bool]) -> tuple[float, ...]:
         """Return the rate of every block, 0 where nothing is merged.
 
@@ -75,10 +81,19 @@ class MergeConfig:
         return set(self.layers)
 
 
+def _frozen(value: Any) -> Any:
+    """Make a sequence a tuple; anything else is left for the checks to judge."""
+    if hasattr(value, "tolist"):  # numpy and torch numbers, arrays and tensors
+        value = value.tolist()
+    return tuple(value) if isinstance(value, (list, tuple, range)) else value
+
+
 def _are_layers(layers: object) -> bool:
     if isinstance(layers, str):
         return layers in LAYER_SETS
-    return isinstance(layers, tuple) and all(type(index) is int for index in layers)
+    return (
+        isinstance(layers, tuple) and bool(layers) and all(type(index) is int for index in layers)
+    )
 
 
 def parse_layers(text: str) -> str | tuple[int, ...]:

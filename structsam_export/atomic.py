@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -28,7 +29,7 @@ def staged_file(final: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, final)
     except OSError as error:
-        raise _as_user_error(error, final) from error
+        raise _as_user_error(error, final) from None
     finally:
         with suppress(OSError):  # what went wrong first is what the user should read
             temporary.unlink(missing_ok=True)
@@ -73,7 +74,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, final)
     except OSError as error:
-        raise _as_user_error(error, final) from error
+        raise _as_user_error(error, final) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,7 +103,20 @@ def _process_is_alive(pid: int) -> bool:
     return True
 
 
-def _as_user_error(error: OSError, target: Path) -> UserError:
+#: What choosing another folder, or freeing space, can mend.
+_MENDABLE = {
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EDQUOT", "EEXIST", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR",
+        "ENOTEMPTY", "EPERM", "EROFS",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+def _as_user_error(error: OSError, target: Path) -> Exception:
+    if error.errno not in _MENDABLE:
+        return error
     reason = error.strerror or str(error)
     return UserError(
         f"cannot write {target}: {reason}. Choose a folder that you can write to and that has "

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from structsam_export.benchmark_baselines import STOCK, UNMERGED
@@ -146,7 +147,7 @@ def _cells(row: BenchRow) -> list[str]:
     gmac = _number(row.gmac, ".1f")
     if row.status != "measured":
         empty = [""] * (len(_NUMBERS) - 1)
-        return [*start, gmac, *empty, f"{row.status}: {row.reason}", row.fidelity]
+        return [*start, gmac, *empty, escape(f"{row.status}: {row.reason}"), row.fidelity]
     share = "" if row.of_gemm_rate is None else f"{row.of_gemm_rate:.0%}"
     return [
         *start,

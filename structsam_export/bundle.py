@@ -121,6 +121,17 @@ class Bundle:
         self.manifest["digest"] = _digest(self.manifest)
         atomic.write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
 
+    def update_manifest(self, **changes: Any) -> None:
+        """Change top-level entries and save, keeping what another process wrote meanwhile."""
+        try:
+            current = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            self.manifest.clear()
+            self.manifest.update(current)
+        except (OSError, ValueError):
+            pass  # not written yet
+        self.manifest.update(changes)
+        self.save_manifest()
+
     def record_file(self, name: str) -> None:
         """Put size and SHA-256 of the file `name` (relative) into the manifest."""
         self.manifest.setdefault("files", {})[name] = {

@@ -65,26 +65,29 @@ def export(
     from structsam.config import parse_layers
     from structsam_export.pipeline import export as run
 
-    result = run(
-        model=model,
-        rate=rates,
-        method=method,
-        layers=parse_layers(layers),
-        checkpoint=checkpoint,
-        weights=weights,
-        seed=seed,
-        precision=precision,
-        attention=attention,
-        backend=backend,
-        targets=target or (),
-        images=image or (),
-        out=out,
-        name=name,
-        force=force,
-        say=terminal.say,
-        build_progress=terminal.build_event,
-    )
-    bundle, report = result.bundle, result.parity
+    try:
+        result = run(
+            model=model,
+            rate=rates,
+            method=method,
+            layers=parse_layers(layers),
+            checkpoint=checkpoint,
+            weights=weights,
+            seed=seed,
+            precision=precision,
+            attention=attention,
+            backend=backend,
+            targets=target or (),
+            images=image or (),
+            out=out,
+            name=name,
+            force=force,
+            say=terminal.say,
+            build_progress=terminal.build_event,
+        )
+    finally:
+        terminal.close()
+    bundle, report = result, result.parity
     if json_only:
         facts = {
             "bundle": str(bundle.path),
@@ -106,7 +109,7 @@ def export(
         terminal.print(report.verdict())
         terminal.print(f"report: {bundle.path / 'parity.html'}")
         terminal.print(f"bundle: {bundle.path}")
-    raise typer.Exit(0 if report else 1)
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -127,17 +130,22 @@ def build(
     from structsam_export.bundle import open_bundle
     from structsam_export.engine_build import build as run
 
-    entries = run(
-        open_bundle(bundle),
-        backend,
-        targets=target or (),
-        workspace_mb=workspace,
-        optimization_level=optimization_level,
-        tactic_memory_mb=tactic_memory,
-        force=force,
-        progress=terminal.build_event,
-    )
-    terminal.close()
+    opened = open_bundle(bundle)
+    if opened.has_random_weights:
+        terminal.warn(_random_note())
+    try:
+        entries = run(
+            opened,
+            backend,
+            targets=target or (),
+            workspace_mb=workspace,
+            optimization_level=optimization_level,
+            tactic_memory_mb=tactic_memory,
+            force=force,
+            progress=terminal.build_event,
+        )
+    finally:
+        terminal.close()
     if json_only:
         print(json.dumps(entries))
     else:
@@ -173,9 +181,12 @@ def check(
         print(json.dumps(report.to_dict()))
     else:
         terminal.table(parity_table(report))
-        terminal.print(report.verdict())
-        terminal.print(f"report: {bundle / 'parity.html'}")
-    raise typer.Exit(0 if report else 1)
+        if report.exit_code != 2:
+            terminal.print(report.verdict())
+            terminal.print(f"report: {bundle / 'parity.html'}")
+    if report.exit_code == 2:
+        raise UserError(report.verdict())
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()

@@ -255,6 +255,8 @@ def _configure(parsed: _Network, bundle: Bundle, part: PartName, settings: Build
         config.set_memory_pool_limit(pools.TACTIC_DRAM, settings.tactic_memory_mb << 20)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    if bundle.precision == "fp32":
+        config.clear_flag(parsed.trt.BuilderFlag.TF32)  # its 10-bit mantissa misses FP32's gate
     contract = bundle.part(part)
     if contract.profile:
         profile = parsed.builder.create_optimization_profile()

@@ -118,9 +118,9 @@ def record_engine(
         "fingerprint": dict(wanted),
         "build_seconds": round(build_seconds, 3),
     }
+    bundle.update_manifest()  # engines that another process recorded meanwhile stay
     others = [e for e in bundle.manifest.get("engines", []) if e["file"] != name]
-    bundle.manifest["engines"] = [*others, entry]
-    bundle.save_manifest()
+    bundle.update_manifest(engines=[*others, entry])
     return entry
 
 

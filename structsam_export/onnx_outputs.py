@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from pathlib import Path
 
 import onnx
 
 
-def add_outputs(source: Path, folder: Path, names: list[str]) -> Path:
-    """Write a copy of an ONNX file into `folder` with more inner int64 tensors as outputs.
+def add_outputs(source: Path, names: list[str]) -> Path:
+    """Write a temporary copy of an ONNX file with more inner int64 tensors as outputs.
 
-    Weights in external data are linked, not copied, where the file system allows it.
+    The copy lies beside the original when that has external data, which is found by its relative
+    name only; else in the system's temporary folder, so that a read-only bundle works.
 
     Returns:
-        The path of the copy.
+        The path of the copy; the caller deletes it.
     """
     model = onnx.load(source, load_external_data=False)
     for name in names:
         model.graph.output.append(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
         )
-    target = folder / source.name
-    onnx.save(model, target)
-    data = source.with_name(f"{source.name}.data")
-    if data.is_file():
-        try:
-            os.link(data, folder / data.name)
-        except OSError:
-            shutil.copyfile(data, folder / data.name)
-    return target
+    beside = source.with_name(f"{source.name}.data").is_file()
+    handle, copy = tempfile.mkstemp(
+        prefix=".plans-", suffix=".onnx", dir=source.parent if beside else None
+    )
+    os.close(handle)
+    onnx.save(model, copy)
+    return Path(copy)

@@ -72,6 +72,13 @@ class ParityReport:
         statuses = [row.status for row in self.rows]
         return "passed" in statuses and "failed" not in statuses
 
+    @property
+    def exit_code(self) -> int:
+        """0 passed, 1 failed, 2 nothing could be run."""
+        if self:
+            return 0
+        return 1 if any(row.status == "failed" for row in self.rows) else 2
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form, with the gates that were applied."""
         return {
@@ -93,6 +100,9 @@ class ParityReport:
             return "parity not run: " + ("; ".join(sorted(reasons)) or "no backend was asked")
         parts = []
         for row in failed:
+            if not row.metrics:
+                parts.append(f"{row.backend} broke: {row.reason}")
+                continue
             missed = [
                 f"{name} {row.metrics[name]:.6g} (gate {gate[1]:g})"
                 for name, gate in GATES[self.precision].items()
@@ -119,8 +129,9 @@ def check(
         require: backends that must run; one that cannot raises instead of being "not run".
 
     Returns:
-        A report that is false when a gate failed or nothing ran. It is also written into the
-        bundle as `parity.json` and `parity.html`, and its verdict into the manifest.
+        A report that is false when a gate failed or nothing ran. When something ran it is also
+        written into the bundle as `parity.json` and `parity.html`, and its verdict into the
+        manifest; a check that ran nothing leaves the earlier report alone.
 
     Raises:
         UserError: unknown backend, unreadable image, or a required backend cannot run.
@@ -145,7 +156,15 @@ def check(
                 ParityRow(engine.name, r.image.name, "not run", str(reason)) for r in references
             ]
             say(f"{engine.name}: not run: {reason}")
-    write_report(bundle, report, shown)
+        except Exception as error:  # one broken runtime must not hide the verdict on the others
+            reason_text = " ".join(f"{type(error).__name__}: {error}".split())
+            report.rows.append(ParityRow(engine.name, "all", "failed", reason_text))
+            say(f"{engine.name}: failed: {reason_text}")
+    if any(row.status != "not run" for row in report.rows):
+        try:
+            write_report(bundle, report, shown)
+        except UserError as reason:
+            say(f"the report was not kept: {reason}")
     return report
 
 
@@ -160,12 +179,13 @@ def write_report(
     # Not among the manifest's hashed files: an interrupted check must not spoil a good bundle.
     atomic.write_text(bundle.path / PARITY_JSON, text + "\n")
     atomic.write_text(bundle.path / PARITY_HTML, page)
-    bundle.manifest["parity"] = {
-        "passed": bool(report),
-        "verdict": report.verdict(),
-        "backends": {row.backend: row.status for row in report.rows},
-    }
-    bundle.save_manifest()
+    bundle.update_manifest(
+        parity={
+            "passed": bool(report),
+            "verdict": report.verdict(),
+            "backends": {row.backend: row.status for row in report.rows},
+        }
+    )
 
 
 def compare(
@@ -192,13 +212,14 @@ def compare(
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     iou = mask_iou(reference.masks, masks)
     large = np.logical_or(reference.masks, masks).mean((-2, -1)) >= MIN_MASK_AREA
-    iou = iou[large] if large.any() else np.ones(1)
+    iou = iou[large] if large.any() else iou
     metrics = {
         "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
         "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
         "max_abs": _largest_difference(a, b),
         "mean_mask_iou": float(iou.mean()),
         "min_mask_iou": float(iou.min()),
+        "masks_judged": float(iou.size),
         "max_score_error": _largest_difference(reference.scores, scores),
     }
     same: dict[int, float] = {}

@@ -42,24 +42,18 @@ SAMPLE_IMAGE = Path(__file__).parent / "assets" / "coffee.png"
 
 
 @dataclass
-class ExportResult:
-    """What `export` made.
+class ExportedBundle(Bundle):
+    """The bundle that `export` made, opened, and how it went.
 
     Args:
-        bundle: the opened bundle.
         parity: false when a gate failed or nothing could be run.
         seconds: wall time of each step.
         engine_notes: which engines were built, and which could not be, with the reason.
     """
 
-    bundle: Bundle
     parity: ParityReport
     seconds: dict[str, float] = field(default_factory=dict)
     engine_notes: list[str] = field(default_factory=list)
-
-    def predictor(self, backend: str = "auto", **options: Any) -> Any:
-        """Open the new bundle for prediction."""
-        return self.bundle.predictor(backend, **options)
 
 
 def export(
@@ -80,7 +74,7 @@ def export(
     force: bool = False,
     say: Say = lambda text: None,
     build_progress: Callable[[Any], None] | None = None,
-) -> ExportResult:
+) -> ExportedBundle:
     """Turn a SAM checkpoint into a bundle.
 
     Args:
@@ -103,12 +97,7 @@ def export(
     from structsam_export.mixed_precision import PRECISIONS
 
     spec = model_spec(model)
-    config = MergeConfig(
-        method,
-        rate if isinstance(rate, (int, float)) else tuple(rate),
-        layers if isinstance(layers, str) else tuple(layers),
-        attention,
-    )
+    config = MergeConfig.of(method, rate, layers, attention)
     config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
@@ -141,9 +130,12 @@ def export(
                 )
         clock.step("checking parity")
         options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
-        report = check(bundle, backend, options=options, say=say)
+        # An engine for another GPU cannot run here; its graph can.
+        judge = "auto" if backend in engine_plan else backend
+        report = check(bundle, judge, options=options, say=say)
     seconds = clock.stop()
-    return ExportResult(open_bundle(final, verify=False), report, seconds, notes)
+    manifest = open_bundle(final, verify=False).manifest
+    return ExportedBundle(final, manifest, report, seconds, notes)
 
 
 def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
@@ -274,6 +266,8 @@ def _plan_engines(
                 f"--target builds engines, and backend {backend!r} has none. "
                 "Use --backend tensorrt-rtx, or leave --backend out"
             )
+        if reason_here := find_backend(backend).why_unavailable():
+            raise UserError(f"backend {backend} cannot run here: {reason_here}")
         return {}, []
     plan: dict[str, list[str]] = {}
     notes = []

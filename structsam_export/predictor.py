@@ -161,6 +161,11 @@ class Predictor:
             np.concatenate([piece[name] for piece in pieces])[: len(prompts.labels), chosen]
             for name in ("low_res_masks", "iou_predictions")
         )
+        if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
+            raise UserError(
+                f"{self.backend.name} gave NaN or infinity for the masks. Run `structsam-export "
+                "check` on the bundle, or export it again with --precision fp32"
+            )
         return (scores, low_res) if prompts.many else (scores[0], low_res[0])
 
     def upscale(self, low_res: np.ndarray, return_logits: bool = False) -> np.ndarray:

@@ -66,7 +66,7 @@ class Terminal:
     def build_event(self, event: BuildEvent) -> None:
         """Show one step of an engine build as a progress bar."""
         title = f"{event.part} {event.target}"
-        if event.kind in ("reused", "built", "skipped"):
+        if event.kind in ("reused", "built"):
             self.close()
             self.err.print(f"    {title}: {escape(f'{event.kind}: {event.message}')}")
             return
@@ -177,13 +177,13 @@ def parity_table(report: ParityReport) -> Table:
     for column in ("cosine", "relative L2", "mask IoU mean", "min", "same slot"):
         table.add_column(column, justify="right")
     for row in report.rows:
-        if row.status == "not run":
+        if not row.metrics:
             continue
         numbers = row.metrics
         color = "green" if row.status == "passed" else "red"
         table.add_row(
             row.backend,
-            row.image,
+            escape(row.image),
             f"[{color}]{row.status}[/{color}]",
             f"{numbers['cosine']:.7f}",
             f"{numbers['relative_l2']:.2e}",
@@ -191,9 +191,9 @@ def parity_table(report: ParityReport) -> Table:
             f"{numbers['min_mask_iou']:.5f}",
             f"{100 * numbers['same_slot']:.2f} %" if "same_slot" in numbers else "not compared",
         )
-    reasons = {row.backend: row.reason for row in report.rows if row.status == "not run"}
+    reasons = {row.backend: f"{row.status}: {row.reason}" for row in report.rows if row.reason}
     if reasons:
-        lines = (f"{backend}: not run: {reason}" for backend, reason in reasons.items())
+        lines = (f"{backend}: {reason}" for backend, reason in reasons.items())
         table.caption = escape("\n".join(lines))
         table.caption_justify = "left"
     return table

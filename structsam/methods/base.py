@@ -84,7 +84,7 @@ def check_rate(rate: float, method: str, max_rate: float) -> None:
     if not 0 <= rate <= max_rate:
         raise UserError(
             f"rate {rate} is outside [0, {max_rate}], the range of method {method!r}. "
-            f"Use --rate {max_rate if rate > 0 else 0} or less"
+            f"Use --rate {max_rate} or less"
             if rate > 0
             else f"rate {rate} is negative. Use a rate from 0 to {max_rate}"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ class OnnxRuntimeRunner(Runner):
         self.provider = provider
         self.threads = threads
         self._session: Any = None
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: Path | None = None
 
     def show_plans(self, names: list[str]) -> None:
         """Run a temporary copy of the graph that also returns the inner tensors `names`."""
         from structsam_export.onnx_outputs import add_outputs
 
-        self._scratch = tempfile.TemporaryDirectory(prefix="structsam-")
-        self.file = add_outputs(self.file, Path(self._scratch.name), names)
+        self.file = self._copy = add_outputs(self.file, names)
 
     def open(self) -> None:
         """Create the session; a provider that silently falls back to the CPU is refused."""
@@ -44,9 +42,10 @@ class OnnxRuntimeRunner(Runner):
         options.enable_mem_pattern = False
         if self.threads:
             options.intra_op_num_threads = self.threads
-        providers = [self.provider]
+        providers: list[Any] = [self.provider]
         if self.provider != "CPUExecutionProvider":
-            providers.append("CPUExecutionProvider")  # shape arithmetic stays on the host
+            # FP32 is to be FP32; shape arithmetic stays on the host
+            providers = [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
         self._session = ort.InferenceSession(str(self.file), options, providers=providers)
         if self.provider not in self._session.get_providers():
             raise BackendUnavailable(
@@ -61,8 +60,9 @@ class OnnxRuntimeRunner(Runner):
     def close(self) -> None:
         """Drop the session."""
         self._session = None
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        if self._copy is not None:
+            self._copy.unlink(missing_ok=True)
+            self._copy = None
 
     def describe(self) -> dict[str, Any]:
         """Return the providers that are active and the number of threads."""
@@ -80,6 +80,8 @@ class OnnxRuntimeBackend(Backend):
     def why_unavailable(self) -> str | None:
         """Return None when onnxruntime is installed and was built with the provider."""
         fix = f"install it with `pip install 'structsam[{_EXTRA[self.provider]}]'`"
+        if self.provider == "CUDAExecutionProvider":
+            fix += " after `pip uninstall onnxruntime`, because both are one Python module"
         if importlib.util.find_spec("onnxruntime") is None:
             return f"onnxruntime is not installed; {fix}"
         import onnxruntime as ort

@@ -33,6 +33,7 @@ class TorchRunner(Runner):
             torch.set_num_threads(self.options.threads)
         sam = load_merged_sam(self.bundle, self.options)
         precision = self.bundle.precision
+        torch.backends.cudnn.allow_tf32 = False
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         module = (
             EncoderModule(sam.image_encoder, precision)

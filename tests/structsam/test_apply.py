@@ -122,7 +122,6 @@ def test_applying_again_replaces_the_earlier_rate(sam, tiny_sam_factory) -> None
         ((1,), [0, 0.5, 0]),
         (range(2), [0.5, 0.5, 0]),
         ([2, 2], [0, 0, 0.5]),
-        ([], [0, 0, 0]),
     ],
 )
 def test_layers_choose_the_blocks(sam, layers, expected) -> None:

@@ -86,9 +86,7 @@ def tiny_export_factory(
                         out=tmp_path_factory.mktemp("exported"),
                         say=steps.append,
                     )
-            made[precision] = Exported(
-                result.bundle.path, result.parity, stdout.getvalue(), tuple(steps)
-            )
+            made[precision] = Exported(result.path, result.parity, stdout.getvalue(), tuple(steps))
         return made[precision]
 
     return make

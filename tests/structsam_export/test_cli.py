@@ -263,7 +263,7 @@ def test_onnxruntime_that_is_not_installed_names_its_extra(
     line = refused("predict", own_bundle.path, tiny_photo, "--backend", "onnxruntime")
     assert "pip install 'structsam[cpu]'" in line
     ended = cli("check", own_bundle.path, "--backend", "onnxruntime", "--json")
-    assert ended.code == 1
+    assert ended.code == 2
     (row,) = ended.json["rows"]
     assert row["status"] == "not run" and "structsam[cpu]" in row["reason"]
     line = refused("check", own_bundle.path, "--require", "onnxruntime")

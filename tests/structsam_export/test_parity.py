@@ -316,17 +316,40 @@ def test_a_backend_that_cannot_run_is_not_run(
     from structsam_export.backends import BACKENDS
 
     monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "why_unavailable", lambda: "no such GPU")
+    before = (own_bundle.path / "parity.json").read_text()
     report = check(own_bundle, "onnxruntime-cuda")
+    assert (own_bundle.path / "parity.json").read_text() == before  # nothing ran: the verdict stays
+    assert open_bundle(own_bundle.path).manifest["parity"]["passed"]
+    assert report.exit_code == 2
     (row,) = report.rows
     assert not report and (row.status, row.reason, row.metrics) == ("not run", "no such GPU", {})
     assert report.verdict() == "parity not run: no such GPU"
-    assert "not run: no such GPU" in (own_bundle.path / "parity.html").read_text()
+    both = check(own_bundle, "onnxruntime", require=[])
+    assert both and both.exit_code == 0
     with pytest.raises(UserError, match="required backend onnxruntime-cuda cannot run: no such"):
         check(own_bundle, "onnxruntime", require=["onnxruntime-cuda"])
     with pytest.raises(UserError, match="unknown backend 'onyx'"):
         check(own_bundle, "onyx")
     with pytest.raises(UserError, match="unknown backend 'onyx'"):
         check(own_bundle, "onnxruntime", require=["onyx"])
+
+
+def test_a_backend_that_breaks_fails_alone(
+    own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from structsam_export.backends import BACKENDS
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("CUDA error 700")
+
+    monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "why_unavailable", lambda: None)
+    monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "plan_runner", broken)
+    report = check(own_bundle)
+    status = {row.backend: row.status for row in report.rows}
+    assert status["onnxruntime"] == "passed" and status["onnxruntime-cuda"] == "failed"
+    assert not report and report.exit_code == 1
+    assert "onnxruntime-cuda broke: RuntimeError: CUDA error 700" in report.verdict()
+    assert "CUDA error 700" in (own_bundle.path / "parity.html").read_text()
 
 
 def test_the_torch_backend_agrees_too(own_bundle: Bundle, tiny_model: str) -> None:
@@ -400,6 +423,7 @@ def test_a_known_image_needs_no_torch(
     own_bundle: Bundle, tiny_photo: Path, other_photo: Path, tmp_path: Path
 ) -> None:
     own_bundle.manifest["model"].update(weights="checkpoint", checkpoint={"file": "sam.pth"})
+    own_bundle.save_manifest()
     assert check(own_bundle, "onnxruntime", [tiny_photo])
     same_name = tmp_path / "elsewhere" / tiny_photo.name
     same_name.parent.mkdir()

@@ -239,7 +239,7 @@ def test_a_checkpoint_is_identified(
 ) -> None:
     result = run(checkpoint=tiny_checkpoint)
     data = tiny_checkpoint.read_bytes()
-    assert result.bundle.manifest["model"] == {
+    assert result.manifest["model"] == {
         "name": "tiny",
         "weights": "checkpoint",
         "seed": None,
@@ -252,11 +252,11 @@ def test_a_checkpoint_is_identified(
         },
     }
     # the file holds the random weights of seed 0, of which the graphs are: parity would tell
-    assert result.parity and not result.bundle.has_random_weights
-    text = (result.bundle.path / "manifest.json").read_text()
+    assert result.parity and not result.has_random_weights
+    text = (result.path / "manifest.json").read_text()
     assert str(tiny_checkpoint.parent) not in text
-    assert "no meaning" not in (result.bundle.path / "parity.html").read_text()
-    assert sorted(result.bundle.manifest) == sorted(tiny_bundle.manifest)
+    assert "no meaning" not in (result.path / "parity.html").read_text()
+    assert sorted(result.manifest) == sorted(tiny_bundle.manifest)
 
 
 def test_parity_with_torch_gets_the_checkpoint(
@@ -268,13 +268,13 @@ def test_parity_with_torch_gets_the_checkpoint(
 def test_random_weights_do_not_replace_real_ones(
     run: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    path = run(checkpoint=tiny_checkpoint).bundle.path
+    path = run(checkpoint=tiny_checkpoint).path
     before = (path / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=r"may hold real weights.*--out.*--force"):
         run()
     assert (path / "manifest.json").read_bytes() == before
-    assert run(force=True).bundle.has_random_weights
-    assert not run(checkpoint=tiny_checkpoint).bundle.has_random_weights  # needs no force
+    assert run(force=True).has_random_weights
+    assert not run(checkpoint=tiny_checkpoint).has_random_weights  # needs no force
     assert os.listdir(tmp_path / "out") == [path.name]
 
 
@@ -326,7 +326,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 def test_a_failure_in_the_middle_keeps_the_old_bundle(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = run().bundle.path
+    path = run().path
     before = {name: (path / name).read_bytes() for name in files_of(path)}
 
     def fail(file: Path) -> None:
@@ -408,14 +408,14 @@ def test_large_weights_go_into_one_file_beside_the_graph(
         monkeypatch.setattr(module, "SINGLE_FILE_LIMIT", 1_000_000)
     result = run()
     data = {"encoder.onnx.data", "decoder.onnx.data"}
-    assert files_of(result.bundle.path) == FILES | data
-    assert data <= set(result.bundle.manifest["files"])
+    assert files_of(result.path) == FILES | data
+    assert data <= set(result.manifest["files"])
     for name in data:
-        graph = result.bundle.path / name.removesuffix(".data")
-        assert graph.stat().st_size < 1_000_000 < (result.bundle.path / name).stat().st_size
+        graph = result.path / name.removesuffix(".data")
+        assert graph.stat().st_size < 1_000_000 < (result.path / name).stat().st_size
     assert result.parity
     moved = tmp_path / "moved"
-    shutil.move(result.bundle.path, moved)
+    shutil.move(result.path, moved)
     report = check(open_bundle(moved), "onnxruntime")
     assert report and report.rows[0].metrics["same_slot"] == 1.0
     (moved / "encoder.onnx.data").write_bytes(b"")
@@ -425,11 +425,11 @@ def test_large_weights_go_into_one_file_beside_the_graph(
 
 def test_the_default_photo_and_name(run: Callable[..., Any], tmp_path: Path) -> None:
     result = run(images=[], name="mine")
-    assert result.bundle.path == tmp_path / "out" / "mine"
-    assert result.bundle.name == "mine"
-    assert result.bundle.manifest["reference_images"] == ["reference/coffee.png"]
-    assert json.loads((result.bundle.path / "parity.json").read_text())["bundle"] == "mine"
-    assert "mine" in (result.bundle.path / "parity.html").read_text().partition("</title>")[0]
+    assert result.path == tmp_path / "out" / "mine"
+    assert result.name == "mine"
+    assert result.manifest["reference_images"] == ["reference/coffee.png"]
+    assert json.loads((result.path / "parity.json").read_text())["bundle"] == "mine"
+    assert "mine" in (result.path / "parity.html").read_text().partition("</title>")[0]
     assert set(result.seconds) >= {"loading tiny", "checking parity"}
     assert result.engine_notes == []
 
