@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam_export.bundle import ENCODER_ONNX, SCHEMA_VERSION, Bundle
+from structsam_export.bundle import ENCODER_ONNX, SCHEMA_VERSION, Bundle, Part
 
 Say = Callable[[str], None]
 
@@ -20,16 +20,23 @@ UNMERGED = "unmerged"
 
 
 def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
-    """Export the encoder of the segment-anything package as it is, in FP32, into `folder`."""
+    """Export the encoder of the segment-anything package as it is, in FP32, into `folder`.
+
+    Nothing of ours is in that graph: it is what `torch.onnx.export` makes by default.
+    """
     from structsam.flops import unmerged_flops
     from structsam.models import model_spec
     from structsam.models.load import build_sam
+    from structsam_export.onnx_graph import export_stock_encoder
 
     name = like.manifest["model"]["name"]
     say(f"exporting the stock {name} encoder (random weights, for latency only)")
     spec = model_spec(name)
     encoder = build_sam(spec).image_encoder
-    return _bundle(like, folder, encoder, "fp32", unmerged_flops(spec).to_dict())
+    folder.mkdir(parents=True)
+    part = export_stock_encoder(encoder, folder, ENCODER_ONNX)
+    merging = {"method": "none", "rate": 0.0, "layers": "all", "attention": "stock", "blocks": []}
+    return _bundle(like, folder, part, merging, "fp32", unmerged_flops(spec).to_dict())
 
 
 def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
@@ -39,13 +46,25 @@ def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
     from structsam.models.load import build_sam
+    from structsam_export.graph_modules import EncoderModule, counts_per_block
+    from structsam_export.onnx_graph import export_encoder
 
     name = like.manifest["model"]["name"]
     say(f"exporting {name} without merging (random weights, for latency only)")
     spec = model_spec(name)
     config = MergeConfig(rate=0.0)
     encoder = apply_config(build_sam(spec).image_encoder, config)
-    return _bundle(like, folder, encoder, like.precision, encoder_flops(spec, config).to_dict())
+    folder.mkdir(parents=True)
+    part = export_encoder(EncoderModule(encoder, like.precision), folder, ENCODER_ONNX)
+    merging = {
+        "method": config.method,
+        "rate": 0.0,
+        "layers": "all",
+        "attention": config.attention,
+        "blocks": counts_per_block(encoder),
+    }
+    flops = encoder_flops(spec, config).to_dict()
+    return _bundle(like, folder, part, merging, like.precision, flops)
 
 
 def prepare(bundle: Bundle, backend: str, say: Say) -> None:
@@ -63,15 +82,14 @@ def prepare(bundle: Bundle, backend: str, say: Say) -> None:
 
 
 def _bundle(
-    like: Bundle, folder: Path, encoder: Any, precision: str, flops: dict[str, Any]
+    like: Bundle,
+    folder: Path,
+    part: Part,
+    merging: dict[str, Any],
+    precision: str,
+    flops: dict[str, Any],
 ) -> Bundle:
-    """Write a bundle around an encoder; the decoder is a copy of the one of `like`."""
-    from structsam_export.graph_modules import EncoderModule, counts_per_block
-    from structsam_export.onnx_graph import export_encoder
-
-    folder.mkdir(parents=True)
-    blocks = counts_per_block(encoder)
-    part = export_encoder(EncoderModule(encoder, precision), folder, ENCODER_ONNX)
+    """Write a bundle around an encoder's graph; the decoder is a copy of the one of `like`."""
     decoder = like.onnx_path("decoder")
     for file in (decoder, decoder.with_name(decoder.name + ".data")):
         if file.is_file():
@@ -85,14 +103,7 @@ def _bundle(
             "seed": 0,
             "checkpoint": None,
         },
-        "merging": {
-            "method": "structsam",
-            "rate": 0.0,
-            "layers": "all",
-            "attention": "folded",
-            "blocks": blocks,
-            "plan_tensors": [],
-        },
+        "merging": merging | {"plan_tensors": []},
         "precision": {"name": precision},
         "flops": flops,
         "encoder": part.to_dict(),

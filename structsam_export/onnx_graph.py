@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import nn
 
 from structsam.errors import UserError
@@ -32,6 +33,26 @@ def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
     model = _to_ir(module, (image,), part, names, None)
     del model.graph.outputs[len(part.outputs) :]
     _save(model, folder / file)
+    return part
+
+
+def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str) -> Part:
+    """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
+    part = EncoderModule(encoder).part(file)
+    image = torch.zeros(part.inputs[0].shape)  # type: ignore[arg-type]
+    names = [spec.name for spec in part.outputs]
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            encoder.eval(),
+            (image,),
+            dynamo=True,
+            opset_version=MAX_OPSET,
+            input_names=[spec.name for spec in part.inputs],
+            output_names=names,
+            verbose=False,
+        )
+    assert program is not None
+    _save(program.model, folder / file)
     return part
 
 
