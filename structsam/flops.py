@@ -9,7 +9,6 @@ Letters: N tokens and M slots of one map, C channels, h heads of d channels, H W
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,9 +200,3 @@ def _block(
         # the projection C and C; the MLP C, 4C, 4C and C
         traffic=rows * (10 * channels + 2 * heads * extra) + image_tokens * 10 * channels,
     )
-
-
-def describe_kept(blocks: Iterable[BlockFlops]) -> str:
-    """Say per kind of block how many tokens are left, for example `window 97/196`."""
-    seen = dict.fromkeys(f"{b.kind} {b.slots}/{b.tokens} (rate {b.rate:g})" for b in blocks)
-    return ", ".join(seen)

@@ -315,7 +315,8 @@ def lint(
     from structsam_export.lint import RULES
     from structsam_export.lint import lint as run
 
-    violations = run(onnx, None if dynamic is None else frozenset(dynamic.split(",")))
+    names = None if dynamic is None else frozenset(filter(None, dynamic.split(",")))
+    violations = run(onnx, names)
     if json_only:
         print(json.dumps([vars(violation) for violation in violations]))
     else:

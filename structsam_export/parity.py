@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,95 +20,14 @@ from structsam_export.backends import BACKENDS, BackendUnavailable, RunOptions, 
 from structsam_export.backends.base import Arrays, Backend
 from structsam_export.bundle import PARITY_HTML, PARITY_JSON, Bundle
 from structsam_export.image_file import read_image
+from structsam_export.parity_report import GATES, ParityReport, ParityRow, passes
 from structsam_export.preprocessing import preprocess
 from structsam_export.reference import Reference, compute_reference, load_reference, prompt_grid
 
 Say = Callable[[str], None]
 
-#: Per precision: metric -> (direction, tolerance). "max": at most; "min": at least.
-GATES: dict[str, dict[str, tuple[str, float]]] = {
-    "fp32": {
-        "relative_l2": ("max", 1e-4),
-        "mean_mask_iou": ("min", 0.999),
-        "max_score_error": ("max", 1e-3),
-    },
-    "fp16": {
-        "cosine": ("min", 0.999),
-        "mean_mask_iou": ("min", 0.99),
-        "min_mask_iou": ("min", 0.95),
-        "max_score_error": ("max", 0.05),
-    },
-}
-
-
 #: Smallest union of two masks, as a share of the picture, whose IoU is judged.
 MIN_MASK_AREA = 0.001
-
-
-@dataclass(frozen=True)
-class ParityRow:
-    """One backend on one image. `metrics` is empty when it was not run."""
-
-    backend: str
-    image: str
-    status: str  # "passed", "failed" or "not run"
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    same_slot: dict[int, float] = field(default_factory=dict)
-    runtime: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ParityReport:
-    """The verdict over all rows. False when a row failed or when nothing ran."""
-
-    bundle: str
-    precision: str
-    random_weights: bool
-    rows: list[ParityRow] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        statuses = [row.status for row in self.rows]
-        return "passed" in statuses and "failed" not in statuses
-
-    @property
-    def exit_code(self) -> int:
-        """0 passed, 1 failed, 2 nothing could be run."""
-        if self:
-            return 0
-        return 1 if any(row.status == "failed" for row in self.rows) else 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready form, with the gates that were applied."""
-        return {
-            "passed": bool(self),
-            "bundle": self.bundle,
-            "precision": self.precision,
-            "random_weights": self.random_weights,
-            "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
-            "rows": [{**asdict(row), "metrics": _strict(row.metrics)} for row in self.rows],
-        }
-
-    def verdict(self) -> str:
-        """Say in one line how it ended, with the tolerance that would have passed."""
-        if self:
-            return f"parity passed ({self.precision})"
-        failed = [row for row in self.rows if row.status == "failed"]
-        if not failed:
-            reasons = {row.reason for row in self.rows}
-            return "parity not run: " + ("; ".join(sorted(reasons)) or "no backend was asked")
-        parts = []
-        for row in failed:
-            if not row.metrics:
-                parts.append(f"{row.backend} broke: {row.reason}")
-                continue
-            missed = [
-                f"{name} {row.metrics[name]:.6g} (gate {gate[1]:g})"
-                for name, gate in GATES[self.precision].items()
-                if not _passes(row.metrics[name], gate)
-            ]
-            parts.append(f"{row.backend} on {row.image}: {', '.join(missed)}")
-        return "parity FAILED: " + "; ".join(parts) + ". Gates at those values would have passed"
 
 
 def check(
@@ -242,19 +160,9 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
 
 
-def _strict(metrics: dict[str, float]) -> dict[str, float | str]:
-    """JSON has no infinity; a result that holds NaN is infinitely far off."""
-    return {n: value if np.isfinite(value) else "infinite" for n, value in metrics.items()}
-
-
 def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
     difference = float(np.abs(np.asarray(a, np.float64) - b).max())
     return difference if np.isfinite(difference) else float("inf")
-
-
-def _passes(value: float, gate: tuple[str, float]) -> bool:
-    direction, tolerance = gate
-    return value <= tolerance if direction == "max" else value >= tolerance
 
 
 def _references(
@@ -317,7 +225,7 @@ def _rows(
             masks, scores = _decode(runner.run, embedding, *prompt_grid(geometry))
             metrics, same = compare(reference, embedding, masks, scores, plan)
             gates = GATES[bundle.precision]
-            good = all(_passes(metrics[name], gate) for name, gate in gates.items())
+            good = all(passes(metrics[name], gate) for name, gate in gates.items())
             row = ParityRow(
                 backend.name,
                 reference.image.name,

@@ -19,7 +19,7 @@ from structsam_export.preprocessing import ImageGeometry, binary_masks, image_ge
 from structsam_export.reference import Reference, prompt_grid
 
 if TYPE_CHECKING:
-    from structsam_export.parity import ParityReport, ParityRow
+    from structsam_export.parity_report import ParityReport, ParityRow
 
 Shown = Sequence[tuple[Reference, "ParityRow", np.ndarray]]
 

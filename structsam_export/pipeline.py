@@ -27,7 +27,8 @@ from structsam_export.engine_build import ALL_TARGETS, build, can_build, choose_
 from structsam_export.image_file import read_image
 from structsam_export.lint import require_clean
 from structsam_export.machine import tool_versions
-from structsam_export.parity import ParityReport, check
+from structsam_export.parity import check
+from structsam_export.parity_report import ParityReport
 from structsam_export.reference import compute_reference
 
 if TYPE_CHECKING:

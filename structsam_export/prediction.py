@@ -18,8 +18,9 @@ from structsam_export import atomic
 from structsam_export.bundle import Bundle
 from structsam_export.image_file import read_image
 from structsam_export.overlay import Box, Point, draw_overlay
-from structsam_export.predictor import Predictor, read_prompts
+from structsam_export.predictor import Predictor
 from structsam_export.preprocessing import image_geometry
+from structsam_export.prompts import read_prompts
 
 OVERLAY_PNG = "overlay.png"
 PREDICTION_JSON = "prediction.json"

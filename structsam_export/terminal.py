@@ -17,7 +17,7 @@ from structsam_export.bundle import Bundle
 if TYPE_CHECKING:
     from structsam.flops import EncoderFlops
     from structsam_export.build_progress import BuildEvent
-    from structsam_export.parity import ParityReport
+    from structsam_export.parity_report import ParityReport
 
 RANDOM_NOTE = "random weights: masks carry no meaning; use for latency only"
 

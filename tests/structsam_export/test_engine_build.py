@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,7 +126,17 @@ def test_external_data_is_found_and_part_of_the_fingerprint(rtx: Any, tmp_path: 
     assert entry["fingerprint"]["onnx_data_sha256"] == recorded
 
 
-def test_ctrl_c_ends_the_build_and_keeps_what_is_finished(rtx: Any, bundle: Bundle) -> None:
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A job in the background of a shell starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_build_and_keeps_what_is_finished(
+    rtx: Any, bundle: Bundle, ctrl_c_raises: None
+) -> None:
     def press_ctrl_c(event: BuildEvent) -> None:
         if (event.part, event.kind) == ("decoder", "running"):
             _thread.interrupt_main()
@@ -136,7 +148,7 @@ def test_ctrl_c_ends_the_build_and_keeps_what_is_finished(rtx: Any, bundle: Bund
     assert len(list((bundle.path / "engines").iterdir())) == 1
 
 
-def test_ctrl_c_waits_for_the_work() -> None:
+def test_ctrl_c_waits_for_the_work(ctrl_c_raises: None) -> None:
     stop, ended = threading.Event(), []
 
     def work() -> None:

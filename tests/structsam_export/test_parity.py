@@ -16,14 +16,8 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam_export.backends import RunOptions
 from structsam_export.bundle import Bundle, PartName, open_bundle
-from structsam_export.parity import (
-    GATES,
-    ParityReport,
-    ParityRow,
-    check,
-    compare,
-    mask_iou,
-)
+from structsam_export.parity import check, compare, mask_iou
+from structsam_export.parity_report import GATES, ParityReport, ParityRow
 from structsam_export.preprocessing import image_geometry
 from structsam_export.reference import Reference, load_reference, prompt_grid
 from tests.structsam_export.conftest import Exported

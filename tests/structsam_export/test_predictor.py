@@ -12,8 +12,9 @@ from structsam.errors import UserError
 from structsam.models import MODELS
 from structsam_export.backends import BACKENDS, Backend, Runner, RunOptions
 from structsam_export.bundle import Bundle, Part, PartName, TensorSpec
-from structsam_export.predictor import Predictor, read_prompts
+from structsam_export.predictor import Predictor
 from structsam_export.preprocessing import image_geometry
+from structsam_export.prompts import read_prompts
 
 SIDE, LOW, CHANNELS, MAX_P, MAX_K = 64, 16, 8, 4, 6
 HEIGHT, WIDTH = 30, 50
