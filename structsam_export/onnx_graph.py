@@ -28,9 +28,8 @@ def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
     outputs of it; `onnx_outputs` brings them back.
     """
     part = module.part(file)
-    image = torch.zeros(part.inputs[0].shape)  # type: ignore[arg-type]
     names = [spec.name for spec in part.outputs] + module.plan_names
-    model = _to_ir(module, (image,), part, names, None)
+    model = _to_ir(module, _example_image(part), part, names, None)
     del model.graph.outputs[len(part.outputs) :]
     _save(model, folder / file)
     return part
@@ -39,20 +38,8 @@ def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
 def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str) -> Part:
     """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
     part = EncoderModule(encoder).part(file)
-    image = torch.zeros(part.inputs[0].shape)  # type: ignore[arg-type]
     names = [spec.name for spec in part.outputs]
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            encoder.eval(),
-            (image,),
-            dynamo=True,
-            opset_version=MAX_OPSET,
-            input_names=[spec.name for spec in part.inputs],
-            output_names=names,
-            verbose=False,
-        )
-    assert program is not None
-    _save(program.model, folder / file)
+    _save(_trace(encoder, _example_image(part), part, names, optimize=True), folder / file)
     return part
 
 
@@ -79,12 +66,32 @@ def export_decoder(module: DecoderModule, folder: Path, file: str) -> Part:
     return part
 
 
+def _example_image(part: Part) -> tuple[torch.Tensor]:
+    (shape,) = (spec.shape for spec in part.inputs)
+    return (torch.zeros([int(side) for side in shape]),)
+
+
 def _to_ir(
     module: nn.Module,
     inputs: tuple[torch.Tensor, ...],
     part: Part,
     output_names: list[str],
     dynamic: tuple[dict[int, torch.export.Dim], ...] | None,
+) -> ir.Model:
+    # torch's own optimizer searches for patterns in a time quadratic in the nodes
+    model = _trace(module, inputs, part, output_names, dynamic, optimize=False)
+    _simplify(model)
+    return model
+
+
+def _trace(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    part: Part,
+    output_names: list[str],
+    dynamic: tuple[dict[int, torch.export.Dim], ...] | None = None,
+    *,
+    optimize: bool,
 ) -> ir.Model:
     with torch.inference_mode(False), torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -95,11 +102,10 @@ def _to_ir(
             input_names=[spec.name for spec in part.inputs],
             output_names=output_names,
             dynamic_shapes=dynamic,
-            optimize=False,  # its pattern search is quadratic in the nodes; see `_simplify`
+            optimize=optimize,
             verbose=False,
         )
     assert program is not None
-    _simplify(program.model)
     return program.model
 
 
