@@ -25,7 +25,7 @@ $(VENV)/.demo-installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml
-	$(call install,export,cpu,rtx,dev)
+	$(call install,export,cpu,rtx,eval,dev)
 	@touch $@ $(VENV)/.demo-installed
 
 # torch and torchvision come from one place in one step, because torchvision is compiled for one
@@ -37,7 +37,7 @@ define install
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { rm -rf $(VENV); echo "error: cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install --python $(BIN)/python --editable '.[$(1)$(if $(2),$(comma)$(2))$(if $(3),$(comma)$(3))$(if $(4),$(comma)$(4))]'
+	$(BIN)/python -m uv pip install --python $(BIN)/python --editable '.[$(1)$(if $(2),$(comma)$(2))$(if $(3),$(comma)$(3))$(if $(4),$(comma)$(4))$(if $(5),$(comma)$(5))]'
 endef
 
 clean:

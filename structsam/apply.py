@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
-from torch import nn
+from torch import Tensor, nn
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
-from structsam.merged_attention import MergedBlock
-from structsam.methods import find_method
+from structsam.merged_attention import MergedBlock, PromptBox, Tier
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,6 +23,10 @@ def apply_merging(
     rate: float | Sequence[float] = 0.5,
     layers: str | Sequence[int] = "all",
     attention: str = "folded",
+    options: Mapping[str, Any] | None = None,
+    align: int = 1,
+    proportional: bool = False,
+    prompt_aware: str | None = None,
 ) -> Model:
     """Merge tokens in the chosen blocks of a SAM model, in place.
 
@@ -33,6 +37,8 @@ def apply_merging(
         model: a `segment_anything` `Sam`, or its image encoder.
         rate: share of every map's tokens to remove, or one per block.
         layers: `all`, `global`, `window`, or block indices.
+        attention, align, proportional, prompt_aware: see `MergeConfig`.
+        options: the method's own options, such as `{"operator": "central"}`.
 
     Returns:
         The same model.
@@ -40,7 +46,16 @@ def apply_merging(
     Raises:
         UserError: not a SAM model, or an argument outside its range (nothing is changed then).
     """
-    config = MergeConfig.of(method, rate, layers, attention)
+    config = MergeConfig.of(
+        method,
+        rate,
+        layers,
+        attention,
+        options or {},
+        align=align,
+        proportional=proportional,
+        prompt_aware=prompt_aware,
+    )
     return apply_config(model, config)
 
 
@@ -52,13 +67,19 @@ def apply_config(model: Model, config: MergeConfig) -> Model:
     ]
     height, width = encoder.pos_embed.shape[1:3]
     rates = config.block_rates([block.window_size == 0 for block in stock])
+    prompt = PromptBox() if config.prompt_aware else None
     merged = []
-    for block, block_rate in zip(stock, rates, strict=True):
+    for index, (block, block_rate) in enumerate(zip(stock, rates, strict=True)):
         side = block.window_size
         grid = (side, side) if side else (height, width)
         _require_relative_positions(block, grid)
-        merging = find_method(config.method)(grid=grid, rate=block_rate) if block_rate else None
-        merged.append(MergedBlock(block, merging, config.attention))
+        windows = -(-height // side) * -(-width // side) if side else 1
+        tiers = [
+            Tier(config.make_method(grid, rate, index, len(stock)), count)
+            for rate, count in config.tier_rates(block_rate, windows)
+            if block_rate
+        ]
+        merged.append(MergedBlock(block, tiers, config.attention, config.proportional, prompt))
     remove_merging(model)
     for index, block in enumerate(merged):
         encoder.blocks[index] = block
@@ -81,6 +102,30 @@ def remove_merging(model: Model) -> Model:
 def merged_blocks(model: nn.Module) -> list[MergedBlock]:
     """Return the blocks that `apply_merging` put in; empty when the model is stock."""
     return [b for b in image_encoder_of(model).blocks if isinstance(b, MergedBlock)]
+
+
+def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
+    """Tell a prompt-aware model which box the next images are encoded for.
+
+    The embedding then belongs to that box: encode again when it changes.
+
+    Args:
+        model: merged with `prompt_aware`.
+        box: [4] or [B, 4] x0, y0, x1, y1 in pixels of the encoder's input.
+
+    Raises:
+        UserError: the model takes no box, or the box has another shape.
+    """
+    encoder = image_encoder_of(model)
+    prompts = {block.prompt for block in merged_blocks(model) if block.prompt}
+    if not prompts:
+        raise UserError("the model takes no prompt box. Merge it with prompt_aware='rank' first")
+    pixels = torch.as_tensor(box, dtype=torch.float32)
+    if pixels.ndim not in (1, 2) or pixels.shape[-1] != 4:
+        raise UserError(f"a prompt box has 4 numbers x0, y0, x1, y1, not {list(pixels.shape)}")
+    stride = encoder.patch_embed.proj.stride[0]
+    for prompt in prompts:
+        prompt.tokens = pixels.reshape(-1, 4) / stride
 
 
 def _require_relative_positions(block: Block, grid: tuple[int, int]) -> None:

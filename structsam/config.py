@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from structsam.errors import UserError
-from structsam.methods import find_method
-from structsam.methods.base import check_rate
+from structsam.methods import METHODS, find_method
+from structsam.methods.base import MergeMethod, check_rate
+from structsam.methods.options import known_options
+
+#: A grid that every method can cut, to ask a method for its limit.
+_ANY_GRID = (16, 16)
 
 LAYER_SETS = ("all", "global", "window")
 ATTENTION_FORMS = ("folded", "dense")
+#: How a prompt box steers merging: it only ranks cells, or windows around it merge less as well.
+PROMPT_FORMS = ("rank", "windows")
 
 
 @dataclass(frozen=True)
@@ -23,20 +29,42 @@ class MergeConfig:
         rate: share of every map's tokens to remove; one number, or one per block of the encoder.
         layers: `all`, `global`, `window`, or block indices.
         attention: `folded` (relative positions inside the product) or `dense` (explicit bias).
+        options: (name, value) pairs of the method's own options; see its class.
+        align: keep a multiple of this many tokens of every map, by removing a few more.
+        proportional: add the log of a slot's size to the logits of its key.
+        prompt_aware: None, `rank` (what lies outside the prompt box merges first) or `windows`
+            (and the windows that the box covers most merge less, the others more).
 
     Raises:
-        UserError: unknown name, or a rate outside the method's range.
+        UserError: unknown name, or a rate or an option outside the method's range.
     """
 
     method: str = "structsam"
     rate: float | tuple[float, ...] = 0.5
     layers: str | tuple[int, ...] = "all"
     attention: str = "folded"
+    options: tuple[tuple[str, Any], ...] = ()
+    align: int = 1
+    proportional: bool = False
+    prompt_aware: str | None = None
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
+        known_options(method, dict(self.options))
+        limit = method(_ANY_GRID, 0.0, **dict(self.options)).rate_limit
         for rate in self.rate if isinstance(self.rate, tuple) else (self.rate,):
-            check_rate(rate, method.name, method.max_rate)
+            check_rate(rate, method.name, limit)
+        if type(self.align) is not int or self.align < 1:
+            raise UserError(f"align must be a whole number from 1, not {self.align!r}")
+        if self.prompt_aware is not None and self.prompt_aware not in PROMPT_FORMS:
+            raise UserError(
+                f"unknown prompt_aware {self.prompt_aware!r}. Use one of: {', '.join(PROMPT_FORMS)}"
+            )
+        if self.prompt_aware and not method.takes_box:
+            able = ", ".join(name for name, m in METHODS.items() if m.takes_box)
+            raise UserError(
+                f"method {self.method!r} takes no prompt box. Use one that does: {able}"
+            )
         if not _are_layers(self.layers):
             raise UserError(
                 f"unknown layers {self.layers!r}. Use one of: {', '.join(LAYER_SETS)}, "
@@ -48,9 +76,53 @@ class MergeConfig:
             )
 
     @classmethod
-    def of(cls, method: str, rate: Any, layers: Any, attention: str) -> MergeConfig:
+    def of(
+        cls,
+        method: str,
+        rate: Any,
+        layers: Any,
+        attention: str = "folded",
+        options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+        **more: Any,
+    ) -> MergeConfig:
         """Make a configuration from what callers pass: lists, arrays and ranges become tuples."""
-        return cls(method, _frozen(rate), _frozen(layers), attention)
+        pairs = tuple((str(name), value) for name, value in dict(options).items())
+        return cls(method, _frozen(rate), _frozen(layers), attention, pairs, **more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form."""
+        return {**vars(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MergeConfig:
+        """Read what `to_dict` wrote; other keys are ignored, missing ones have their defaults."""
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls.of(**known)
+
+    def make_method(
+        self, grid: tuple[int, int], rate: float, layer: int = 0, depth: int = 1
+    ) -> MergeMethod:
+        """Return the method for one map size of one block.
+
+        Raises:
+            UserError: the grid does not suit the method, or the count cannot be had.
+        """
+        return find_method(self.method)(grid, rate, self.align, layer, depth, **dict(self.options))
+
+    def tier_rates(self, rate: float, windows: int) -> tuple[tuple[float, int], ...]:
+        """Return (rate, windows) of the tiers of a block whose windows merge at `rate` on average.
+
+        A third of the windows, those that the prompt box covers most, merge at half the rate; the
+        others at more, as far as the method's limit allows. One tier when nothing is prompt-aware.
+        """
+        inside = windows // 3
+        if self.prompt_aware != "windows" or not inside or not rate:
+            return ((rate, windows),)
+        limit = self.make_method(_ANY_GRID, 0.0).rate_limit
+        outside = windows - inside
+        low = max(rate / 2, (windows * rate - outside * limit) / inside)
+        high = min(limit, (windows * rate - inside * low) / outside)
+        return ((low, inside), (high, outside))
 
     def block_rates(self, is_global: Sequence[bool]) -> tuple[float, ...]:
         """Return the rate of every block, 0 where nothing is merged.

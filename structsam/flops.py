@@ -1,23 +1,40 @@
 """Multiply-adds of SAM's image encoder with merging inside, counted from the geometry alone.
 
 Convention (fvcore's, and the papers'): one multiply-add is one unit, LayerNorm costs 5 units per
-element, and softmax, GELU, additions, gathers and the neck's LayerNorm2d cost nothing. Units are
-counted for one image. Merging's own work (energy, ranks, cell means) is counted as overhead.
+element, and softmax, GELU, additions, comparisons, gathers and the neck's LayerNorm2d cost nothing.
+Units are counted for one image. The merge step is counted in three parts, see `MergeCost`.
 
 Letters: N tokens and M slots of one map, C channels, h heads of d channels, H W grid of one map.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from structsam.config import MergeConfig
-from structsam.methods import find_method
+from structsam.errors import UserError
+from structsam.merge_cost import MergeCost
+from structsam.methods.base import MergeMethod
 from structsam.models.spec import ModelSpec
+from structsam.relative_attention import folded_channels
 
 _NECK_CHANNELS = 256
 _NORM_UNITS = 5
+
+#: Where merging happens. `attention`: around attention and its output projection, as this package
+#: does. `thesis`: for counting only, as the code of S. Xie's thesis does: it scatters instead of
+#: multiplying with one-hot matrices, and projects all tokens because it unmerges first.
+PLACEMENTS = ("attention", "thesis")
+
+
+@dataclass(frozen=True)
+class TierFlops:
+    """Maps of a block that merge equally much: `maps` of them keep `slots` tokens each."""
+
+    rate: float
+    maps: int
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -25,20 +42,23 @@ class BlockFlops:
     """Multiply-adds of one transformer block.
 
     Args:
+        rate: the share of tokens that was asked to go; of all maps where these form tiers.
         maps: token maps that attend separately: 1, or the number of windows.
         tokens: N of one map, padding included.
-        slots: M of one map, the tokens that are kept.
+        tiers: how many maps keep how many tokens; more than one only with a prompt box.
         relative: products of queries with relative positions.
         norm: both LayerNorms, 5 units per element.
-        overhead: what merging itself costs.
+        energy: scoring tokens before they are merged.
+        matching: products that look for similar tokens.
+        pooling: products that average tokens into their slots.
         folded_extra: multiply-adds of the folded attention form beyond `qk_av` and `relative`;
             not part of `total`.
         logits: elements of the attention matrices, h*M*M per map: memory where attention is not
             fused.
         widest: elements of the largest activation where attention is fused: q, k and v together,
-            or the MLP's hidden layer.
+            or the MLP's hidden layer. The merge step's own matrices are left out.
         traffic: elements that the matrix products read and write when attention is fused,
-            weights excluded.
+            without weights and without the merge step.
     """
 
     index: int
@@ -46,18 +66,25 @@ class BlockFlops:
     rate: float
     maps: int
     tokens: int
-    slots: int
+    tiers: tuple[TierFlops, ...]
     qkv: int
     qk_av: int
     relative: int
     proj: int
     mlp: int
     norm: int
-    overhead: int
+    energy: int
+    matching: int
+    pooling: int
     folded_extra: int
     logits: int
     widest: int
     traffic: int
+
+    @property
+    def overhead(self) -> int:
+        """What merging itself costs: `energy`, `matching` and `pooling`."""
+        return self.energy + self.matching + self.pooling
 
     @property
     def total(self) -> int:
@@ -66,13 +93,19 @@ class BlockFlops:
         return attention + self.mlp + self.norm + self.overhead
 
     @property
+    def slots(self) -> int:
+        """M, the tokens that one map keeps; rounded mean of the maps where these form tiers."""
+        return round(self.kept * self.tokens)
+
+    @property
     def kept(self) -> float:
-        """Share of the tokens that is left, M / N; beside `rate`, which rounds to whole cells."""
-        return self.slots / self.tokens
+        """Share of the tokens that is left; beside `rate`, which rounds to whole groups."""
+        return sum(tier.maps * tier.slots for tier in self.tiers) / (self.maps * self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready form with `total` and `kept`."""
-        return {**vars(self), "total": self.total, "kept": self.kept}
+        """Return a JSON-ready form with what follows from the fields."""
+        derived = {name: getattr(self, name) for name in ("slots", "kept", "overhead", "total")}
+        return {**vars(self), "tiers": [vars(tier) for tier in self.tiers], **derived}
 
 
 @dataclass(frozen=True)
@@ -82,19 +115,20 @@ class EncoderFlops:
     model: str
     method: str
     attention: str
+    placement: str
     patch_embedding: int
     neck: int
     blocks: tuple[BlockFlops, ...] = field(repr=False)
 
     @property
     def total(self) -> int:
-        """What papers report, merging's overhead included and `folded_extra` excluded."""
+        """What papers report, the merge step included and `folded_extra` excluded."""
         return self.patch_embedding + self.neck + sum(block.total for block in self.blocks)
 
     @property
     def folded_extra(self) -> int:
         """Multiply-adds that run beyond `total` because attention is folded (0 for dense)."""
-        return sum(block.folded_extra for block in self.blocks)
+        return self.sum("folded_extra")
 
     @property
     def executed(self) -> int:
@@ -104,12 +138,16 @@ class EncoderFlops:
     @property
     def overhead(self) -> int:
         """The part of `total` that merging itself costs."""
-        return sum(block.overhead for block in self.blocks)
+        return self.sum("overhead")
 
     @property
     def gmac(self) -> float:
         """`total` in units of 10^9."""
         return self.total / 1e9
+
+    def sum(self, part: str) -> int:
+        """Add up a part of all blocks, such as `matching` or `qkv`."""
+        return sum(getattr(block, part) for block in self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form, in multiply-adds; the keys in GMAC say so."""
@@ -118,24 +156,38 @@ class EncoderFlops:
             "model": self.model,
             "method": self.method,
             "attention": self.attention,
+            "placement": self.placement,
             "total_gmac": round(self.total / 1e9, 4),
             "executed_gmac": round(self.executed / 1e9, 4),
             "total": self.total,
             "folded_extra": self.folded_extra,
             "executed": self.executed,
             "overhead": self.overhead,
+            **{part.name: self.sum(part.name) for part in fields(MergeCost)},
             "patch_embedding": self.patch_embedding,
             "neck": self.neck,
             "blocks": [block.to_dict() for block in self.blocks],
         }
 
 
-def encoder_flops(spec: ModelSpec, config: MergeConfig) -> EncoderFlops:
-    """Count an encoder's multiply-adds as this package runs it, the projection before unmerging.
+def encoder_flops(
+    spec: ModelSpec, config: MergeConfig, placement: str = "attention"
+) -> EncoderFlops:
+    """Count an encoder's multiply-adds; by default as this package runs it.
+
+    The thesis' code removes `int(rate * N)` tokens, has an explicit bias instead of the folded
+    form, and knows no `align`.
+
+    Args:
+        placement: one of `PLACEMENTS`.
 
     Raises:
-        UserError: the configuration does not fit the model (block index, number of rates).
+        UserError: unknown placement, or the configuration does not fit the model or placement.
     """
+    if placement not in PLACEMENTS:
+        raise UserError(f"unknown placement {placement!r}. Use one of: {', '.join(PLACEMENTS)}")
+    if placement == "thesis" and config.align > 1:
+        raise UserError("the thesis' code has no align. Use --placement attention, or no align")
     is_global = [index in spec.global_blocks for index in range(spec.depth)]
     rates = config.block_rates(is_global)
     height, width = spec.grid
@@ -145,12 +197,12 @@ def encoder_flops(spec: ModelSpec, config: MergeConfig) -> EncoderFlops:
     return EncoderFlops(
         model=spec.name,
         method=config.method if any(rates) else "none",
-        attention=config.attention,
+        attention=config.attention if placement == "attention" else "dense",
+        placement=placement,
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
         blocks=tuple(
-            _block(spec, config, index, whole, rate)
-            for index, (whole, rate) in enumerate(zip(is_global, rates, strict=True))
+            _block(spec, config, placement, index, rate) for index, rate in enumerate(rates)
         ),
     )
 
@@ -161,42 +213,82 @@ def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
 
 
 def _block(
-    spec: ModelSpec, config: MergeConfig, index: int, whole: bool, rate: float
+    spec: ModelSpec, config: MergeConfig, placement: str, index: int, rate: float
 ) -> BlockFlops:
-    channels, heads, dim = spec.embed_dim, spec.num_heads, spec.head_dim
     height, width = spec.grid
-    image_tokens = height * width
-    if whole:
-        grid, maps = spec.grid, 1
-    else:
-        side = spec.window_size
-        grid, maps = (side, side), -(-height // side) * -(-width // side)
-    method = find_method(config.method)(grid=grid, rate=rate) if rate else None
-    tokens = grid[0] * grid[1]
-    slots = method.num_slots if method else tokens
-    rows = maps * slots
-    logits = heads * maps * slots**2
-    positions = grid[0] + grid[1]
-    folded = positions + -(dim + positions) % 8  # channels that the folded form adds to d
-    extra = folded if config.attention == "folded" else 0
+    side, is_global = spec.window_size, index in spec.global_blocks
+    grid = spec.grid if is_global else (side, side)
+    maps = 1 if is_global else -(-height // side) * -(-width // side)
+    tiers = [
+        _tier(spec, config, placement, index, grid, tier_rate, count)
+        for tier_rate, count in config.tier_rates(rate, maps)
+    ]
+    units = {part: sum(tier.units[part] for tier in tiers) for part in tiers[0].units}
+    pixels, channels = height * width, spec.embed_dim
+    units["widest"] = max(units["widest"], 4 * pixels * channels)
+    units["traffic"] += pixels * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(
         index=index,
-        kind="global" if whole else "window",
+        kind="global" if is_global else "window",
         rate=rate,
         maps=maps,
-        tokens=tokens,
-        slots=slots,
-        qkv=3 * rows * channels**2,
-        qk_av=2 * logits * dim,
-        relative=rows * channels * positions,
-        proj=rows * channels**2,
-        mlp=8 * image_tokens * channels**2,
-        norm=2 * _NORM_UNITS * image_tokens * channels,
-        overhead=maps * method.overhead_macs(channels) if method else 0,
-        folded_extra=logits * extra,
-        logits=logits,
-        widest=max(3 * rows, 4 * image_tokens) * channels,
-        # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`;
-        # the projection C and C; the MLP C, 4C, 4C and C
-        traffic=rows * (10 * channels + 2 * heads * extra) + image_tokens * 10 * channels,
+        tokens=grid[0] * grid[1],
+        tiers=tuple(tier.counts for tier in tiers),
+        mlp=8 * pixels * channels**2,
+        norm=2 * _NORM_UNITS * pixels * channels,
+        **units,
     )
+
+
+@dataclass(frozen=True)
+class _Tier:
+    """Attention and merging of one tier: counts, and multiply-adds or elements of all its maps."""
+
+    counts: TierFlops
+    units: dict[str, int]
+
+
+def _tier(
+    spec: ModelSpec,
+    config: MergeConfig,
+    placement: str,
+    index: int,
+    grid: tuple[int, int],
+    rate: float,
+    maps: int,
+) -> _Tier:
+    channels, heads, dim = spec.embed_dim, spec.num_heads, spec.head_dim
+    tokens = grid[0] * grid[1]
+    slots, stands_on, cost = tokens, grid, MergeCost()
+    if rate:
+        method = config.make_method(grid, rate, index, spec.depth)
+        slots = _slots(method, placement)
+        stands_on = method.slot_grid or grid
+        cost = method.cost(channels, channels if method.metric == "all" else dim)
+    rows = maps * slots
+    logits = heads * maps * slots**2
+    folded = config.attention == "folded" and placement == "attention"
+    extra = folded_channels(stands_on, dim, config.proportional and rate > 0) if folded else 0
+    projected = maps * tokens if placement == "thesis" else rows
+    units = {
+        "qkv": 3 * rows * channels**2,
+        "qk_av": 2 * logits * dim,
+        "relative": rows * channels * sum(stands_on),
+        "proj": projected * channels**2,
+        "energy": maps * cost.energy,
+        "matching": maps * cost.matching,
+        "pooling": 0 if placement == "thesis" else maps * cost.pooling,
+        "folded_extra": logits * extra,
+        "logits": logits,
+        "widest": 3 * rows * channels,
+        # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`;
+        # the projection C and C
+        "traffic": rows * (8 * channels + 2 * heads * extra) + projected * 2 * channels,
+    }
+    return _Tier(TierFlops(rate, maps, slots), units)
+
+
+def _slots(method: MergeMethod, placement: str) -> int:
+    if placement == "thesis":
+        return method.num_tokens - method.num_removed_in_thesis
+    return method.num_slots

@@ -1,29 +1,48 @@
-"""SAM's transformer block with merging inside, and its attention for tokens at any position.
+"""SAM's transformer block with merging inside.
 
 Order inside a block: norm -> energy -> windows -> merge -> qkv -> attention -> output projection
 -> unmerge -> windows back -> residual at full resolution -> MLP. Projecting before unmerging is
 the same function as after it, on fewer tokens.
 
-Letters: B maps (images, or images times windows), h heads, M slots, d channels per head,
-H W token grid of one map, C = h*d.
+Letters: B images, W windows of an image (1 where a block attends over the whole grid), H' W' token
+grid of the image, N tokens of one map, C = h*d channels of h heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.image_encoder import (
-    Attention,
-    Block,
-    window_partition,
-    window_unpartition,
-)
+from segment_anything.modeling.image_encoder import Block, window_partition, window_unpartition
 from torch import Tensor, nn
 
 from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
+from structsam.ranking import invert_ranks, rank_descending
+from structsam.relative_attention import Positions, attend
+
+
+class PromptBox:
+    """The box that prompt-aware blocks look at; one object is shared by all blocks of a model.
+
+    Args:
+        tokens: [B, 4] float32 x0, y0, x1, y1 in tokens of the image's grid; one row serves all
+            images. The empty box at first merges as without a box.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = torch.zeros(1, 4)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Windows that merge equally many tokens: `method` for each of `windows` windows an image."""
+
+    method: MergeMethod
+    windows: int
 
 
 class MergedBlock(nn.Module):
@@ -34,17 +53,29 @@ class MergedBlock(nn.Module):
 
     Args:
         block: the stock block, kept in `original`.
-        method: merging for one map of this block; None computes attention on all tokens.
-        attention: key of `ATTENTIONS`.
+        tiers: merging for the maps of this block; several give the windows that the prompt box
+            covers most to the first tier, and so on. None computes attention on all tokens.
+        attention: key of `structsam.relative_attention.ATTENTIONS`.
+        proportional: add the log of a slot's size to the logits of its key.
+        prompt: where the prompt box is found; None when the model takes none.
     """
 
-    def __init__(self, block: Block, method: MergeMethod | None, attention: str) -> None:
+    def __init__(
+        self,
+        block: Block,
+        tiers: Sequence[Tier],
+        attention: str,
+        proportional: bool = False,
+        prompt: PromptBox | None = None,
+    ) -> None:
         super().__init__()
         self.norm1, self.attn = block.norm1, block.attn
         self.norm2, self.mlp = block.norm2, block.mlp
         self.window_size: int = block.window_size
-        self.method = method
+        self.tiers = tuple(tiers)
         self.attention = attention
+        self.proportional = proportional
+        self.prompt = prompt
         self._original = (block,)  # in a tuple, so that it is not registered as a submodule
         self.on_plan: Callable[[MergePlan], None] | None = None
         self.train(block.training)
@@ -54,176 +85,164 @@ class MergedBlock(nn.Module):
         """The stock block that this one replaces."""
         return self._original[0]
 
+    @property
+    def method(self) -> MergeMethod | None:
+        """Merging of the first tier; None where nothing is merged."""
+        return self.tiers[0].method if self.tiers else None
+
     def forward(self, x: Tensor) -> Tensor:
-        """Map a token grid [B, H, W, C] to one of the same shape."""
+        """Map a token grid [B, H', W', C] to one of the same shape."""
         normed = self.norm1(x)
         x = x + self._attend(normed)
         return x + self.mlp(self.norm2(x))
 
+    def metric_map(self, x: Tensor) -> Tensor:
+        """Return what methods score: [B, H', W', C] -> the mean over the heads, float32, or x."""
+        if self.method is None or self.method.metric == "all":
+            return x
+        return x.float().unflatten(-1, (self.attn.num_heads, -1)).mean(-2)
+
+    def token_energy(self, x: Tensor) -> Tensor | None:
+        """Return the energy [B, H', W'] of the normed tokens, None if the method has none."""
+        return self.method.token_energy(self.metric_map(x)) if self.method else None
+
     def _attend(self, x: Tensor) -> Tensor:
-        _, height, width, channels = x.shape
-        energy = self.method.token_energy(x) if self.method else None  # [B, H, W]
+        batch, height, width, channels = x.shape
         window = self.window_size
-        if window:
-            x, padded = window_partition(x, window)  # [B*windows, window, window, C]
-            if energy is not None:
-                energy, _ = window_partition(energy.unsqueeze(-1), window)  # padding: energy 0
-        grid = (x.shape[1], x.shape[2])
-        tokens = x.flatten(1, 2)  # [B', N, C]
+        grid = (window, window) if window else (height, width)
         if self.method is None:
-            y = attend(self.attn, tokens, None, grid, self.attention)
+            y = attend(self.attn, _windows(x, window), Positions(grid), self.attention)
         else:
-            plan = self.method.plan(tokens, None if energy is None else energy.flatten(1))
+            maps = self._maps(x, grid)
+            if len(self.tiers) == 1:
+                y, plan = self._merge_and_attend(self.method, maps)
+            else:
+                y, plan = self._in_tiers(maps, batch)
             if self.on_plan:
                 self.on_plan(plan)
-            merged = attend(
-                self.attn, plan.merge(tokens), plan.anchor_of_slot, grid, self.attention
-            )
-            y = plan.unmerge(merged)
         y = y.reshape(-1, *grid, channels)
         if window:
+            padded = (height + -height % window, width + -width % window)
             y = window_unpartition(y, window, padded, (height, width))
         return y
 
+    def _maps(self, x: Tensor, grid: tuple[int, int]) -> _Maps:
+        """Cut the image [B, H', W', C] and all that methods look at into windows."""
+        batch, height, width, _ = x.shape
+        window = self.window_size
+        metric = self.metric_map(x)
+        energy = self.method.token_energy(metric) if self.method else None
+        scores = None if energy is None else _windows(energy.unsqueeze(-1), window).squeeze(-1)
+        padding = None
+        if window and (height % window or width % window):
+            real = _windows(torch.ones(1, height, width, 1, device=x.device), window)
+            padding = (real.squeeze(-1) == 0).repeat(batch, 1)
+        box = self.prompt.tokens if self.prompt else None
+        if box is not None:
+            box = box.to(x.device).expand(batch, -1)
+        return _Maps(
+            tokens=_windows(x, window),
+            metric=_windows(metric.to(x.dtype), window),
+            energy=scores,
+            padding=padding,
+            box=None if box is None else _box_of_windows(box, (height, width), grid),
+        )
 
-def attend(
-    attn: Attention, tokens: Tensor, anchors: Tensor | None, grid: tuple[int, int], core: str
-) -> Tensor:
-    """Run SAM's attention on tokens that stand at `anchors`, output projection included.
+    def _merge_and_attend(self, method: MergeMethod, maps: _Maps) -> tuple[Tensor, MergePlan]:
+        """Return what attention adds to every token, [B*W, N, C], and the plan."""
+        plan = method.plan(maps.metric, maps.energy, maps.padding, maps.box)
+        log_size = plan.size_of_slot.float().log() if self.proportional else None
+        if plan.slot_grid:
+            positions = Positions(plan.slot_grid, None, log_size)
+        else:
+            positions = Positions(plan.grid, plan.anchor_of_slot, log_size)
+        merged = attend(self.attn, plan.merge(maps.tokens), positions, self.attention)
+        return plan.unmerge(merged), plan
 
-    `logit[a, b] = q_a.k_b / sqrt(d) + q_a.Rh[y_a - y_b] + q_a.Rw[x_a - x_b]`
+    def _in_tiers(self, maps: _Maps, batch: int) -> tuple[Tensor, MergePlan]:
+        """Give the windows that the box covers most to the first tier, and so on."""
+        windows = maps.tokens.shape[0] // batch
+        assert maps.box is not None, "several tiers need a prompt box"
+        covered = _covered(maps.box, self.tiers[0].method.grid).reshape(batch, windows)
+        rank = rank_descending(covered)  # [B, W]
+        order = invert_ranks(rank)
+        first = windows * torch.arange(batch, device=order.device)[:, None]
+        place = (rank + first).flatten()  # of every window among the results, tier by tier
+        results, plans, start = [], [], 0
+        for tier in self.tiers:
+            chosen = order[:, start : start + tier.windows] + first
+            y, plan = self._merge_and_attend(tier.method, maps.pick(chosen.flatten()))
+            results.append(y)
+            plans.append(plan)
+            start += tier.windows
 
-    Args:
-        attn: the stock attention module; only its parameters are used.
-        tokens: [B, M, C].
-        anchors: [B, M] row-major positions in `grid`; None means one token per position.
-        core: key of `ATTENTIONS`.
+        def in_window_order(parts: list[Tensor]) -> Tensor:
+            rows = [p.reshape(batch, -1, *p.shape[1:]) for p in parts]
+            return torch.cat(rows, 1).flatten(0, 1).index_select(0, place)
 
-    Returns:
-        [B, M, C].
+        return in_window_order(results), _joined(plans, in_window_order)
+
+
+def _joined(plans: list[MergePlan], in_window_order: Callable[[list[Tensor]], Tensor]) -> MergePlan:
+    """Make one plan of the tiers' plans, to look at; slots that a tier has not are filled with 0.
+
+    It cannot merge: its maps keep different numbers of tokens.
     """
-    batch, slots, channels = tokens.shape
-    heads = attn.num_heads
-    # [B, M, 3C] -> three of [B, h, M, d]
-    qkv = attn.qkv(tokens).reshape(batch, slots, 3, heads, channels // heads)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    if anchors is None:
-        rel_h, rel_w = _relative_terms_of_grid(attn, q, grid)
-    else:
-        rel_h, rel_w = _relative_terms(attn, q, anchors, grid)
-    out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, anchors, grid)
-    return attn.proj(out.transpose(1, 2).reshape(batch, slots, channels))
+    slots = max(plan.num_slots for plan in plans)
+
+    def whole(name: str) -> Tensor:
+        parts = [getattr(plan, name) for plan in plans]
+        if name != "slot_of_token":
+            parts = [F.pad(part, (0, slots - part.shape[1])) for part in parts]
+        return in_window_order(parts)
+
+    def refuse(tokens: Tensor) -> Tensor:
+        raise TypeError("the joined plan of several tiers only shows which tokens share a slot")
+
+    return MergePlan(
+        grid=plans[0].grid,
+        slot_of_token=whole("slot_of_token"),
+        anchor_of_slot=whole("anchor_of_slot"),
+        size_of_slot=whole("size_of_slot"),
+        features=refuse,
+    )
 
 
-def _folded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    anchors: Tensor | None,
-    grid: tuple[int, int],
-) -> Tensor:
-    """Relative positions inside the product: `[q|rel_h|rel_w] . [k|onehot(y)|onehot(x)]`.
+@dataclass(frozen=True)
+class _Maps:
+    """The maps of a block, one per window: tokens [B*W, N, C] and what methods look at."""
 
-    No M x M bias exists; the head dimension grows by H + W, rounded up to a multiple of 8.
-    """
-    batch, heads, slots, dim = q.shape
-    height, width = grid
-    table = _one_hot_table(grid, dim, q)  # [N, H + W + spare]
-    if anchors is None:
-        place = table.expand(batch, heads, -1, -1)
-    else:
-        place = table.index_select(0, anchors.reshape(-1)).reshape(batch, 1, slots, -1)
-        place = place.expand(-1, heads, -1, -1)
-    parts = [q, rel_h, rel_w]
-    spare = table.shape[1] - height - width
-    if spare:
-        parts.append(q.new_zeros(batch, heads, slots, spare))
-    return _softmax_attention(torch.cat(parts, -1), torch.cat([k, place], -1), v)
+    tokens: Tensor
+    metric: Tensor
+    energy: Tensor | None
+    padding: Tensor | None
+    box: Tensor | None
+
+    def pick(self, windows: Tensor) -> _Maps:
+        """Return only these windows [K] of all."""
+        picked: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            picked[field.name] = None if value is None else value.index_select(0, windows)
+        return _Maps(**picked)
 
 
-def _dense(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    anchors: Tensor | None,
-    grid: tuple[int, int],
-) -> Tensor:
-    """Relative positions as an explicit [B, h, M, M] bias; kept to compare with."""
-    height, width = grid
-    if anchors is None:
-        anchors = torch.arange(height * width, device=q.device).expand(q.shape[0], -1)
-    batch, heads, slots, _ = q.shape
-    y_of_key = torch.div(anchors, width, rounding_mode="floor")[:, None, None, :]
-    x_of_key = (anchors % width)[:, None, None, :]
-    shape = (batch, heads, slots, slots)
-    bias = rel_h.gather(-1, y_of_key.expand(shape)) + rel_w.gather(-1, x_of_key.expand(shape))
-    return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+def _windows(x: Tensor, window: int) -> Tensor:
+    """Cut [B, H', W', C] into maps [B*W, N, C], zeros on padding; window 0 is one map."""
+    return (window_partition(x, window)[0] if window else x).flatten(1, 2)
 
 
-ATTENTIONS: dict[str, Callable[..., Tensor]] = {"folded": _folded, "dense": _dense}
+def _box_of_windows(box: Tensor, image: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Move a box [B, 4] in tokens of the image into every window: [B*W, 4]."""
+    y = torch.arange(0, image[0], grid[0], device=box.device)
+    x = torch.arange(0, image[1], grid[1], device=box.device)
+    left, top = x.repeat(len(y)), y.repeat_interleave(len(x))
+    origin = torch.stack([left, top, left, top], -1)  # [W, 4]
+    return (box.unsqueeze(1) - origin).flatten(0, 1)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with the scale already in q; v may have fewer channels than q and k."""
-    if q.is_cuda and not torch.compiler.is_exporting():
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)  # never holds M x M logits
-    # The plain pattern is what TensorRT and ONNX Runtime fuse, and the faster one on a CPU.
-    return (q @ k.transpose(-2, -1)).softmax(-1) @ v
-
-
-def _one_hot_table(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:
-    """Row n is [onehot(y_n) | onehot(x_n) | zeros], [N, K] with (dim + K) % 8 == 0."""
-    height, width = grid
-    eye_h = torch.eye(height, dtype=like.dtype, device=like.device)
-    eye_w = torch.eye(width, dtype=like.dtype, device=like.device)
-    rows = eye_h[:, None, :].expand(-1, width, -1)
-    columns = eye_w[None, :, :].expand(height, -1, -1)
-    table = torch.cat([rows, columns], -1).reshape(height * width, height + width)
-    return F.pad(table, (0, -(dim + height + width) % 8))
-
-
-def _relative_table(rel_pos: Tensor, size: int) -> Tensor:
-    """`table[a, b] = rel_pos[a - b + size - 1]`, [size, size, d]."""
-    position = torch.arange(size, device=rel_pos.device)
-    offset = position[:, None] - position[None, :] + size - 1
-    return rel_pos.index_select(0, offset.reshape(-1)).reshape(size, size, -1)
-
-
-def _relative_terms_of_grid(
-    attn: Attention, q: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return `q.Rh` [B, h, N, H] and `q.Rw` [B, h, N, W] for one query per grid position."""
-    batch, heads, _, dim = q.shape
-    height, width = grid
-    q = q.reshape(batch, heads, height, width, dim)
-    # [B, h, H, W, d] @ [H, d, H] and [B, h, W, H, d] @ [W, d, W]
-    rel_h = q @ _relative_table(attn.rel_pos_h, height).transpose(1, 2)
-    rel_w = q.transpose(2, 3) @ _relative_table(attn.rel_pos_w, width).transpose(1, 2)
-    return rel_h.flatten(2, 3), rel_w.transpose(2, 3).flatten(2, 3)
-
-
-def _relative_terms(
-    attn: Attention, q: Tensor, anchors: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return `q.Rh` [B, h, M, H] and `q.Rw` [B, h, M, W] for queries at `anchors`.
-
-    Every query takes its row of the table, [H, d] and [W, d], shared by the heads.
-    """
-    batch, heads, slots, dim = q.shape
-    height, width = grid
-    position = torch.arange(height * width, device=anchors.device)
-    place = anchors.reshape(-1)
-    y = torch.div(position, width, rounding_mode="floor").index_select(0, place)
-    x = (position % width).index_select(0, place)
-    per_slot = q.transpose(1, 2).reshape(batch * slots, heads, dim)
-
-    def term(rel_pos: Tensor, place: Tensor, size: int) -> Tensor:
-        table = _relative_table(rel_pos, size).transpose(1, 2).reshape(size, dim * size)
-        own = table.index_select(0, place).reshape(batch * slots, dim, size)
-        return (per_slot @ own).reshape(batch, slots, heads, size).transpose(1, 2)
-
-    return term(attn.rel_pos_h, y, height), term(attn.rel_pos_w, x, width)
+def _covered(box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return how many tokens' area of every map the box [B*W, 4] covers: [B*W]."""
+    limit = torch.tensor([grid[1], grid[0], grid[1], grid[0]], device=box.device)
+    inside = torch.minimum(box.clamp(min=0), limit)
+    return (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])

@@ -56,13 +56,7 @@ def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
     encoder = apply_config(build_sam(spec).image_encoder, config)
     folder.mkdir(parents=True)
     part = export_encoder(EncoderModule(encoder, like.precision), folder, ENCODER_ONNX)
-    merging = {
-        "method": config.method,
-        "rate": 0.0,
-        "layers": "all",
-        "attention": config.attention,
-        "blocks": counts_per_block(encoder),
-    }
+    merging = config.to_dict() | {"blocks": counts_per_block(encoder)}
     flops = encoder_flops(spec, config).to_dict()
     return _bundle(like, folder, part, merging, like.precision, flops)
 

@@ -82,7 +82,9 @@ def feeds_of(part: Part) -> Arrays:
 def _input(spec: TensorSpec, part: Part, rng: np.random.Generator) -> np.ndarray:
     shape = tuple(part.profile[d][1] if isinstance(d, str) else d for d in spec.shape)
     values: np.ndarray
-    if spec.name == "point_coords":
+    if spec.name == "prompt_box":
+        values = np.array([[300.0, 300.0, 700.0, 700.0]])
+    elif spec.name == "point_coords":
         values = np.linspace(100.0, 600.0, int(np.prod(shape))).reshape(shape)
     elif spec.name == "point_labels":
         values = np.full(shape, -1.0)  # -1 is padding; 2 and 3 are the corners of a box

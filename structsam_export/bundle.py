@@ -26,6 +26,8 @@ DECODER_ONNX = "decoder.onnx"
 PARITY_JSON = "parity.json"
 PARITY_HTML = "parity.html"
 REFERENCE_FOLDER = "reference"
+#: The second input of a prompt-aware encoder.
+PROMPT_BOX = "prompt_box"
 ENGINE_FOLDER = "engines"
 
 PartName = Literal["encoder", "decoder"]
@@ -108,6 +110,11 @@ class Bundle:
     def has_random_weights(self) -> bool:
         """Whether masks of this bundle carry no meaning."""
         return bool(self.manifest["model"]["weights"] == "random")
+
+    @property
+    def takes_box(self) -> bool:
+        """Whether the encoder takes a prompt box, so that an embedding belongs to one prompt."""
+        return any(spec.name == PROMPT_BOX for spec in self.part("encoder").inputs)
 
     def predictor(self, backend: str = "auto", **options: Any) -> Predictor:
         """Open the bundle for prediction; see `structsam_export.predictor.Predictor`."""

@@ -5,14 +5,36 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from structsam.errors import UserError
-
-if TYPE_CHECKING:
-    from structsam_export.terminal import Terminal
+from structsam_export import cli_study
+from structsam_export.cli_arguments import (
+    Align,
+    Attention,
+    BackendName,
+    BundlePath,
+    Checkpoint,
+    Images,
+    Json,
+    Layers,
+    Method,
+    Model,
+    Options,
+    PromptAware,
+    PromptForm,
+    Proportional,
+    Rate,
+    Seed,
+    Targets,
+    Threads,
+    Weights,
+    make_terminal,
+    parse_rates,
+    random_note,
+)
 
 app = typer.Typer(
     name="structsam-export",
@@ -22,21 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
-Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
-Rate = Annotated[str, typer.Option(help="Share of tokens to remove; or one per block: 0.5,0,...")]
-Layers = Annotated[str, typer.Option(help="all, global, window, or block indices such as 7,8,9.")]
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
-BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
-Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo for parity.")]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option("--target", help="GPU generation, such as sm89; repeat it, or say all."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-
 
 @app.command()
 def export(
@@ -45,10 +52,15 @@ def export(
     method: Method = "structsam",
     layers: Layers = "all",
     checkpoint: Checkpoint = None,
-    weights: Annotated[str | None, typer.Option(help="random: for latency work only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random weights.")] = 0,
+    weights: Weights = None,
+    seed: Seed = 0,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
-    attention: Annotated[str, typer.Option(help="folded or dense.")] = "folded",
+    attention: Attention = "folded",
+    option: Options = None,
+    align: Align = 1,
+    proportional: Proportional = False,
+    prompt_aware: PromptAware = False,
+    prompt_form: PromptForm = "rank",
     backend: BackendName = "auto",
     target: Targets = None,
     image: Images = None,
@@ -58,13 +70,16 @@ def export(
     json_only: Json = False,
 ) -> None:
     """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
-    terminal = _terminal()
+    terminal = make_terminal()
     rates = parse_rates(rate)
     if weights == "random":
-        terminal.warn(_random_note())
+        terminal.warn(random_note())
     from structsam.config import parse_layers
+    from structsam.methods import find_method
+    from structsam.methods.options import parse_options
     from structsam_export.pipeline import export as run
 
+    options = parse_options(find_method(method), option or ())
     try:
         result = run(
             model=model,
@@ -76,6 +91,10 @@ def export(
             seed=seed,
             precision=precision,
             attention=attention,
+            options=options,
+            align=align,
+            proportional=proportional,
+            prompt_aware=prompt_form if prompt_aware else None,
             backend=backend,
             targets=target or (),
             images=image or (),
@@ -105,7 +124,7 @@ def export(
             terminal.print(f"engine: {note}")
         terminal.table(parity_table(report))
         if bundle.has_random_weights:
-            terminal.print(_random_note())
+            terminal.print(random_note())
         terminal.print(report.verdict())
         terminal.print(f"report: {bundle.path / 'parity.html'}")
         terminal.print(f"bundle: {bundle.path}")
@@ -126,13 +145,13 @@ def build(
     json_only: Json = False,
 ) -> None:
     """Build TensorRT engines from a bundle's ONNX, importing no torch."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.bundle import open_bundle
     from structsam_export.engine_build import build as run
 
     opened = open_bundle(bundle)
     if opened.has_random_weights:
-        terminal.warn(_random_note())
+        terminal.warn(random_note())
     try:
         entries = run(
             opened,
@@ -166,7 +185,7 @@ def check(
     json_only: Json = False,
 ) -> None:
     """Parity on this machine; exit 1 when it fails."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.backends import RunOptions
     from structsam_export.bundle import open_bundle
     from structsam_export.parity import check as run
@@ -174,7 +193,7 @@ def check(
 
     opened = open_bundle(bundle)
     if opened.has_random_weights:
-        terminal.warn(_random_note())
+        terminal.warn(random_note())
     options = RunOptions(threads=threads, checkpoint=checkpoint)
     report = run(opened, backend, image or (), options, require or (), terminal.say)
     if json_only:
@@ -206,7 +225,7 @@ def predict(
     json_only: Json = False,
 ) -> None:
     """Masks of a photo as PNG, an overlay, and scores as JSON."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.bundle import open_bundle
     from structsam_export.prediction import parse_box, parse_point, predict_image
 
@@ -254,7 +273,7 @@ def bench(
     ] = False,
 ) -> None:
     """Implied cost, then measured latency and memory; the last line is JSON."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.benchmark import bench as run
     from structsam_export.benchmark import render_table
     from structsam_export.bundle import open_bundle
@@ -277,32 +296,6 @@ def bench(
 
 
 @app.command()
-def flops(
-    model: Model = "vit_b",
-    method: Method = "structsam",
-    rate: Rate = "0.5",
-    layers: Layers = "all",
-    json_only: Json = False,
-) -> None:
-    """Multiply-adds of the encoder per block and in all, merging included."""
-    terminal = _terminal()
-    rates = parse_rates(rate)
-    from structsam.config import MergeConfig, parse_layers
-    from structsam.flops import encoder_flops
-    from structsam.models import model_spec
-    from structsam_export.terminal import flops_table
-
-    config = MergeConfig(method, rates, parse_layers(layers))
-    spec = model_spec(model)
-    counted = encoder_flops(spec, config)
-    if json_only:
-        print(json.dumps(counted.to_dict()))
-        return
-    unmerged = encoder_flops(spec, MergeConfig(method, 0.0))
-    terminal.table(flops_table(f"{model}, {method}, rate {rate}, {layers}", counted, unmerged))
-
-
-@app.command()
 def lint(
     onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="ONNX file.")],
     dynamic: Annotated[
@@ -311,7 +304,7 @@ def lint(
     json_only: Json = False,
 ) -> None:
     """Check the export rules; every violation is named, exit 2 when there is one."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.lint import RULES
     from structsam_export.lint import lint as run
 
@@ -329,7 +322,7 @@ def lint(
 @app.command(name="list")
 def list_all(json_only: Json = False) -> None:
     """Models, methods with their maximum rates, and backends available here."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam_export.inventory import inventory, inventory_tables
 
     facts = inventory()
@@ -347,7 +340,7 @@ def download(
     url: Annotated[str | None, typer.Option(help="Mirror of the official file.")] = None,
 ) -> None:
     """Fetch an official checkpoint: resumed after an interruption, checked, renamed at the end."""
-    terminal = _terminal()
+    terminal = make_terminal()
     from structsam.models.download import download as run
 
     try:
@@ -357,31 +350,8 @@ def download(
     terminal.print(str(path))
 
 
-def parse_rates(text: str) -> float | tuple[float, ...]:
-    """Read one rate, or one per block, as typed.
-
-    Raises:
-        UserError: not a number.
-    """
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"rate {text!r} is not a number. Use a rate from 0 to 0.75, such as --rate 0.5"
-        ) from None
-    return rates[0] if len(rates) == 1 else rates
-
-
-def _terminal() -> Terminal:
-    from structsam_export.terminal import Terminal
-
-    return Terminal()
-
-
-def _random_note() -> str:
-    from structsam_export.terminal import RANDOM_NOTE
-
-    return RANDOM_NOTE
+for command in (cli_study.flops, cli_study.spectrum, cli_study.inspect):
+    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -79,7 +79,7 @@ def cost_card(bundle: Bundle, flop_rate: float | None = None) -> CostCard | None
     weights = _file_bytes(bundle)
     traffic = size * sum(block["traffic"] for block in blocks)
     executed = 2 * flops["executed"]
-    kept = dict.fromkeys(f"{b['kind']} {b['slots']}/{b['tokens']}" for b in blocks)
+    kept = dict.fromkeys(_kept(block) for block in blocks)
     return CostCard(
         bundle=bundle.name,
         precision=bundle.precision,
@@ -93,6 +93,12 @@ def cost_card(bundle: Bundle, flop_rate: float | None = None) -> CostCard | None
         intensity=executed / (weights + traffic),
         ideal_ms=None if not flop_rate else executed / flop_rate * 1e3,
     )
+
+
+def _kept(block: dict[str, Any]) -> str:
+    """Say how many tokens one map keeps: `window 97/196`, or `window 145+73/196` in tiers."""
+    slots = [tier["slots"] for tier in block.get("tiers", ())] or [block["slots"]]
+    return f"{block['kind']} {'+'.join(map(str, slots))}/{block['tokens']}"
 
 
 def _file_bytes(bundle: Bundle) -> int:

@@ -9,9 +9,9 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
-from structsam.apply import merged_blocks
+from structsam.apply import merged_blocks, set_prompt_box
 from structsam.merge_plan import MergePlan
-from structsam_export.bundle import Part, TensorSpec
+from structsam_export.bundle import PROMPT_BOX, Part, TensorSpec
 from structsam_export.mixed_precision import to_mixed_fp16
 
 #: (minimum, optimum, maximum) of the decoder's dynamic sizes: P prompts of K points each.
@@ -20,6 +20,9 @@ DECODER_PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}
 
 class EncoderModule(nn.Module):
     """Image encoder: `image` [1, 3, S, S] float32 -> `image_embeddings` [1, 256, S/16, S/16].
+
+    A prompt-aware encoder has a second input, `prompt_box` [1, 4] float32: x0, y0, x1, y1 in
+    pixels of the first.
 
     After the embedding it returns, for every merging block, slot_of_token [B', N] and
     anchor_of_slot [B', M]: what parity compares. They are dropped from the shipped graph's outputs.
@@ -36,6 +39,11 @@ class EncoderModule(nn.Module):
         }
 
     @property
+    def takes_box(self) -> bool:
+        """Whether the encoder has the input `prompt_box`."""
+        return any(block.prompt for block in self.merging.values())
+
+    @property
     def plan_names(self) -> list[str]:
         """Names of the outputs after the embedding."""
         return [
@@ -44,9 +52,11 @@ class EncoderModule(nn.Module):
             for what in ("slot_of_token", "anchor_of_slot")
         ]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
         """Encode one image; see the class."""
         plans: list[MergePlan] = []
+        if prompt_box is not None:
+            set_prompt_box(self.encoder, prompt_box)
         for block in self.merging.values():
             block.on_plan = plans.append
         try:
@@ -61,9 +71,12 @@ class EncoderModule(nn.Module):
         size = self.encoder.img_size
         grid = self.encoder.pos_embed.shape[1]
         channels = self.encoder.neck[0].out_channels
+        inputs = [TensorSpec("image", (1, 3, size, size), "float32")]
+        if self.takes_box:
+            inputs.append(TensorSpec(PROMPT_BOX, (1, 4), "float32"))
         return Part(
             file,
-            inputs=(TensorSpec("image", (1, 3, size, size), "float32"),),
+            inputs=tuple(inputs),
             outputs=(TensorSpec("image_embeddings", (1, channels, grid, grid), "float32"),),
         )
 
@@ -175,20 +188,31 @@ class DecoderModule(nn.Module):
 
 
 def counts_per_block(encoder: ImageEncoderViT) -> list[dict[str, object]]:
-    """Say for every merged block its map size and tokens before and after, for the manifest."""
+    """Say for every merged block its map size and tokens before and after, for the manifest.
+
+    Where windows merge in tiers, `slots` and `rate` are means over the windows.
+    """
     rows: list[dict[str, object]] = []
     for index, block in enumerate(merged_blocks(encoder)):
         grid = [block.window_size] * 2 if block.window_size else list(encoder.pos_embed.shape[1:3])
-        method = block.method
         tokens = grid[0] * grid[1]
-        rows.append(
-            {
-                "index": index,
-                "kind": "window" if block.window_size else "global",
-                "grid": grid,
-                "tokens": tokens,
-                "slots": method.num_slots if method else tokens,
-                "rate": method.rate if method else 0.0,
-            }
-        )
+        row: dict[str, object] = {
+            "index": index,
+            "kind": "window" if block.window_size else "global",
+            "grid": grid,
+            "tokens": tokens,
+            "slots": tokens,
+            "rate": 0.0,
+        }
+        if block.tiers:
+            windows = sum(tier.windows for tier in block.tiers)
+            slots = sum(tier.method.num_slots * tier.windows for tier in block.tiers) / windows
+            rate = sum(tier.method.rate * tier.windows for tier in block.tiers) / windows
+            row |= {"slots": round(slots), "rate": round(rate, 6)}
+        if len(block.tiers) > 1:
+            row["tiers"] = [
+                {"rate": t.method.rate, "slots": t.method.num_slots, "windows": t.windows}
+                for t in block.tiers
+            ]
+        rows.append(row)
     return rows

@@ -20,6 +20,10 @@ from structsam_export.bundle import Part
 from structsam_export.graph_modules import DecoderModule, EncoderModule
 from structsam_export.lint import DYNAMIC_KEY, MAX_OPSET, SINGLE_FILE_LIMIT
 
+#: Elements of the largest constant that is worth computing ahead: a bigger one costs more to keep
+#: (a 2048 x 2048 comparison of positions, say) than to compute.
+_LARGEST_CONSTANT = 1 << 20
+
 
 def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
     """Write the encoder's ONNX into `folder` and return its contract.
@@ -29,7 +33,7 @@ def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
     """
     part = module.part(file)
     names = [spec.name for spec in part.outputs] + module.plan_names
-    model = _to_ir(module, _example_image(part), part, names, None)
+    model = _to_ir(module, _examples(part), part, names, None)
     del model.graph.outputs[len(part.outputs) :]
     _save(model, folder / file)
     return part
@@ -39,7 +43,7 @@ def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str) -> P
     """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
     part = EncoderModule(encoder).part(file)
     names = [spec.name for spec in part.outputs]
-    _save(_trace(encoder, _example_image(part), part, names, optimize=True), folder / file)
+    _save(_trace(encoder, _examples(part), part, names, optimize=True), folder / file)
     return part
 
 
@@ -66,9 +70,9 @@ def export_decoder(module: DecoderModule, folder: Path, file: str) -> Part:
     return part
 
 
-def _example_image(part: Part) -> tuple[torch.Tensor]:
-    (shape,) = (spec.shape for spec in part.inputs)
-    return (torch.zeros([int(side) for side in shape]),)
+def _examples(part: Part) -> tuple[torch.Tensor, ...]:
+    """Return inputs of static shape to trace with."""
+    return tuple(torch.zeros([int(side) for side in spec.shape]) for spec in part.inputs)
 
 
 def _to_ir(
@@ -80,7 +84,8 @@ def _to_ir(
 ) -> ir.Model:
     # torch's own optimizer searches for patterns in a time quadratic in the nodes
     model = _trace(module, inputs, part, output_names, dynamic, optimize=False)
-    _simplify(model)
+    with _quiet():
+        _simplify(model)
     return model
 
 
@@ -120,11 +125,11 @@ def _simplify(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(),
-        common.DeduplicateInitializersPass(),
+        common.DeduplicateInitializersPass(size_limit=_LARGEST_CONSTANT),
     )
     no_ops = (rules.no_op_cast_rule, rules.cast_cast_rule, rules.reshape_reshape_rule)
     for rewrite in (common.ShapeInferencePass(), RewritePass(no_ops)):
-        fold_constants(model, input_size_limit=1 << 16, output_size_limit=1 << 22)
+        fold_constants(model, input_size_limit=1 << 16, output_size_limit=_LARGEST_CONSTANT)
         cleanup(model)
         rewrite(model)
     fold_constants(model)
@@ -152,9 +157,10 @@ def _save(model: ir.Model, file: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's own progress text and its import-time notices off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.filterwarnings(
@@ -162,4 +168,5 @@ def _quiet() -> Iterator[None]:
             )
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -207,14 +207,17 @@ def _rows(
     say: Say,
 ) -> list[tuple[ParityRow, Reference, np.ndarray]]:
     """Run one backend on all images: one network at a time, so that memory stays low."""
-    inputs = [preprocess(read_image(r.image), bundle.manifest["preprocessing"]) for r in references]
+    inputs = []
+    for reference in references:
+        pixels, geometry = preprocess(read_image(reference.image), bundle.manifest["preprocessing"])
+        inputs.append(({"image": pixels, **reference.prompt_feed}, geometry))
     say(f"{backend.name}: encoding {len(inputs)} image(s)")
     plans: list[Arrays | None] = [None] * len(inputs)
     if (inner := backend.plan_runner(bundle, options)) is not None:
         with inner as runner:
-            plans = [runner.run({"image": pixels}) for pixels, _ in inputs]
+            plans = [runner.run(feeds) for feeds, _ in inputs]
     with backend.runner(bundle, "encoder", options) as runner:
-        embeddings = [runner.run({"image": pixels})["image_embeddings"] for pixels, _ in inputs]
+        embeddings = [runner.run(feeds)["image_embeddings"] for feeds, _ in inputs]
         runtime = runner.describe()
     say(f"{backend.name}: decoding")
     rows = []

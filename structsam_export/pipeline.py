@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,6 +67,10 @@ def export(
     seed: int = 0,
     precision: str = "fp16",
     attention: str = "folded",
+    options: Mapping[str, Any] | None = None,
+    align: int = 1,
+    proportional: bool = False,
+    prompt_aware: str | None = None,
     backend: str = "auto",
     targets: Sequence[str] = (),
     images: Sequence[str | Path] = (),
@@ -84,6 +88,7 @@ def export(
         checkpoint: official `.pth`, or `.safetensors` with the same keys.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
+        attention, options, align, proportional, prompt_aware: see `structsam.MergeConfig`.
         backend: what parity runs on; an engine backend is also built for.
         targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
         images: photos for parity; a photo that comes with the package when none is given.
@@ -98,7 +103,16 @@ def export(
     from structsam_export.mixed_precision import PRECISIONS
 
     spec = model_spec(model)
-    config = MergeConfig.of(method, rate, layers, attention)
+    config = MergeConfig.of(
+        method,
+        rate,
+        layers,
+        attention,
+        options or {},
+        align=align,
+        proportional=proportional,
+        prompt_aware=prompt_aware,
+    )
     config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
@@ -130,10 +144,10 @@ def export(
                     f"{entry['file']}: {entry['size'] / 1e6:.0f} MB, {entry['build_seconds']:.0f} s"
                 )
         clock.step("checking parity")
-        options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
+        run_options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
         # An engine for another GPU cannot run here; its graph can.
         judge = "auto" if backend in engine_plan else backend
-        report = check(bundle, judge, options=options, say=say)
+        report = check(bundle, judge, options=run_options, say=say)
     seconds = clock.stop()
     manifest = open_bundle(final, verify=False).manifest
     return ExportedBundle(final, manifest, report, seconds, notes)
@@ -154,8 +168,15 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
     if config.layers != "all":
         layers = config.layers
         parts.append(layers if isinstance(layers, str) else "layers" + "_".join(map(str, layers)))
+    parts += [f"{name}_{value}" for name, value in config.options]
     if config.attention != "folded":
         parts.append(config.attention)
+    if config.align != 1:
+        parts.append(f"align{config.align}")
+    if config.proportional:
+        parts.append("proportional")
+    if config.prompt_aware:
+        parts.append(f"box_{config.prompt_aware}")
     if precision != "fp16":
         parts.append(precision)
     return "-".join(parts)
@@ -203,12 +224,7 @@ def _manifest(
         "name": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": source,
-        "merging": {
-            "method": config.method,
-            "rate": config.rate,
-            "layers": config.layers,
-            "attention": config.attention,
-        },
+        "merging": config.to_dict(),
         "precision": {"name": precision, **PRECISION_MAPS[precision]},
         "preprocessing": spec.preprocessing.to_dict(),
         "flops": encoder_flops(spec, config).to_dict(),

@@ -129,6 +129,8 @@ def predict_image(
     folder = Path(f"{image_path.stem}-masks") if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is needed. Choose another with --out")
+    if bundle.takes_box:
+        notes.append(_which_box(boxes))
     with bundle.predictor(backend=backend, **options) as predictor:
         predictor.set_image(rgb)
         scores, low_res = predictor.predict_low_res(**prompts, multimask_output=multimask)
@@ -159,6 +161,19 @@ def predict_image(
         details,
         tuple(notes),
     )
+
+
+def _which_box(boxes: Sequence[Box]) -> str:
+    """Say what the embedding of a prompt-aware bundle belongs to."""
+    if not boxes:
+        return (
+            "this bundle merges less where the prompt's box is, and no box was given: encoded as "
+            "without one. Add --box x0,y0,x1,y1"
+        )
+    if len(boxes) == 1:
+        shown = ",".join(f"{value:g}" for value in boxes[0])
+        return f"the embedding belongs to box {shown}: another box encodes the image again"
+    return f"the image was encoded once for each of the {len(boxes)} boxes"
 
 
 def _prompt_arrays(points: Sequence[Point], boxes: Sequence[Box]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`SamPredictor` for a bundle: the same names, shapes and conventions, without torch.
 
-Two things differ. Many prompts go in one call: boxes [P, 4], or points [P, K, 2]. And a mistake in
-the input is a `UserError`, not an assertion or a silently wrong mask.
+Three things differ. Many prompts go in one call: boxes [P, 4], or points [P, K, 2]. A mistake in
+the input is a `UserError`, not an assertion or a silently wrong mask. And with a prompt-aware
+bundle the embedding belongs to one box, so the image is encoded again whenever the box changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.backends import Runner, RunOptions, find_backend
-from structsam_export.bundle import Bundle, PartName
+from structsam_export.bundle import PROMPT_BOX, Bundle, PartName
 from structsam_export.preprocessing import (
     ImageGeometry,
     binary_masks,
@@ -41,6 +42,8 @@ class Predictor:
         timings: milliseconds of the latest `preprocess`, `encode`, `decode` and `upscale`. Opening
             a network is in none of them.
         geometry: size and place of the current image, or None.
+        prompt_box: the box (x0, y0, x1, y1) in pixels of the image that the current embedding of a
+            prompt-aware bundle belongs to; None before the first, and without a box.
 
     Raises:
         UserError: unknown backend, or none runs here.
@@ -61,11 +64,15 @@ class Predictor:
         self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
         self._runners: dict[PartName, Runner] = {}
         self._decoder = bundle.part("decoder")
+        self._network_input: np.ndarray | None = None
         self._embedding: np.ndarray | None = None
+        self.prompt_box: tuple[float, ...] | None = None
         self.geometry: ImageGeometry | None = None
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Compute the embedding of a uint8 image [H, W, 3] in `RGB` or `BGR` order.
+
+        A prompt-aware bundle waits for the first prompt with that.
 
         Raises:
             UserError: another type or shape, or the encoder's output is not finite.
@@ -77,32 +84,59 @@ class Predictor:
         with self._timed("preprocess"):
             rgb = image if image_format == "RGB" else image[..., ::-1]
             network_input, geometry = preprocess(rgb, self.bundle.manifest["preprocessing"])
+        if self.bundle.takes_box:
+            self._network_input = network_input
+        else:
+            self._embedding = self._encode({"image": network_input})
+        self.geometry = geometry
+
+    def _encode(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         encoder = self._runner("encoder")
         with self._timed("encode"):
-            embedding = encoder.run({"image": network_input})["image_embeddings"]
+            embedding = encoder.run(feeds)["image_embeddings"]
         if not np.isfinite(embedding).all():
             raise UserError(
                 f"the encoder of {self.bundle.path} returned values that are not finite with "
                 f"{self.backend.name}. Export the bundle with `--precision fp32`"
             )
-        self._embedding, self.geometry = embedding, geometry
+        return embedding
+
+    def _encode_for(self, box: np.ndarray | None) -> None:
+        """Make the embedding belong to this box [4] of the image, if it does not yet."""
+        wanted = None if box is None else tuple(float(value) for value in box)
+        _, geometry = self._current()
+        if self._network_input is None or (
+            self._embedding is not None and wanted == self.prompt_box
+        ):
+            return
+        corners = np.zeros((2, 2)) if box is None else np.reshape(box, (2, 2))
+        prompt_box = geometry.to_input(corners).reshape(1, 4)
+        self._embedding = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
+        self.prompt_box = wanted
 
     def reset_image(self) -> None:
         """Forget the current image."""
-        self._embedding = self.geometry = None
+        self._network_input = self._embedding = self.geometry = self.prompt_box = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether `predict` may be called."""
-        return self._embedding is not None
+        return self.geometry is not None
 
     def get_image_embedding(self) -> np.ndarray:
         """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM.
 
+        That of a prompt-aware bundle belongs to `prompt_box`.
+
         Raises:
             UserError: no image is set.
         """
-        return self._current()[0]
+        embedding, _ = self._current()
+        if embedding is None:
+            self._encode_for(None)
+            embedding, _ = self._current()
+        assert embedding is not None
+        return embedding
 
     def predict(
         self,
@@ -144,17 +178,20 @@ class Predictor:
         multimask_output: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
-        embedding, geometry = self._current()
+        _, geometry = self._current()
         prompts = read_prompts(point_coords, point_labels, box, geometry)
         feeds = self._feeds(prompts, geometry, mask_input)
-        decoder = self._runner("decoder")
-        with self._timed("decode"):
-            pieces = [
-                decoder.run({"image_embeddings": embedding, **f}) for f in self._chunks(feeds)
-            ]
+        pieces = []
+        if self.bundle.takes_box and box is not None:
+            for index, own_box in enumerate(np.reshape(box, (-1, 4))):
+                self._encode_for(own_box)
+                pieces += self._decode({n: a[index : index + 1] for n, a in feeds.items()})
+        else:
+            self._encode_for(None)
+            pieces = self._decode(feeds)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         low_res, scores = (
-            np.concatenate([piece[name] for piece in pieces])[: len(prompts.labels), chosen]
+            np.concatenate([piece[name] for piece in pieces])[:, chosen]
             for name in ("low_res_masks", "iou_predictions")
         )
         if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
@@ -163,6 +200,18 @@ class Predictor:
                 "check` on the bundle, or export it again with --precision fp32"
             )
         return (scores, low_res) if prompts.many else (scores[0], low_res[0])
+
+    def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Run the decoder on the current embedding for some prompts, in pieces that it takes."""
+        decoder = self._runner("decoder")
+        shared = {"image_embeddings": self.get_image_embedding()}
+        with self._timed("decode"):
+            count = len(feeds["has_mask_input"])
+            pieces = [decoder.run(shared | chunk) for chunk in self._chunks(feeds)]
+        excess = sum(len(piece["iou_predictions"]) for piece in pieces) - count
+        if excess:
+            pieces[-1] = {name: array[:-excess] for name, array in pieces[-1].items()}
+        return pieces
 
     def upscale(self, low_res: np.ndarray, return_logits: bool = False) -> np.ndarray:
         """Bring low-resolution logits [..., 256, 256] to the current image: [..., H, W]."""
@@ -187,8 +236,8 @@ class Predictor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _current(self) -> tuple[np.ndarray, ImageGeometry]:
-        if self._embedding is None or self.geometry is None:
+    def _current(self) -> tuple[np.ndarray | None, ImageGeometry]:
+        if self.geometry is None:
             raise UserError("no image is set. Call predictor.set_image(image) first")
         return self._embedding, self.geometry
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle import PROMPT_BOX
 from structsam_export.image_file import read_image
 from structsam_export.preprocessing import ImageGeometry, preprocess
 
@@ -33,6 +34,7 @@ class Reference:
         image: file of the photo.
         embedding: float32 [1, 256, h, w].
         plans: block index -> (slot_of_token [B', N], anchor_of_slot [B', M]).
+        prompt_box: float32 [1, 4] in input pixels, for an encoder that takes one; else None.
         energies: block index -> gradient energy [h, w] float32 of a few blocks, for the report.
         masks: bool [Q, 4, 4h, 4w], logits above 0 for the Q prompts of `prompt_grid`.
         scores: float32 [Q, 4], the predicted IoU of every mask.
@@ -44,6 +46,12 @@ class Reference:
     energies: dict[int, np.ndarray]
     masks: np.ndarray
     scores: np.ndarray
+    prompt_box: np.ndarray | None = None
+
+    @property
+    def prompt_feed(self) -> dict[str, np.ndarray]:
+        """What the encoder is fed beside the image."""
+        return {} if self.prompt_box is None else {PROMPT_BOX: self.prompt_box}
 
     def save(self, folder: Path) -> list[Path]:
         """Write the photo and the numbers into `folder`; return the two files."""
@@ -61,6 +69,8 @@ class Reference:
             "masks": np.packbits(self.masks),
             "masks_shape": np.array(self.masks.shape),
         }
+        if self.prompt_box is not None:
+            arrays[PROMPT_BOX] = self.prompt_box
         for index, (slots, anchors) in self.plans.items():
             arrays[f"slot_of_token.{index}"] = slots.astype(np.int16)
             arrays[f"anchor_of_slot.{index}"] = anchors.astype(np.int16)
@@ -93,6 +103,7 @@ def load_reference(photo: Path) -> Reference:
             },
             masks=bits.reshape(shape).astype(bool),
             scores=arrays["scores"],
+            prompt_box=arrays.get(PROMPT_BOX),
         )
 
 
@@ -119,6 +130,12 @@ def prompt_grid(geometry: ImageGeometry) -> tuple[np.ndarray, np.ndarray]:
     return np.array(coords, np.float32), np.array(labels, np.float32)
 
 
+def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
+    """Return parity's prompt box: the middle of the photo, half as wide and high, [1, 4]."""
+    height, width = geometry.input_size
+    return np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
+
+
 def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference:
     """Run the merged encoder in FP32 and the stock prompt encoder and mask decoder.
 
@@ -136,20 +153,23 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
     pixels, geometry = preprocess(read_image(image), rules)
     module = EncoderModule(sam.image_encoder)
     blocks = list(module.merging)
+    inputs = [pixels]
+    if module.takes_box:
+        inputs.append(prompt_box_of(geometry))
     energies: dict[int, np.ndarray] = {}
     hooks = []
     for index in picture_blocks(sam):
         block = module.merging[index]
 
         def keep(_m: Any, _i: Any, normed: Any, index: int = index, block: Any = block) -> None:
-            energy = block.method.token_energy(normed)
+            energy = block.token_energy(normed)
             if energy is not None:
                 energies[index] = energy[0].numpy()
 
         hooks.append(block.norm1.register_forward_hook(keep))
     try:
         with torch.inference_mode():
-            embedding, *plans = module(torch.from_numpy(pixels))
+            embedding, *plans = module(*map(torch.from_numpy, inputs))
             masks, scores = _stock_masks(sam, embedding, *prompt_grid(geometry))
     finally:
         for hook in hooks:
@@ -162,6 +182,7 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
         energies=energies,
         masks=masks,
         scores=scores,
+        prompt_box=inputs[1] if module.takes_box else None,
     )
 
 

@@ -15,7 +15,6 @@ from rich.table import Table
 from structsam_export.bundle import Bundle
 
 if TYPE_CHECKING:
-    from structsam.flops import EncoderFlops
     from structsam_export.build_progress import BuildEvent
     from structsam_export.parity_report import ParityReport
 
@@ -128,44 +127,6 @@ def bundle_table(bundle: Bundle) -> Table:
             table.add_row(name, f"{info['size'] / 1e6:.0f} MB")
     for engine in manifest["engines"]:
         table.add_row(engine["file"], f"{engine['size'] / 1e6:.0f} MB")
-    return table
-
-
-def flops_table(title: str, counted: EncoderFlops, unmerged: EncoderFlops) -> Table:
-    """Show multiply-adds per block in GMAC, with the tokens kept beside them."""
-    table = Table(title=f"encoder multiply-adds, GMAC: {title}")
-    for column in ("block", "kind", "tokens kept"):
-        table.add_column(column)
-    columns = ("qkv", "qk_av", "relative", "proj", "mlp", "norm", "overhead", "total")
-    for column in (*columns, "unmerged", "folded extra"):
-        table.add_column(column.replace("overhead", "merging"), justify="right")
-    for block, stock in zip(counted.blocks, unmerged.blocks, strict=True):
-        table.add_row(
-            str(block.index),
-            block.kind,
-            f"{block.slots} of {block.tokens} ({100 * block.kept:.1f} %)",
-            *(f"{getattr(block, column) / 1e9:.3f}" for column in columns),
-            f"{stock.total / 1e9:.3f}",
-            f"{block.folded_extra / 1e9:.3f}",
-        )
-    blank = [""] * (len(columns) - 1)
-    patch, neck = counted.patch_embedding / 1e9, counted.neck / 1e9
-    table.add_row("patch embedding", "", "", *blank, f"{patch:.3f}", f"{patch:.3f}", "")
-    table.add_row("neck", "", "", *blank, f"{neck:.3f}", f"{neck:.3f}", "", end_section=True)
-    table.add_row(
-        "all",
-        "",
-        "",
-        *blank,
-        f"{counted.gmac:.2f}",
-        f"{unmerged.gmac:.2f}",
-        f"{counted.folded_extra / 1e9:.2f}",
-        style="bold",
-    )
-    table.caption = (
-        "One multiply-add = 1, LayerNorm 5 per element (fvcore's convention). 'folded extra' is "
-        "what the folded attention form executes beyond that count."
-    )
     return table
 
 

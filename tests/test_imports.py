@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NEVER_IN_STRUCTSAM = ("structsam_export", "onnx", "onnxruntime", "tensorrt")
 #: What a machine that only runs bundles has not: torch, and everything of structsam but its errors.
 ABSENT_AT_RUN_TIME = ("torch", "torchvision", "segment_anything", "structsam")
-#: The steps of export that need torch. Every other module must load without it: a new one too.
-NEEDS_TORCH = {"graph_modules", "mixed_precision", "onnx_graph", "pipeline"}
+#: The steps of export and study that need torch. Every other module must load without it: a new one too.
+NEEDS_TORCH = {"flops_table", "graph_modules", "mixed_precision", "onnx_graph", "pipeline"}
 #: These read ONNX files; all others load where onnx is absent as well.
 NEEDS_ONNX = {"lint", "onnx_outputs"}
 RUN_TIME = [
@@ -26,7 +26,7 @@ RUN_TIME = [
 ]
 #: Modules of a registry's folder that are no entries of it.
 INFRASTRUCTURE = {
-    "structsam/methods": {"base"},
+    "structsam/methods": {"base", "options", "fixed_destinations"},
     "structsam/models": {"base", "spec", "checkpoint_file", "download", "load"},
     "structsam_export/backends": {"base", "cuda_memory", "tensorrt_module"},
 }

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from structsam.errors import UserError
+from structsam.methods.algm import ALGM
 from structsam.methods.base import MergeMethod
+from structsam.methods.cubistmerge import CubistMerge
+from structsam.methods.gradtome import GradToMe
+from structsam.methods.options import method_options
+from structsam.methods.pitome import PiToMe
 from structsam.methods.structsam import StructSAM
+from structsam.methods.tome import ToMe
+from structsam.methods.tomesd import ToMeSD
+from structsam.methods.vidtome import VidToMe
 
 METHODS: dict[str, type[MergeMethod]] = {
     "structsam": StructSAM,
+    "gradtome": GradToMe,
+    "tome": ToMe,
+    "tomesd": ToMeSD,
+    "pitome": PiToMe,
+    "vidtome": VidToMe,
+    "algm": ALGM,
+    "cubistmerge": CubistMerge,
 }
 
-__all__ = ["METHODS", "MergeMethod", "find_method"]
+__all__ = ["METHODS", "MergeMethod", "find_method", "methods_allowing", "rate_limits"]
+
+#: A grid that every method can cut, to ask a method for its limits.
+_ANY_GRID = (16, 16)
 
 
 def find_method(name: str) -> type[MergeMethod]:
@@ -22,3 +40,24 @@ def find_method(name: str) -> type[MergeMethod]:
     if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"unknown method {name!r}. Choose one of: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def rate_limits(method: type[MergeMethod]) -> dict[str, float]:
+    """Return the method's rate limit by default (key "") and per option value that changes it."""
+    limits = {"": method.max_rate}
+    for name, option in method_options(method).items():
+        for value in option.choices:
+            varied = method(_ANY_GRID, 0.0, **{name: value})
+            if varied.rate_limit != method.max_rate:
+                limits[f"{name}={value}"] = varied.rate_limit
+    return limits
+
+
+def methods_allowing(rate: float) -> list[str]:
+    """Name the methods that can remove this share of a map, with the option that it takes."""
+    found = []
+    for name, method in METHODS.items():
+        allowed = [option for option, limit in rate_limits(method).items() if rate <= limit]
+        if allowed:
+            found.append(name if "" in allowed else f"{name} with {allowed[0]}")
+    return found

@@ -2,6 +2,9 @@
 
 Everything that decides a count is a Python int before the first tensor operation; everything that
 decides which tokens is index data of fixed shape. A method knows nothing about SAM.
+
+A method's options are the keyword fields of its dataclass: `Literal[...]` for a choice, `int` or
+`float` for a number. The command line, the manifest and the documentation read them from there.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from structsam.errors import UserError
+from structsam.merge_cost import MergeCost
 from structsam.merge_plan import MergePlan
+from structsam.methods.options import check_options
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,38 @@ class MergeMethod(ABC):
 
     Args:
         grid: (H, W) of the token map.
-        rate: share of the N = H*W tokens to remove, from 0 to `max_rate`.
+        rate: share of the N = H*W tokens to remove, from 0 to the method's limit.
+        align: make the number of kept tokens a multiple of this, by removing a few more.
+        layer: index of the layer that merges, for methods whose rule depends on it.
+        depth: number of layers.
 
     Raises:
-        UserError: the rate is no number in that range, or the grid does not fit the method.
+        UserError: the rate is no number in that range, an option has no such value, or the grid
+            does not fit the method.
     """
 
     grid: tuple[int, int]
     rate: float
+    align: int = 1
+    layer: int = 0
+    depth: int = 1
 
     name: ClassVar[str]
+    #: Where the rule comes from: publication, section.
+    source: ClassVar[str]
+    #: Limit of the rate with the default options.
     max_rate: ClassVar[float]
+    #: Which features are scored and compared: the mean over the attention heads, or all channels.
+    metric: ClassVar[str] = "head_mean"
+    #: Whether `plan` takes a prompt box.
+    takes_box: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_rate(self.rate, self.name, self.max_rate)
+        check_options(self)
+        check_rate(self.rate, self.name, self.rate_limit)
+        if type(self.align) is not int or self.align < 1:
+            raise UserError(f"align must be a whole number from 1, not {self.align!r}")
+        _ = self.num_slots  # refuses a count that cannot be had
 
     @property
     def num_tokens(self) -> int:
@@ -44,11 +67,58 @@ class MergeMethod(ABC):
         return self.grid[0] * self.grid[1]
 
     @property
-    @abstractmethod
-    def num_slots(self) -> int:
-        """M, the number of tokens that are left after merging."""
+    def rate_limit(self) -> float:
+        """The largest rate with these options on any grid that suits the method."""
+        return self.max_rate
 
-    @abstractmethod
+    @property
+    def max_removed(self) -> int:
+        """The largest number of tokens that can be removed from this map."""
+        return math.floor(self.rate_limit * self.num_tokens + 1e-9)
+
+    @property
+    def step(self) -> int:
+        """The common step of R; a method that removes whole groups needs a multiple of it.
+
+        StructSAM removes three tokens per 2x2 cell, so three is everybody's step: at one rate all
+        methods keep equally many tokens wherever their limits allow.
+        """
+        return 3
+
+    @property
+    def num_removed(self) -> int:
+        """R: the smallest count of at least `rate * N` that fits the step and `align`.
+
+        Close to the method's limit the step gives way, never the rate.
+        """
+        need = math.ceil(self.rate * self.num_tokens - 1e-9)
+        for step in (self.step, self._finest_step):
+            first = -(-need // step) * step
+            for removed in range(first, self.max_removed + 1, step):
+                if (self.num_tokens - removed) % self.align == 0:
+                    return removed
+        raise self._no_such_count()
+
+    @property
+    def _finest_step(self) -> int:
+        """What R must be a multiple of in any case."""
+        return 1
+
+    @property
+    def num_slots(self) -> int:
+        """M = N - R, the number of tokens that are left after merging."""
+        return self.num_tokens - self.num_removed
+
+    @property
+    def slot_grid(self) -> tuple[int, int] | None:
+        """(H', W') where slots form a smaller regular grid and stand on it; else None."""
+        return None
+
+    @property
+    def num_removed_in_thesis(self) -> int:
+        """R as the thesis code counts it, `int(rate * N)`; for its published multiply-adds."""
+        return math.floor(self.rate * self.num_tokens + 1e-9)
+
     def token_energy(self, feature_map: Tensor) -> Tensor | None:
         """Score the tokens of a whole map before it is cut into windows.
 
@@ -58,33 +128,61 @@ class MergeMethod(ABC):
         Returns:
             [B, H', W'] float32, or None when the method scores inside `plan` only.
         """
+        return None
 
     @abstractmethod
-    def plan(self, tokens: Tensor, energy: Tensor | None = None) -> MergePlan:
+    def plan(
+        self,
+        tokens: Tensor,
+        energy: Tensor | None = None,
+        padding: Tensor | None = None,
+        box: Tensor | None = None,
+    ) -> MergePlan:
         """Decide which tokens share a slot.
 
         Args:
-            tokens: [B, N, C] in row-major order of the grid.
+            tokens: [B, N, C] in row-major order of the grid: the features to score and compare.
             energy: [B, N] from `token_energy`, 0 on padding; computed from `tokens` when absent.
+            padding: [B, N] bool, true where the token is padding; None when there is none. Real
+                tokens never share a slot with padding.
+            box: [B, 4] x0, y0, x1, y1 in tokens (token i covers i..i+1): what lies outside
+                merges first. Only for methods with `takes_box`.
         """
 
     @abstractmethod
-    def overhead_macs(self, channels: int) -> int:
-        """Multiply-adds of scoring, planning and merging one map of `channels` channels."""
+    def cost(self, channels: int, metric_channels: int) -> MergeCost:
+        """Count scoring, matching and pooling of one map.
+
+        Args:
+            channels: C of the tokens that are merged.
+            metric_channels: channels of the features that `plan` gets.
+        """
+
+    def _no_such_count(self) -> UserError:
+        kept = f" and keep a multiple of {self.align} tokens" if self.align > 1 else ""
+        return UserError(
+            f"method {self.name!r} cannot remove {self.rate} of a {self.grid[0]}x{self.grid[1]} "
+            f"map{kept}: at most {self.max_removed} of {self.num_tokens} tokens can go. "
+            f"Use a lower rate{', or no align' if kept else ''}"
+        )
 
 
-def check_rate(rate: float, method: str, max_rate: float) -> None:
-    """Refuse a rate outside [0, max_rate]; never clamp.
+def check_rate(rate: float, method: str, limit: float) -> None:
+    """Refuse a rate outside [0, limit]; never clamp.
 
     Raises:
-        UserError: the message names the limit.
+        UserError: the message names the limit, and the methods that allow a higher rate.
     """
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate):
-        raise UserError(f"rate must be a number from 0 to {max_rate}, not {rate!r}")
-    if not 0 <= rate <= max_rate:
+        raise UserError(f"rate must be a number from 0 to {limit:g}, not {rate!r}")
+    if rate < 0:
+        raise UserError(f"rate {rate} is negative. Use a rate from 0 to {limit:g}")
+    if rate > limit:
+        from structsam.methods import methods_allowing
+
+        others = ", ".join(methods_allowing(rate))
         raise UserError(
-            f"rate {rate} is outside [0, {max_rate}], the range of method {method!r}. "
-            f"Use --rate {max_rate} or less"
-            if rate > 0
-            else f"rate {rate} is negative. Use a rate from 0 to {max_rate}"
+            f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
+            f"Use --rate {limit:g} or less"
+            + (f", or a method that allows it: {others}" if others else "")
         )

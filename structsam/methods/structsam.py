@@ -7,99 +7,187 @@ stood. No similarity, no sort, no scatter: ranks are counted, slots follow from 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from structsam.errors import UserError
-from structsam.gradient_energy import sobel_energy
-from structsam.merge_plan import MergePlan, invert_ranks, rank_ascending
+from structsam.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
+from structsam.gradient_energy import OPERATORS, energy_cost
+from structsam.matching import best_match, plan_of_match
+from structsam.merge_cost import MergeCost
+from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
+from structsam.ranking import invert_ranks, rank_ascending
 
 
 @dataclass(frozen=True)
 class StructSAM(MergeMethod):
-    """Cell merging by gradient energy; see the module docstring. Cells are 2 x 2."""
+    """Merge the cells of least gradient energy, without comparing tokens.
+
+    Args:
+        operator: gradient by Sobel or by central differences (paper, Table 4).
+        flatness: a cell's energy is the largest, or the mean, of its tokens' energies.
+        cells: merge the flattest cells, or cells at random.
+        destination: a merged cell stands where its flattest, its steepest or a random token is.
+        variant: `cell`, or `no_cell`: the tokens of least energy, every fourth a destination.
+        cell_size: side s of a cell; it must divide the grid.
+        channels: energy of the mean over the heads, or of all channels.
+        seed: of the random choices, which are constants of the graph.
+    """
+
+    operator: Literal["sobel", "central"] = "sobel"
+    flatness: Literal["max", "mean"] = "max"
+    cells: Literal["flat", "random"] = "flat"
+    destination: Literal["min", "max", "random"] = "min"
+    variant: Literal["cell", "no_cell"] = "cell"
+    cell_size: Literal[2, 4] = 2
+    channels: Literal["head_mean", "all"] = "head_mean"
+    seed: int = 0
 
     name: ClassVar[str] = "structsam"
+    source: ClassVar[str] = "arXiv 2603.07307, section 3.3, Algorithm 1"
     max_rate: ClassVar[float] = 0.75
-    cell: ClassVar[int] = 2
+    takes_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.cell_size in (2, 4):
+            require_cells(self.grid, self.cell_size)
         super().__post_init__()
-        height, width = self.grid
-        if height < 1 or width < 1 or height % self.cell or width % self.cell:
-            raise UserError(
-                f"a token grid of {height}x{width} cannot be cut into cells of "
-                f"{self.cell}x{self.cell}. Use a grid with even sides"
-            )
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]
+        """What the energy is computed of."""
+        return self.channels
+
+    @property
+    def rate_limit(self) -> float:
+        """All but one token of every cell; of every four tokens without cells."""
+        return self.step / (self.step + 1)
+
+    @property
+    def step(self) -> int:
+        """A merged cell removes s^2 - 1 tokens; R is `ceil(rate*N / step)` cells (Algorithm 1)."""
+        return 3 if self.variant == "no_cell" else self.cell_size**2 - 1
+
+    @property
+    def _finest_step(self) -> int:
+        return self.step
+
+    @property
+    def num_removed_in_thesis(self) -> int:
+        """The paper's own count."""
+        return self.num_removed
 
     @property
     def num_cells(self) -> int:
         """Cells in the map, N / s^2."""
-        return self.num_tokens // self.cell**2
+        return self.num_tokens // self.cell_size**2
 
     @property
     def num_merged_cells(self) -> int:
-        """`ceil(rate * N / (s^2 - 1))` (Algorithm 1); the guard absorbs the product's rounding."""
-        return math.ceil(self.rate * self.num_tokens / (self.cell**2 - 1) - 1e-9)
-
-    @property
-    def num_slots(self) -> int:
-        """M = merged cells + s^2 * protected cells."""
-        return self.num_tokens - self.num_merged_cells * (self.cell**2 - 1)
+        """`ceil(rate * N / (s^2 - 1))` (Algorithm 1)."""
+        return self.num_removed // self.step
 
     def token_energy(self, feature_map: Tensor) -> Tensor:
-        """Sobel energy [B, H', W'] of the whole map, borders replicated."""
-        return sobel_energy(feature_map)
+        """Gradient energy [B, H', W'] of the whole map, borders replicated."""
+        return OPERATORS[self.operator](feature_map)
 
-    def plan(self, tokens: Tensor, energy: Tensor | None = None) -> MergePlan:
-        """Merge the cells of least energy; ties go to the lower index."""
+    def plan(
+        self,
+        tokens: Tensor,
+        energy: Tensor | None = None,
+        padding: Tensor | None = None,
+        box: Tensor | None = None,
+    ) -> MergePlan:
+        """Merge the cells of least energy, those outside the box first; ties: lower index.
+
+        Padding needs no rule of its own: its energy is 0 and no cell of SAM's windows mixes it
+        with real tokens.
+        """
         batch = tokens.shape[0]
         height, width = self.grid
-        s, merged = self.cell, self.num_merged_cells
         if energy is None:
-            energy = self.token_energy(tokens.reshape(batch, height, width, -1))
-        # [B, N] -> [B, N/s^2, s^2]: the tokens of every cell, row-major inside the cell
-        in_cell = energy.reshape(batch, height // s, s, width // s, s).permute(0, 1, 3, 2, 4)
-        in_cell = in_cell.reshape(batch, self.num_cells, s * s)
+            energy = self.token_energy(tokens.reshape(batch, height, width, -1)).flatten(1)
+        if self.variant == "no_cell":
+            return self._plan_without_cells(tokens, energy, padding, box)
+        return self._plan_cells(energy, padding, box)
 
-        rank = rank_ascending(in_cell.amax(-1))  # [B, N/s^2]
-        ranked_cell = invert_ranks(rank)
-        token_table = self._tokens_of_cell(tokens.device)
-        is_flattest = rank_ascending(in_cell) == 0  # [B, N/s^2, s^2]
-        anchor_of_cell = (is_flattest * token_table).sum(-1)  # [B, N/s^2]
+    def _plan_cells(self, energy: Tensor, padding: Tensor | None, box: Tensor | None) -> MergePlan:
+        s = self.cell_size
+        in_cell = cells_of(energy, self.grid, s)  # [B, N/s^2, s^2]
+        score = self._cell_energy(in_cell)  # [B, N/s^2]
+        if padding is not None and self.cells == "random":
+            score = torch.where(cells_of(padding, self.grid, s).any(-1), -1.0, score)
+        rank = rank_ascending(score, None if box is None else _inside(box, self.grid, s))
+        is_destination = self._destination_rank(in_cell) == 0  # [B, N/s^2, s^2]
+        position = tokens_of_cells(self.grid, s, energy.device)
+        anchor_of_cell = (is_destination * position).sum(-1)  # [B, N/s^2]
+        return merge_first_cells(self.grid, s, rank, self.num_merged_cells, anchor_of_cell)
 
-        # Slots: rank for a merged cell; s^2 slots in rank order for every protected cell.
-        first_slot = torch.where(rank < merged, rank, merged + (rank - merged) * s * s)
-        local = torch.where((rank < merged)[:, :, None], 0, torch.arange(s * s, device=rank.device))
-        slot = (first_slot[:, :, None] + local).reshape(batch, height // s, width // s, s, s)
-        slot_of_token = slot.permute(0, 1, 3, 2, 4).reshape(batch, self.num_tokens)
+    def _cell_energy(self, in_cell: Tensor) -> Tensor:
+        """Reduce [B, N/s^2, s^2] to what the cells are ranked by, [B, N/s^2]; low merges first."""
+        if self.cells == "random":
+            order = torch.as_tensor(self._random_cells, device=in_cell.device)
+            return order.expand(in_cell.shape[0], -1)
+        return in_cell.amax(-1) if self.flatness == "max" else in_cell.mean(-1)
 
-        merged_cells = ranked_cell[:, :merged]
-        kept_cells = ranked_cell[:, merged:]
-        kept_tokens = token_table.index_select(0, kept_cells.reshape(-1)).reshape(batch, -1)
-        return MergePlan(
-            grid=self.grid,
-            cell=s,
-            slot_of_token=slot_of_token,
-            anchor_of_slot=torch.cat([anchor_of_cell.gather(1, merged_cells), kept_tokens], 1),
-            source_of_slot=torch.cat([merged_cells, kept_tokens + self.num_cells], 1),
-        )
+    def _destination_rank(self, in_cell: Tensor) -> Tensor:
+        """Rank the tokens of every cell [B, N/s^2, s^2]; rank 0 is the destination."""
+        if self.destination == "random":
+            order = torch.as_tensor(self._random_tokens, device=in_cell.device)
+            return order.expand(in_cell.shape[0], -1, -1)
+        return rank_ascending(in_cell if self.destination == "min" else -in_cell)
 
-    def overhead_macs(self, channels: int) -> int:
-        """Sobel (18 per token and channel), cell means, and counting of ranks, twice."""
-        energy = 18 * self.num_tokens * channels
-        means = self.num_tokens * channels
-        return energy + means + 2 * self.num_cells**2
+    def _plan_without_cells(
+        self, tokens: Tensor, energy: Tensor, padding: Tensor | None, box: Tensor | None
+    ) -> MergePlan:
+        """Of the 4/3 R tokens of least energy every fourth is a destination (methods.md 7.4)."""
+        inside = None if box is None else _inside(box, self.grid, 1)
+        if padding is not None:
+            energy = torch.where(padding, -1.0, energy)  # before every real token
+        order = invert_ranks(rank_ascending(energy, inside))  # [B, N]
+        mergeable = 4 * self.num_removed // 3
+        place = np.arange(mergeable)
+        sources = order.index_select(1, _index(place[place % 4 != 0], order))
+        destinations = order.index_select(1, _index(place[place % 4 == 0], order))
+        _, match = best_match(tokens, sources, destinations, padding)
+        return plan_of_match(self.grid, order[:, mergeable:], destinations, sources, match)
 
-    def _tokens_of_cell(self, device: torch.device) -> Tensor:
-        """Row-major grid position of every token of every cell, [N/s^2, s^2] int64."""
-        height, width = self.grid
-        s = self.cell
-        position = torch.arange(self.num_tokens, device=device)
-        position = position.reshape(height // s, s, width // s, s).permute(0, 2, 1, 3)
-        return position.reshape(self.num_cells, s * s)
+    def cost(self, channels: int, metric_channels: int) -> MergeCost:
+        """Energy, and the cell means (or matching and pooling without cells)."""
+        energy = energy_cost(self.operator, self.num_tokens, metric_channels)
+        if self.variant == "cell":
+            return MergeCost(energy=energy)
+        pairs = self.num_removed * (self.num_removed // 3)
+        return MergeCost(energy, pairs * metric_channels, pairs * channels)
+
+    @cached_property
+    def _random_cells(self) -> np.ndarray:
+        """A fixed random order of the cells, float32 [N/s^2] in 0..N/s^2-1."""
+        order = np.random.RandomState(self.seed).permutation(self.num_cells)
+        return order.astype(np.float32)
+
+    @cached_property
+    def _random_tokens(self) -> np.ndarray:
+        """A fixed random order of the tokens in every cell, int64 [N/s^2, s^2]."""
+        random = np.random.RandomState(self.seed + 1)
+        orders = [random.permutation(self.cell_size**2) for _ in range(self.num_cells)]
+        return np.stack(orders).astype(np.int64)
+
+
+def _inside(box: Tensor, grid: tuple[int, int], s: int) -> Tensor:
+    """Whether the centre of every s x s cell lies in the box [B, 4]: [B, N/s^2] bool."""
+    height, width = grid
+    y = s * torch.arange(height // s, device=box.device) + s / 2
+    x = s * torch.arange(width // s, device=box.device) + s / 2
+    in_y = (y >= box[:, 1:2]) & (y <= box[:, 3:4])  # [B, H/s]
+    in_x = (x >= box[:, 0:1]) & (x <= box[:, 2:3])
+    return (in_y.unsqueeze(2) & in_x.unsqueeze(1)).flatten(1)
+
+
+def _index(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int64, device=like.device)

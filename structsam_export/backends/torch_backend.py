@@ -118,10 +118,4 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"({model['checkpoint']['file']})"
             )
         sam = load_sam(model["name"], checkpoint=options.checkpoint)
-    config = MergeConfig(
-        merging["method"],
-        tuple(block["rate"] for block in merging["blocks"]),
-        "all",
-        merging["attention"],
-    )
-    return apply_config(sam, config)
+    return apply_config(sam, MergeConfig.from_dict(merging))

@@ -65,15 +65,56 @@ def num_slots(grid, rate) -> int:
     return merged + (grid[0] * grid[1] // 4 - merged) * 4
 
 
-def cells_of(grid) -> list[list[int]]:
-    """The four row-major tokens of every 2x2 cell; cells row-major as well."""
+def cells_of(grid, s=2) -> list[list[int]]:
+    """The row-major tokens of every s x s cell; cells row-major as well."""
     height, width = grid
     cells = []
-    for top in range(0, height, 2):
-        for left in range(0, width, 2):
-            first = top * width + left
-            cells.append([first, first + 1, first + width, first + width + 1])
+    for top in range(0, height, s):
+        for left in range(0, width, s):
+            cells.append([(top + y) * width + left + x for y in range(s) for x in range(s)])
     return cells
+
+
+def centre_is_inside(cell, grid, box) -> bool:
+    """Whether the middle of a cell lies in x0, y0, x1, y1 (token i covers i..i+1)."""
+    y = (min(t // grid[1] for t in cell) + max(t // grid[1] for t in cell) + 1) / 2
+    x = (min(t % grid[1] for t in cell) + max(t % grid[1] for t in cell) + 1) / 2
+    return bool(box[0] <= x <= box[2] and box[1] <= y <= box[3])
+
+
+def plan_cells(
+    energy, grid, merged, s=2, flatness="max", destination="min", order=None, orders=None, box=None
+) -> dict[int, tuple[int, ...]]:
+    """Algorithm 1 with the choices of Table 4: members of every slot by its anchor.
+
+    Args:
+        merged: number of merged cells.
+        destination: min or max energy of the cell; `orders` [cell][place] replaces it.
+        order: rank of every cell, instead of its energy.
+        box: cells whose centre is outside come first.
+    """
+    flat = [float(e) for e in np.asarray(energy, np.float64).ravel()]
+    cells = cells_of(grid, s)
+
+    def key(c):
+        inside = box is not None and centre_is_inside(cells[c], grid, box)
+        energies = [flat[token] for token in cells[c]]
+        least = max(energies) if flatness == "max" else math.fsum(energies) / len(energies)
+        return (inside, least if order is None else float(order[c]), c)
+
+    groups = {}
+    for place, c in enumerate(sorted(range(len(cells)), key=key)):
+        if place >= merged:
+            groups.update({token: (token,) for token in cells[c]})
+            continue
+        if orders is not None:
+            anchor = cells[c][list(orders[c]).index(0)]
+        elif destination == "min":
+            anchor = min(cells[c], key=lambda t: (flat[t], t))
+        else:
+            anchor = min(cells[c], key=lambda t: (-flat[t], t))
+        groups[anchor] = tuple(cells[c])
+    return groups
 
 
 def plan(energy, rate) -> NaivePlan:

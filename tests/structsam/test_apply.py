@@ -14,7 +14,8 @@ import structsam
 from structsam.apply import apply_config, apply_merging, merged_blocks, remove_merging
 from structsam.config import MergeConfig, parse_layers
 from structsam.errors import UserError
-from structsam.merged_attention import ATTENTIONS, MergedBlock
+from structsam.merged_attention import MergedBlock
+from structsam.relative_attention import ATTENTIONS
 
 
 @pytest.fixture(autouse=True)

@@ -237,6 +237,10 @@ def test_cost_card_follows_from_the_manifest(bundle: Bundle) -> None:
     assert card.ideal_ms == pytest.approx(2 * card.executed_gmac * 1e9 / 1e11 * 1e3)
     assert card.kept == ("window 97/196", "global 2047/4096")
     assert card.logits_bytes == 3 * 2047**2 * 2
+    config = MergeConfig(prompt_aware="windows")
+    bundle.manifest["flops"] = encoder_flops(MODELS["vit_t"], config).to_dict()
+    tiers = cost_card(bundle)
+    assert tiers is not None and tiers.kept == ("window 145+73/196", "global 2047/4096")
     del bundle.manifest["flops"]
     assert cost_card(bundle) is None
 

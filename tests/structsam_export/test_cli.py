@@ -476,7 +476,14 @@ def test_list_shows_everything(cli: Callable[..., Ended], one_torch_thread: None
     facts = cli("list", "--json").json
     assert list(facts["models"]) == list(MODELS)
     assert list(facts["backends"]) == list(BACKENDS)
-    assert facts["methods"] == {n: {"max_rate": m.max_rate} for n, m in METHODS.items()}
+    limits = {name: fact["max_rate"] for name, fact in facts["methods"].items()}
+    assert limits == {name: method.max_rate for name, method in METHODS.items()}
+    assert facts["methods"]["pitome"]["max_rate_with"] == {"variant=stride": 0.75}
+    assert facts["methods"]["pitome"]["options"]["alpha"] == {"default": 1.0, "choices": "float"}
+    assert facts["methods"]["structsam"]["options"]["destination"] == {
+        "default": "min",
+        "choices": ["min", "max", "random"],
+    }
     shown = cli("list")
     assert shown.code == 0
     for name in (*MODELS, *METHODS, *BACKENDS):

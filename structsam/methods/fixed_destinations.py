@@ -1,0 +1,74 @@
+"""What methods share whose destinations are a constant table: a matching of all the others."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structsam.errors import UserError
+from structsam.matching import merge_best_edges
+from structsam.merge_cost import MergeCost, matching_cost
+from structsam.merge_plan import MergePlan
+from structsam.methods.base import MergeMethod
+
+
+@dataclass(frozen=True)
+class FixedDestinations(MergeMethod):
+    """Merge the R tokens that are most similar to one of some fixed destinations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self._destinations):
+            height, width = self.grid
+            raise UserError(
+                f"method {self.name!r} finds no destination in a token grid of {height}x{width}. "
+                "Use a larger grid"
+            )
+
+    @abstractmethod
+    def destination_positions(self) -> np.ndarray:
+        """Return the row-major positions of the destinations, int64 [D], ascending."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a destination keeps its own feature; else the slot's feature is the mean."""
+        return False
+
+    @property
+    def max_removed(self) -> int:
+        """Everything but the destinations."""
+        return self.num_tokens - len(self._destinations)
+
+    def plan(
+        self,
+        tokens: Tensor,
+        energy: Tensor | None = None,
+        padding: Tensor | None = None,
+        box: Tensor | None = None,
+    ) -> MergePlan:
+        """Join sources to their most similar destination; ties go to the lower index."""
+        batch = tokens.shape[0]
+        others = np.setdiff1d(np.arange(self.num_tokens), self._destinations)
+        sources, destinations = (
+            torch.as_tensor(positions, dtype=torch.int64, device=tokens.device).expand(batch, -1)
+            for positions in (others, self._destinations)
+        )
+        return merge_best_edges(
+            self.grid, tokens, sources, destinations, self.num_removed, padding, self.replaces
+        )
+
+    def cost(self, channels: int, metric_channels: int) -> MergeCost:
+        """Every source with every destination, and the one-hot product unless replaced."""
+        destinations = len(self._destinations)
+        sources = self.num_tokens - destinations
+        pooled = 0 if self.replaces else self.num_removed
+        return matching_cost(sources, destinations, pooled, channels, metric_channels)
+
+    @cached_property
+    def _destinations(self) -> np.ndarray:
+        return self.destination_positions()

@@ -1,0 +1,62 @@
+"""Orders of scores by counting: exact, the same on every runtime, and without any sort.
+
+TensorRT's TopK refuses more than 3840 elements and promises nothing about ties; a sort of 4096
+tokens cannot be built at all. Counting costs n^2 compares and has neither limit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Up to this many elements a permutation is inverted by comparing all pairs, which fuses with what
+#: is around it; above, by a scatter. The cells of SAM's global grid, 1024, are still below.
+_LARGEST_COMPARISON = 1024
+
+
+def rank_ascending(values: Tensor, tier: Tensor | None = None) -> Tensor:
+    """Return the rank of every value along the last axis, ties to the lower index.
+
+    `rank_i = #{j: v_j < v_i or (v_j = v_i and j < i)}`
+
+    Args:
+        values: [..., n], no NaN, n < 2^24.
+        tier: [..., n] bool; when given, all elements that are False come before all that are True.
+
+    Returns:
+        [..., n] int64, a permutation of 0..n-1.
+    """
+    n = values.shape[-1]
+    mine, other = values.unsqueeze(-1), values.unsqueeze(-2)
+    position = torch.arange(n, device=values.device)
+    earlier = position[None, :] < position[:, None]  # [i, j]: j < i
+    before = (other < mine) | ((other == mine) & earlier)
+    if tier is not None:
+        late, other_late = tier.unsqueeze(-1), tier.unsqueeze(-2)
+        before = (late & ~other_late) | ((late == other_late) & before)
+    return before.float().sum(-1).long()
+
+
+def rank_descending(values: Tensor) -> Tensor:
+    """Return the rank of every value, largest first, ties to the lower index; see above."""
+    return rank_ascending(-values)
+
+
+def invert_ranks(rank: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    """Return which elements have the ranks `first`, ..., `last - 1` (all of them by default).
+
+    Args:
+        rank: [..., n] int64, a permutation of 0..n-1.
+
+    Returns:
+        [..., last - first] int64.
+    """
+    n = rank.shape[-1]
+    position = torch.arange(n, device=rank.device)
+    if n > _LARGEST_COMPARISON:
+        # every index occurs once, so the scatter needs no reduction and no order of writing
+        inverse = torch.zeros_like(rank).scatter(-1, rank, position.expand(rank.shape))
+        return inverse[..., first:last]
+    has_rank = rank.unsqueeze(-2) == position[first:last, None]  # [..., wanted rank, element]
+    # A masked sum, not a matmul: TensorRT for RTX has no FP32 matmul on Turing.
+    return torch.where(has_rank, position.float(), 0.0).sum(-1).long()

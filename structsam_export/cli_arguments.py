@@ -1,0 +1,75 @@
+"""Arguments that several commands share, and what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from structsam.errors import UserError
+
+if TYPE_CHECKING:
+    from structsam_export.terminal import Terminal
+
+Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
+Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
+Methods = Annotated[str, typer.Option(help="all, or methods such as structsam,tome.")]
+Rate = Annotated[str, typer.Option(help="Share of tokens to remove; or one per block: 0.5,0,...")]
+Layers = Annotated[str, typer.Option(help="all, global, window, or block indices such as 7,8,9.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="name=value of the method's own; see `list`; repeat it."),
+]
+Align = Annotated[int, typer.Option(min=1, help="Keep a multiple of this many tokens.")]
+Proportional = Annotated[
+    bool, typer.Option("--proportional", help="Add the log of a slot's size to its logits.")
+]
+PromptAware = Annotated[
+    bool, typer.Option("--prompt-aware", help="The encoder takes the prompt's box as well.")
+]
+PromptForm = Annotated[
+    str, typer.Option(help="rank: outside merges first; windows: also less inside.")
+]
+Attention = Annotated[str, typer.Option(help="folded or dense.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
+BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="GPU generation, such as sm89; repeat it, or say all."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
+Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
+def parse_rates(text: str) -> float | tuple[float, ...]:
+    """Read one rate, or several, as typed.
+
+    Raises:
+        UserError: not a number.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"rate {text!r} is not a number. Use a rate from 0 to 0.75, such as --rate 0.5"
+        ) from None
+    return rates[0] if len(rates) == 1 else rates
+
+
+def make_terminal() -> Terminal:
+    """Return what shows progress and results; loaded late, because `--help` needs none of it."""
+    from structsam_export.terminal import Terminal
+
+    return Terminal()
+
+
+def random_note() -> str:
+    """Return the sentence about random weights."""
+    from structsam_export.terminal import RANDOM_NOTE
+
+    return RANDOM_NOTE

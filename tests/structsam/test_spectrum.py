@@ -1,0 +1,297 @@
+"""The spectrum against its definitions written out, and the theorems the paper builds on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from structsam.errors import UserError
+from structsam.methods import METHODS
+from structsam.spectrum import (
+    GRAPHS,
+    coarse_laplacian,
+    coarsen,
+    encoder_discrepancy,
+    graph_spectrum,
+    layer_discrepancy,
+    lift,
+    lifted_spectrum,
+    normalized_laplacian,
+    spectral_distance,
+    token_graph,
+)
+
+CLOSE = {"rtol": 0, "atol": 1e-10}
+graphs = st.sampled_from(sorted(GRAPHS))
+every_graph = pytest.mark.parametrize("graph", GRAPHS)
+
+
+@st.composite
+def merged_maps(draw):
+    """Tokens [B, N, C] and a random partition of each map into M slots, none empty."""
+    batch, tokens = draw(st.integers(1, 3)), draw(st.integers(3, 24))
+    channels, slots = draw(st.integers(1, 30)), draw(st.integers(1, tokens))
+    seed = draw(st.integers(0, 2**20))
+    generator = torch.Generator().manual_seed(seed)
+    shift = draw(st.sampled_from([0.0, 1.0]))  # cosines around 0, and mostly above it
+    x = torch.randn(batch, tokens, channels, generator=generator, dtype=torch.float64) + shift
+    return x, partition(batch, tokens, slots, generator), slots
+
+
+def partition(batch, tokens, slots, generator):
+    rows = []
+    for _ in range(batch):
+        own = torch.randint(0, slots, (tokens,), generator=generator)
+        own[torch.randperm(tokens, generator=generator)[:slots]] = torch.arange(slots)
+        rows.append(own)
+    return torch.stack(rows)
+
+
+def random_map(tokens=20, channels=6, slots=8, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, tokens, channels, generator=generator)
+    return x, partition(batch, tokens, slots, generator), slots
+
+
+def written_out(x, slot, slots, graph):
+    """The two Laplacians [B, N, N], with every matrix of the definitions made."""
+    weights = token_graph(x, graph)
+    coarse, _ = coarsen(weights, slot, slots)
+    return normalized_laplacian(weights), normalized_laplacian(lift(coarse, slot))
+
+
+@every_graph
+def test_weights_and_blocks_are_the_formulas(graph) -> None:
+    x, slot, slots = random_map(tokens=7, channels=3, slots=3, batch=2)
+    weights = token_graph(x, graph)
+    coarse, sizes = coarsen(weights, slot, slots)
+    lifted = lift(coarse, slot)
+    laplacian = normalized_laplacian(weights)
+    for b in range(2):
+        for i in range(7):
+            for j in range(7):
+                one, two = x[b, i].double(), x[b, j].double()
+                cosine = (one @ two) / (one.norm() * two.norm())
+                expected = (1 + cosine) / 2 if graph == "affinity" else 1 - cosine
+                torch.testing.assert_close(weights[b, i, j], expected, **CLOSE)
+                mine, other = slot[b] == slot[b, i], slot[b] == slot[b, j]
+                mean = weights[b][mine][:, other].mean()
+                torch.testing.assert_close(lifted[b, i, j], mean, **CLOSE)
+                degrees = weights[b, i].sum() * weights[b, j].sum()
+                entry = float(i == j) - weights[b, i, j] / degrees.sqrt()
+                torch.testing.assert_close(laplacian[b, i, j], entry, **CLOSE)
+        assert sizes[b].tolist() == torch.bincount(slot[b], minlength=slots).tolist()
+
+
+@settings(max_examples=60)
+@given(merged_maps(), graphs)
+def test_lemma_1_the_lifted_spectrum_is_the_coarse_one_and_ones(maps, graph) -> None:
+    x, slot, slots = maps
+    weights = token_graph(x, graph)
+    coarse, sizes = coarsen(weights, slot, slots)
+    lifted = torch.linalg.eigvalsh(normalized_laplacian(lift(coarse, slot)))
+    own = torch.linalg.eigvalsh(coarse_laplacian(coarse, sizes))
+    ones = own.new_ones(own.shape[0], x.shape[1] - slots)
+    expected = torch.cat([own, ones], 1).sort(-1).values
+    torch.testing.assert_close(lifted, expected, **CLOSE)
+
+
+@every_graph
+def test_lemma_1_fails_with_the_row_sums_of_the_coarse_weights_as_degrees(graph) -> None:
+    """Why `coarse_laplacian` weighs by group size: PiToMe's Definition 1 as printed does not."""
+    x, _, _ = random_map(tokens=6, slots=3)
+    slot = torch.tensor([[0, 0, 0, 0, 1, 2]])
+    coarse, sizes = coarsen(token_graph(x, graph), slot, 3)
+    printed = torch.linalg.eigvalsh(normalized_laplacian(coarse))
+    exact = torch.linalg.eigvalsh(coarse_laplacian(coarse, sizes))
+    assert spectral_distance(printed, exact).item() > 0.01
+    equal, same = coarsen(token_graph(x, graph), torch.tensor([[0, 0, 1, 1, 2, 2]]), 3)
+    torch.testing.assert_close(normalized_laplacian(equal), coarse_laplacian(equal, same), **CLOSE)
+
+
+@settings(max_examples=60)
+@given(merged_maps(), graphs)
+def test_the_factored_spectra_are_those_of_the_matrices_written_out(maps, graph) -> None:
+    x, slot, slots = maps
+    original, lifted = (torch.linalg.eigvalsh(m) for m in written_out(x, slot, slots, graph))
+    torch.testing.assert_close(graph_spectrum(x, graph), original, **CLOSE)
+    torch.testing.assert_close(lifted_spectrum(x, slot, slots, graph), lifted, **CLOSE)
+    expected = (original - lifted).abs().sum(-1)
+    torch.testing.assert_close(layer_discrepancy(x, slot, slots, graph), expected, **CLOSE)
+
+
+@settings(max_examples=60)
+@given(merged_maps(), graphs)
+def test_hoffman_wielandt_bounds_the_eigenvalues_by_the_matrices(maps, graph) -> None:
+    x, slot, slots = maps
+    original, lifted = written_out(x, slot, slots, graph)
+    squares = (graph_spectrum(x, graph) - lifted_spectrum(x, slot, slots, graph)).square().sum(-1)
+    bound = (original - lifted).square().sum((-2, -1))
+    assert (squares <= bound + 1e-10).all()
+    # and Cauchy-Schwarz takes it to the l1 norm of eq. 1
+    discrepancy = layer_discrepancy(x, slot, slots, graph)
+    assert (discrepancy <= (x.shape[1] * bound).sqrt() + 1e-6).all()
+
+
+@settings(max_examples=40)
+@given(merged_maps(), graphs)
+def test_merging_equal_tokens_costs_nothing(maps, graph) -> None:
+    x, slot, slots = maps
+    lengths = 1 + slot[:, :, None] % 3 + torch.arange(x.shape[1])[None, :, None] % 2
+    channels = x.shape[2]
+    equal = x[:, :slots].gather(1, slot[:, :, None].expand(-1, -1, channels)) * lengths
+    torch.testing.assert_close(
+        layer_discrepancy(equal, slot, slots, graph), x.new_zeros(x.shape[0]), rtol=0, atol=1e-9
+    )
+
+
+@settings(max_examples=40)
+@given(merged_maps(), graphs)
+def test_discrepancy_is_positive_and_zero_when_nothing_merges(maps, graph) -> None:
+    x, slot, slots = maps
+    assert (layer_discrepancy(x, slot, slots, graph) >= 0).all()
+    tokens = x.shape[1]
+    alone = torch.arange(tokens).flip(0).expand(x.shape[0], -1)
+    nothing = layer_discrepancy(x, alone, tokens, graph)
+    torch.testing.assert_close(nothing, torch.zeros_like(nothing), rtol=0, atol=1e-9)
+
+
+@every_graph
+def test_merging_different_tokens_costs_something_and_worse_merges_cost_more(graph) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(5, 8, generator=generator)
+    kind = torch.arange(20) % 5
+    x = (centers[kind] + 0.05 * torch.randn(20, 8, generator=generator))[None]
+    alike = layer_discrepancy(x, kind[None], 5, graph).item()
+    across = layer_discrepancy(x, (torch.arange(20) // 4)[None], 5, graph).item()
+    assert 1e-6 < alike < across / 10
+
+
+@settings(max_examples=40)
+@given(merged_maps(), graphs, st.integers(0, 1000))
+def test_order_of_tokens_and_names_of_slots_do_not_matter(maps, graph, seed) -> None:
+    x, slot, slots = maps
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(x.shape[1], generator=generator)
+    names = torch.randperm(slots, generator=generator)
+    before = layer_discrepancy(x, slot, slots, graph)
+    after = layer_discrepancy(x[:, order], names[slot[:, order]], slots, graph)
+    torch.testing.assert_close(after, before, **CLOSE)
+
+
+@settings(max_examples=40)
+@given(merged_maps(), graphs)
+def test_maps_of_one_batch_do_not_see_each_other(maps, graph) -> None:
+    x, slot, slots = maps
+    together = layer_discrepancy(x, slot, slots, graph)
+    for b in range(x.shape[0]):
+        alone = layer_discrepancy(x[b : b + 1], slot[b : b + 1], slots, graph)
+        torch.testing.assert_close(alone, together[b : b + 1], **CLOSE)
+
+
+@every_graph
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_everything_is_computed_in_float64(graph, dtype) -> None:
+    x, slot, slots = random_map()
+    x = x.to(dtype)
+    results = [graph_spectrum(x, graph), lifted_spectrum(x, slot, slots, graph)]
+    results += [layer_discrepancy(x, slot, slots, graph), token_graph(x, graph)]
+    assert {result.dtype for result in results} == {torch.float64}
+    exact = layer_discrepancy(x.double(), slot, slots, graph)
+    assert torch.equal(results[2], exact), "converted before anything is computed"
+
+
+@every_graph
+def test_padding_counts_for_nothing(graph) -> None:
+    x, slot, slots = random_map(tokens=12, slots=5, batch=2)
+    padded = torch.cat([x, torch.zeros(2, 6, x.shape[2])], 1)
+    tail = (slots + torch.tensor([0, 0, 0, 1, 2, 2])).expand(2, -1)  # padding merges with padding
+    own = layer_discrepancy(x, slot, slots, graph)
+    with_padding = layer_discrepancy(padded, torch.cat([slot, tail], 1), slots + 3, graph)
+    torch.testing.assert_close(with_padding, own, **CLOSE)
+    spectrum = torch.cat([graph_spectrum(x, graph), torch.ones(2, 6).double()], 1)
+    torch.testing.assert_close(graph_spectrum(padded, graph), spectrum.sort(-1).values, **CLOSE)
+
+
+@every_graph
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_map_of_equal_tokens_is_preserved_by_any_merging(graph, value) -> None:
+    x = torch.full((1, 16, 3), value)
+    slot = (torch.arange(16) // 3)[None]
+    assert layer_discrepancy(x, slot, 6, graph).item() < 1e-9
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_of_every_method_can_be_judged(name) -> None:
+    method = METHODS[name](grid=(14, 14), rate=0.25)
+    x = torch.randn(2, 196, 16, generator=torch.Generator().manual_seed(0))
+    plan = method.plan(x)
+    discrepancy = layer_discrepancy(x, plan.slot_of_token, plan.num_slots)
+    assert discrepancy.shape == (2,)
+    assert (discrepancy > 0).all()
+
+
+def test_the_encoder_sums_the_layers_means() -> None:
+    layers = [torch.tensor([1.0, 3.0]), torch.tensor([0.25])]
+    assert encoder_discrepancy(layers) == 2.25
+    assert encoder_discrepancy([]) == 0
+
+
+def test_an_unknown_graph_lists_the_valid_ones() -> None:
+    with pytest.raises(UserError, match="'nosuch'.*affinity, distance"):
+        graph_spectrum(torch.ones(1, 2, 2), "nosuch")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_are_refused(value) -> None:
+    with pytest.raises(UserError, match="infinite values or NaN"):
+        graph_spectrum(torch.full((1, 2, 2), value))
+
+
+@every_graph
+def test_no_matrix_larger_than_the_channels_is_solved(graph, monkeypatch) -> None:
+    x, slot, slots = random_map(tokens=60, channels=4, slots=30)
+    solve, sides = torch.linalg.eigvalsh, []
+
+    def watched(matrix):
+        sides.append(matrix.shape[-1])
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", watched)
+    layer_discrepancy(x, slot, slots, graph)
+    assert sides == [5, 5]
+
+
+#: Run apart, because the peak of memory belongs to a process.
+GLOBAL_GRAPH = """
+import resource, time, torch
+from structsam.spectrum import *
+torch.set_num_threads(2)
+x = torch.randn(1, 4096, 768, generator=torch.Generator().manual_seed(0)) + 0.5
+slot = torch.arange(4096)[None] % 2047
+start = time.perf_counter()
+original, lifted = graph_spectrum(x), lifted_spectrum(x, slot, 2047)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+dense = torch.linalg.eigvalsh(normalized_laplacian(token_graph(x)))
+print(seconds, peak, (dense - original).abs().max().item(), (lifted - original).abs().sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_the_global_graph_fits_in_two_minutes_and_two_gigabytes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GLOBAL_GRAPH], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, peak, error, discrepancy = map(float, done.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss in bytes there, in KiB elsewhere
+    assert seconds < 120
+    assert peak * unit < 2e9
+    assert error < 1e-10
+    assert 0 < discrepancy < 4096

@@ -1,0 +1,200 @@
+"""scripts/train_vit_t.py: repeatable, resumable, and equal to the stock modules it trains."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from structsam.errors import UserError
+from structsam.models import ModelSpec, model_spec
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_importable() -> Any:
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+
+
+def script(name: str = "train_vit_t") -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Two sets of noisy images with one rectangle each; one of them with a void map."""
+    root = tmp_path / "train"
+    for name in ("a", "b"):
+        for folder in ("images", "masks", "void"):
+            (root / name / folder).mkdir(parents=True)
+        for stem in range(3):
+            labels = np.zeros((60, 80), np.uint8)
+            labels[10:40, 20 + 5 * stem : 60] = 1
+            pixels = rng.integers(0, 80, (60, 80, 3)) + 150 * labels[..., None]
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / "images" / f"{stem}.jpg")
+            Image.fromarray(labels).save(root / name / "masks" / f"{stem}.png")
+        void = np.zeros((60, 80), np.uint8)
+        void[:, :5] = 1
+        Image.fromarray(void).save(root / name / "void" / "0.png")
+    return root
+
+
+@pytest.fixture
+def trainer_at(tiny_spec: ModelSpec) -> Callable[..., Any]:
+    pytest.importorskip("matplotlib", reason="the training script draws its curve with matplotlib")
+    train = script()
+
+    def make(out: Path, steps: int = 6, seed: int = 3) -> Any:
+        settings = train.Settings(
+            steps=steps, seed=seed, prompts=3, workers=0, refine=0.5, log_every=2, threads=1,
+            validate_every=4, validation_images=2,
+            stages=(train.Stage(0.0, 8, 2), train.Stage(0.5, 16, 1)),
+        )  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        return train.Trainer(tiny_spec, settings, out, "cpu")
+
+    return make
+
+
+def parameters(trainer: Any) -> list[torch.Tensor]:
+    return [p.detach() for p in trainer.parameters] + list(trainer.average)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_the_fast_forward_equals_the_stock_modules(
+    tiny_sam_factory: Callable[..., Any], with_mask: bool
+) -> None:
+    forward, sam = script("vit_t_forward"), tiny_sam_factory()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        images = torch.randn(1, 3, 256, 256)
+        stock = sam.image_encoder(images)
+        mine = forward.encode(sam.image_encoder, images)
+        torch.testing.assert_close(mine, stock.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+        boxes = torch.tensor([[10.0, 20, 100, 200], [50, 60, 250, 120]])
+        masks = torch.randn(2, 1, 64, 64) if with_mask else None
+        sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=masks)
+        wanted, ious = sam.mask_decoder.predict_masks(
+            stock, sam.prompt_encoder.get_dense_pe(), sparse, dense
+        )
+        coords = ((boxes + 0.5) / 256).view(2, 2, 2)
+        own = forward.embed_prompts(sam.prompt_encoder, coords, torch.tensor([[2, 3], [2, 3]]))
+        torch.testing.assert_close(own, sparse)
+        got, own_ious = forward.decode(
+            sam, mine, own[None], None if masks is None else masks[:, 0][None]
+        )
+        torch.testing.assert_close(got[0], wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(own_ious[0], ious, rtol=1e-3, atol=1e-3)
+
+        points = torch.tensor([[[30.0, 40]]])
+        sparse, _ = sam.prompt_encoder(points=(points, torch.ones(1, 1)), boxes=None, masks=None)
+        coords = torch.cat([(points + 0.5) / 256, torch.zeros(1, 1, 2)], dim=1)
+        own = forward.embed_prompts(sam.prompt_encoder, coords, torch.tensor([[1, -1]]))
+        torch.testing.assert_close(own, sparse)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    photographs: Path, tmp_path: Path, trainer_at: Callable[..., Any]
+) -> None:
+    train = script()
+    whole = trainer_at(tmp_path / "whole")
+    train.train(whole, photographs)
+    again = trainer_at(tmp_path / "again")
+    train.train(again, photographs)
+    for one, other in zip(parameters(whole), parameters(again), strict=True):
+        assert torch.equal(one, other)
+
+    first = trainer_at(tmp_path / "cut")
+    data_module = script("vit_t_data")
+    source = data_module.Photographs(photographs, tmp_path / "cut" / "cache")
+    for batch in train._batches(first, source, photographs, tmp_path):
+        first.train_step(batch)
+        if first.step == 4:
+            break
+    first.save()
+    second = trainer_at(tmp_path / "cut")
+    second.resume()
+    assert second.step == 4
+    train.train(second, photographs)
+    for one, other in zip(parameters(whole), parameters(second), strict=True):
+        assert torch.equal(one, other)
+
+    assert (tmp_path / "whole" / "curve.png").stat().st_size > 1000
+    rows = (tmp_path / "whole" / "validation.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "4", "6"]
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_a_few_steps_lower_the_loss(
+    photographs: Path, tmp_path: Path, trainer_at: Callable[..., Any]
+) -> None:
+    data_module, trainer = script("vit_t_data"), trainer_at(tmp_path, steps=1000)
+    source = data_module.Photographs(photographs, tmp_path / "cache")
+    batch = data_module.make_batch(source, 0, 0, 8, 1, 3, 0.0)
+    trainer.settings = replace(trainer.settings, refine=0.0)
+    losses = [trainer.train_step(batch)[0] for _ in range(25)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_batches_depend_on_seed_and_step_alone(photographs: Path, tmp_path: Path) -> None:
+    data_module = script("vit_t_data")
+    source = data_module.Photographs(photographs, tmp_path / "cache")
+    one, same, other = (data_module.make_batch(source, 0, step, 8, 2, 3, 0.5) for step in (1, 1, 2))
+    assert np.array_equal(one.images, same.images) and np.array_equal(one.coords, same.coords)
+    assert not np.array_equal(one.images, other.images)
+    assert one.targets.any((-2, -1)).all()  # no prompt without an object
+    boxes = one.labels[..., 0] == 2
+    assert (one.coords >= 0).all() and (one.coords <= 1).all()
+    assert (one.coords[boxes][:, 1] > one.coords[boxes][:, 0]).all()
+
+
+def test_an_absent_empty_or_damaged_folder_is_named(photographs: Path, tmp_path: Path) -> None:
+    data_module, train = script("vit_t_data"), script()
+    with pytest.raises(UserError, match="No training data at .*nowhere.*--data FOLDER"):
+        data_module.Photographs(tmp_path / "nowhere", tmp_path / "c1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no NAME/images"):
+        data_module.Photographs(tmp_path / "empty", tmp_path / "c2")
+    with pytest.raises(UserError, match=re.escape("--data FOLDER and a budget")):
+        train.run(["--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"No checkpoint .*train first"):
+        train.run(["--out", str(tmp_path / "run"), "--export", str(tmp_path / "x.safetensors")])
+    image = photographs / "a" / "images" / "1.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"Cannot read .*1\.jpg"):
+        data_module.Photographs(photographs, tmp_path / "c3")
+    image.write_bytes(whole)
+    (photographs / "b" / "masks" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"has no label map"):
+        data_module.Photographs(photographs, tmp_path / "c4")
+
+
+def test_exported_weights_load_and_are_the_average(tmp_path: Path) -> None:
+    from structsam import load_sam
+
+    train = script()
+    trainer = train.Trainer(model_spec("vit_t"), train.Settings(steps=1), tmp_path, "cpu")
+    trainer.average[0].fill_(0.25)
+    trainer.save()
+    target = tmp_path / "vit_t.safetensors"
+    train.run(["--out", str(tmp_path), "--export", str(target)])
+    assert target.stat().st_size < 25e6
+    name = next(name for name, _ in trainer.sam.named_parameters())
+    assert bool((load_sam("vit_t", checkpoint=target).state_dict()[name] == 0.25).all())
+    fresh = train.Trainer(model_spec("vit_t"), train.Settings(steps=1, seed=1), tmp_path, "cpu")
+    fresh.start_from(target)
+    assert bool((fresh.parameters[0] == 0.25).all())
