@@ -320,13 +320,22 @@ def lint(
 
 
 @app.command(name="list")
-def list_all(json_only: Json = False) -> None:
+def list_all(
+    json_only: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the methods as a Markdown table.")
+    ] = False,
+) -> None:
     """Models, methods with their maximum rates, and backends available here."""
     terminal = make_terminal()
-    from structsam_export.inventory import inventory, inventory_tables
+    from structsam_export.inventory import inventory, inventory_tables, method_table_markdown
 
     facts = inventory()
-    if json_only:
+    if markdown:
+        if facts["methods"] is None:
+            raise UserError("torch is not installed: pip install 'structsam[export]'")
+        print(method_table_markdown(facts["methods"]))
+    elif json_only:
         print(json.dumps(facts))
     else:
         for table in inventory_tables(facts):

@@ -71,11 +71,11 @@ class InspectRow:
         )
 
     def caption(self) -> tuple[str, ...]:
-        """Say method, rate, block and the tokens kept, or why there is nothing."""
+        """Say method, rate, block, the tokens kept and what happened to edges."""
         options = "".join(f" {name}={value}" for name, value in self.options.items())
         title = f"{self.method}{options}, block {self.block} ({self.kind})"
         if self.note or self.photo is None or self.rate is None:
-            return title, self.note
+            return (title,)  # the panel says why
         if self.windows > 1:
             kept = (
                 f"kept {self.kept:,} of {self.tokens:,} in {self.windows} windows, "

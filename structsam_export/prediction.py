@@ -173,7 +173,10 @@ def _which_box(boxes: Sequence[Box]) -> str:
     if len(boxes) == 1:
         shown = ",".join(f"{value:g}" for value in boxes[0])
         return f"the embedding belongs to box {shown}: another box encodes the image again"
-    return f"the image was encoded once for each of the {len(boxes)} boxes"
+    return (
+        f"the image was encoded once for each of the {len(boxes)} boxes: an embedding of this "
+        "bundle belongs to one box"
+    )
 
 
 def _prompt_arrays(points: Sequence[Point], boxes: Sequence[Box]) -> dict[str, Any]:

@@ -183,9 +183,13 @@ class Predictor:
         feeds = self._feeds(prompts, geometry, mask_input)
         pieces = []
         if self.bundle.takes_box and box is not None:
+            spent = {"encode": 0.0, "decode": 0.0}
             for index, own_box in enumerate(np.reshape(box, (-1, 4))):
+                self.timings["encode"] = 0.0  # stays so when the box is the one before
                 self._encode_for(own_box)
                 pieces += self._decode({n: a[index : index + 1] for n, a in feeds.items()})
+                spent = {step: ms + self.timings[step] for step, ms in spent.items()}
+            self.timings |= spent
         else:
             self._encode_for(None)
             pieces = self._decode(feeds)

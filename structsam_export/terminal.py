@@ -113,6 +113,14 @@ def bundle_table(bundle: Bundle) -> Table:
     rate = merging["rate"]
     shown = rate if isinstance(rate, (int, float)) else "per block"
     table.add_row("merging", f"{merging['method']}, rate {shown}, layers {merging['layers']}")
+    own = [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
+    own += [f"align {merging['align']}"] if merging.get("align", 1) > 1 else []
+    own += ["proportional attention"] if merging.get("proportional") else []
+    if own:
+        table.add_row("options", ", ".join(own))
+    if merging.get("prompt_aware"):
+        form = merging["prompt_aware"]
+        table.add_row("prompt box", f"second input of the encoder ({form}): one prompt an encoding")
     kinds: dict[str, tuple[int, set[str]]] = {}
     for block in merging["blocks"]:
         count, sizes = kinds.get(block["kind"], (0, set()))

@@ -30,9 +30,27 @@ def commands() -> list[str]:
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in commands()}
     everything = {
-        "export", "build", "check", "predict", "bench", "flops", "lint", "list",
+        "export", "build", "check", "predict", "bench", "flops", "lint", "list", "inspect", "spectrum",
     }  # fmt: skip
     assert shown >= everything, everything - shown
+
+
+def test_the_table_of_methods_is_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from structsam.methods import METHODS
+    from structsam_export.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["list", "--markdown"])
+    assert not ended.value.code
+    table = capsys.readouterr().out.strip()
+    assert table.count("\n") == len(METHODS) + 1
+    shown = re.search(
+        r"<!-- methods: .*?-->\n(.*?)\n<!-- end of methods -->",
+        README.read_text("utf-8"),
+        re.DOTALL,
+    )
+    assert shown and shown[1] == table
 
 
 @pytest.mark.slow

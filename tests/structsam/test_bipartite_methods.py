@@ -250,6 +250,19 @@ def test_pitome_protects_what_is_like_nothing_else() -> None:
     assert {3, 6, 9, 12} <= set(alone)
 
 
+@pytest.mark.parametrize("variant", ["protected", "stride"])
+def test_pitome_merges_padding_first_also_where_there_is_little(variant) -> None:
+    """Two columns of padding beside tokens that are all alike, and so of high energy."""
+    tokens = 1 + 0.01 * MAPS["random"](1, N)
+    padding = (torch.arange(N) % 14 >= 12).expand(1, -1)
+    tokens[padding] = 0
+    method = METHODS["pitome"]((14, 14), 0.05, variant=variant)
+    plan = method.plan(tokens, None, padding)
+    assert 2 * method.num_removed <= int(padding.sum())
+    groups.assert_same_plan(plan, 0, pitome_expected(tokens[0], None, padding[0].numpy(), method))
+    assert padding[0, plan.size_of_slot[0][plan.slot_of_token[0]] > 1].all()
+
+
 # All of them on the global map: the destinations and the matching by matrix products
 
 

@@ -26,9 +26,12 @@ def spec(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, shape, "float32")
 
 
-def fake_bundle(path: Path = Path("fake-bundle"), min_p: int = 1, **model: Any) -> Bundle:
+def fake_bundle(
+    path: Path = Path("fake-bundle"), min_p: int = 1, takes_box: bool = False, **model: Any
+) -> Bundle:
     embeddings = spec("image_embeddings", 1, CHANNELS, 4, 4)
-    encoder = Part("encoder.onnx", (spec("image", 1, 3, SIDE, SIDE),), (embeddings,))
+    image = (spec("image", 1, 3, SIDE, SIDE), *([spec("prompt_box", 1, 4)] if takes_box else []))
+    encoder = Part("encoder.onnx", image, (embeddings,))
     decoder = Part(
         "decoder.onnx",
         (
