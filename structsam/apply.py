@@ -27,6 +27,7 @@ def apply_merging(
     align: int = 1,
     proportional: bool = False,
     prompt_aware: str | None = None,
+    placement: str = "attention",
 ) -> Model:
     """Merge tokens in the chosen blocks of a SAM model, in place.
 
@@ -37,7 +38,7 @@ def apply_merging(
         model: a `segment_anything` `Sam`, or its image encoder.
         rate: share of every map's tokens to remove, or one per block.
         layers: `all`, `global`, `window`, or block indices.
-        attention, align, proportional, prompt_aware: see `MergeConfig`.
+        attention, align, proportional, prompt_aware, placement: see `MergeConfig`.
         options: the method's own options, such as `{"operator": "central"}`.
 
     Returns:
@@ -55,6 +56,7 @@ def apply_merging(
         align=align,
         proportional=proportional,
         prompt_aware=prompt_aware,
+        placement=placement,
     )
     return apply_config(model, config)
 
@@ -66,7 +68,8 @@ def apply_config(model: Model, config: MergeConfig) -> Model:
         block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
     ]
     height, width = encoder.pos_embed.shape[1:3]
-    rates = config.block_rates([block.window_size == 0 for block in stock])
+    is_global = [block.window_size == 0 for block in stock]
+    rates = config.block_rates(is_global)
     prompt = PromptBox() if config.prompt_aware else None
     merged = []
     for index, (block, block_rate) in enumerate(zip(stock, rates, strict=True)):
@@ -79,7 +82,13 @@ def apply_config(model: Model, config: MergeConfig) -> Model:
             for rate, count in config.tier_rates(block_rate, windows)
             if block_rate
         ]
-        merged.append(MergedBlock(block, tiers, config.attention, config.proportional, prompt))
+        merged.append(
+            MergedBlock(
+                block, tiers, config.attention, config.proportional, prompt, config.placement
+            )
+        )
+    for run in config.stages(is_global):
+        merged[run[0]].run_stage([merged[index] for index in run])
     remove_merging(model)
     for index, block in enumerate(merged):
         encoder.blocks[index] = block

@@ -16,6 +16,8 @@ _ANY_GRID = (16, 16)
 
 LAYER_SETS = ("all", "global", "window")
 ATTENTION_FORMS = ("folded", "dense")
+#: What runs on merged tokens: attention (the paper's), also the MLP, or whole runs of blocks.
+PLACEMENTS = ("attention", "block", "stage")
 #: How a prompt box steers merging: it only ranks cells, or windows around it merge less as well.
 PROMPT_FORMS = ("rank", "windows")
 
@@ -34,6 +36,8 @@ class MergeConfig:
         proportional: add the log of a slot's size to the logits of its key.
         prompt_aware: None, `rank` (what lies outside the prompt box merges first) or `windows`
             (and the windows that the box covers most merge less, the others more).
+        placement: one of `PLACEMENTS`: merge around attention; also around the MLP, by the same
+            plan; or once for every run of blocks that share a window layout and a rate.
 
     Raises:
         UserError: unknown name, or a rate or an option outside the method's range.
@@ -47,6 +51,7 @@ class MergeConfig:
     align: int = 1
     proportional: bool = False
     prompt_aware: str | None = None
+    placement: str = "attention"
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
@@ -56,6 +61,10 @@ class MergeConfig:
             check_rate(rate, method.name, limit)
         if type(self.align) is not int or self.align < 1:
             raise UserError(f"align must be a whole number from 1, not {self.align!r}")
+        if self.placement not in PLACEMENTS:
+            raise UserError(
+                f"unknown placement {self.placement!r}. Use one of: {', '.join(PLACEMENTS)}"
+            )
         if self.prompt_aware is not None and self.prompt_aware not in PROMPT_FORMS:
             raise UserError(
                 f"unknown prompt_aware {self.prompt_aware!r}. Use one of: {', '.join(PROMPT_FORMS)}"
@@ -108,6 +117,26 @@ class MergeConfig:
             UserError: the grid does not suit the method, or the count cannot be had.
         """
         return find_method(self.method)(grid, rate, self.align, layer, depth, **dict(self.options))
+
+    def stages(self, is_global: Sequence[bool]) -> list[list[int]]:
+        """Group the blocks that share a plan: runs of one kind and one rate, or single blocks.
+
+        Only placement `stage` makes runs, and only of blocks that merge.
+        """
+        rates = self.block_rates(is_global)
+        runs: list[list[int]] = []
+        for index, kind in enumerate(zip(is_global, rates, strict=True)):
+            last = runs[-1][-1] if runs else None
+            if (
+                self.placement == "stage"
+                and last is not None
+                and rates[index]
+                and (is_global[last], rates[last]) == kind
+            ):
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
 
     def tier_rates(self, rate: float, windows: int) -> tuple[tuple[float, int], ...]:
         """Return (rate, windows) of the tiers of a block whose windows merge at `rate` on average.

@@ -9,9 +9,10 @@ Letters: N tokens and M slots of one map, C channels, h heads of d channels, H W
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from structsam.config import PLACEMENTS as OUR_PLACEMENTS
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.merge_cost import MergeCost
@@ -22,10 +23,10 @@ from structsam.relative_attention import folded_channels
 _NECK_CHANNELS = 256
 _NORM_UNITS = 5
 
-#: Where merging happens. `attention`: around attention and its output projection, as this package
-#: does. `thesis`: for counting only, as the code of S. Xie's thesis does: it scatters instead of
+#: For counting only: merging as the code of S. Xie's thesis does it, which scatters instead of
 #: multiplying with one-hot matrices, and projects all tokens because it unmerges first.
-PLACEMENTS = ("attention", "thesis")
+THESIS = "thesis"
+PLACEMENTS = (*OUR_PLACEMENTS, THESIS)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class EncoderFlops:
 
 
 def encoder_flops(
-    spec: ModelSpec, config: MergeConfig, placement: str = "attention"
+    spec: ModelSpec, config: MergeConfig, placement: str | None = None
 ) -> EncoderFlops:
     """Count an encoder's multiply-adds; by default as this package runs it.
 
@@ -179,14 +180,17 @@ def encoder_flops(
     form, and knows no `align`.
 
     Args:
-        placement: one of `PLACEMENTS`.
+        placement: one of `PLACEMENTS`; None for that of `config`.
 
     Raises:
         UserError: unknown placement, or the configuration does not fit the model or placement.
     """
+    placement = placement or config.placement
     if placement not in PLACEMENTS:
         raise UserError(f"unknown placement {placement!r}. Use one of: {', '.join(PLACEMENTS)}")
-    if placement == "thesis" and config.align > 1:
+    if placement != THESIS:
+        config = replace(config, placement=placement)
+    if placement == THESIS and config.align > 1:
         raise UserError("the thesis' code has no align. Use --placement attention, or no align")
     is_global = [index in spec.global_blocks for index in range(spec.depth)]
     rates = config.block_rates(is_global)
@@ -197,12 +201,14 @@ def encoder_flops(
     return EncoderFlops(
         model=spec.name,
         method=config.method if any(rates) else "none",
-        attention=config.attention if placement == "attention" else "dense",
+        attention=config.attention if placement != THESIS else "dense",
         placement=placement,
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
         blocks=tuple(
-            _block(spec, config, placement, index, rate) for index, rate in enumerate(rates)
+            _block(spec, config, placement, index, rates[index], index == run[0])
+            for run in config.stages(is_global)
+            for index in run
         ),
     )
 
@@ -213,7 +219,7 @@ def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
 
 
 def _block(
-    spec: ModelSpec, config: MergeConfig, placement: str, index: int, rate: float
+    spec: ModelSpec, config: MergeConfig, placement: str, index: int, rate: float, plans: bool
 ) -> BlockFlops:
     height, width = spec.grid
     side, is_global = spec.window_size, index in spec.global_blocks
@@ -225,8 +231,17 @@ def _block(
     ]
     units = {part: sum(tier.units[part] for tier in tiers) for part in tiers[0].units}
     pixels, channels = height * width, spec.embed_dim
-    units["widest"] = max(units["widest"], 4 * pixels * channels)
-    units["traffic"] += pixels * 10 * channels  # the MLP's C, 4C, 4C and C
+    rows = sum(tier.counts.maps * tier.counts.slots for tier in tiers)
+    in_mlp = rows if rate and placement in ("block", "stage") else pixels
+    normed = 2 * pixels
+    if rate and placement == "stage":  # the first norm of a stage also sees all tokens, to plan
+        normed = 2 * rows + (pixels if plans else 0)
+    if rate and placement == "block":
+        units["pooling"] *= 2  # the MLP's input is merged as well
+    if rate and not plans:
+        units |= {"energy": 0, "matching": 0, "pooling": 0}
+    units["widest"] = max(units["widest"], 4 * in_mlp * channels)
+    units["traffic"] += in_mlp * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(
         index=index,
         kind="global" if is_global else "window",
@@ -234,8 +249,8 @@ def _block(
         maps=maps,
         tokens=grid[0] * grid[1],
         tiers=tuple(tier.counts for tier in tiers),
-        mlp=8 * pixels * channels**2,
-        norm=2 * _NORM_UNITS * pixels * channels,
+        mlp=8 * in_mlp * channels**2,
+        norm=_NORM_UNITS * normed * channels,
         **units,
     )
 
@@ -267,9 +282,9 @@ def _tier(
         cost = method.cost(channels, channels if method.metric == "all" else dim)
     rows = maps * slots
     logits = heads * maps * slots**2
-    folded = config.attention == "folded" and placement == "attention"
+    folded = config.attention == "folded" and placement != THESIS
     extra = folded_channels(stands_on, dim, config.proportional and rate > 0) if folded else 0
-    projected = maps * tokens if placement == "thesis" else rows
+    projected = maps * tokens if placement == THESIS else rows
     units = {
         "qkv": 3 * rows * channels**2,
         "qk_av": 2 * logits * dim,
@@ -277,7 +292,7 @@ def _tier(
         "proj": projected * channels**2,
         "energy": maps * cost.energy,
         "matching": maps * cost.matching,
-        "pooling": 0 if placement == "thesis" else maps * cost.pooling,
+        "pooling": 0 if placement == THESIS else maps * cost.pooling,
         "folded_extra": logits * extra,
         "logits": logits,
         "widest": 3 * rows * channels,
@@ -289,6 +304,6 @@ def _tier(
 
 
 def _slots(method: MergeMethod, placement: str) -> int:
-    if placement == "thesis":
+    if placement == THESIS:
         return method.num_tokens - method.num_removed_in_thesis
     return method.num_slots

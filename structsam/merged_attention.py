@@ -2,7 +2,9 @@
 
 Order inside a block: norm -> energy -> windows -> merge -> qkv -> attention -> output projection
 -> unmerge -> windows back -> residual at full resolution -> MLP. Projecting before unmerging is
-the same function as after it, on fewer tokens.
+the same function as after it, on fewer tokens. Placement `block` runs the MLP on the slots of the
+same plan, too; `stage` merges the residual stream once for a run of blocks with one window layout,
+runs them on the slots, and adds the difference to every token's own residual.
 
 Letters: B images, W windows of an image (1 where a block attends over the whole grid), H' W' token
 grid of the image, N tokens of one map, C = h*d channels of h heads.
@@ -11,7 +13,7 @@ grid of the image, N tokens of one map, C = h*d channels of h heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class Tier:
 
 
 class MergedBlock(nn.Module):
-    """A SAM block that merges tokens around its attention.
+    """A SAM block that merges tokens around its attention, its MLP, or a run of blocks.
 
     It shares the submodules of the block it replaces under the same names, so parameters, state
     dict keys and later `.half()` or `.to(device)` calls act on both.
@@ -58,6 +60,7 @@ class MergedBlock(nn.Module):
         attention: key of `structsam.relative_attention.ATTENTIONS`.
         proportional: add the log of a slot's size to the logits of its key.
         prompt: where the prompt box is found; None when the model takes none.
+        placement: one of `structsam.config.PLACEMENTS`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class MergedBlock(nn.Module):
         attention: str,
         proportional: bool = False,
         prompt: PromptBox | None = None,
+        placement: str = "attention",
     ) -> None:
         super().__init__()
         self.norm1, self.attn = block.norm1, block.attn
@@ -76,7 +80,9 @@ class MergedBlock(nn.Module):
         self.attention = attention
         self.proportional = proportional
         self.prompt = prompt
-        self._original = (block,)  # in a tuple, so that it is not registered as a submodule
+        self.placement = placement
+        self._original = (block,)  # in tuples, so that they are not registered as submodules
+        self._stage: tuple[MergedBlock, ...] = (self,)
         self.on_plan: Callable[[MergePlan], None] | None = None
         self.train(block.training)
 
@@ -90,10 +96,38 @@ class MergedBlock(nn.Module):
         """Merging of the first tier; None where nothing is merged."""
         return self.tiers[0].method if self.tiers else None
 
+    @property
+    def plans(self) -> bool:
+        """Whether this block makes a plan: it merges, and no earlier block of its stage has."""
+        return bool(self.tiers and self._stage)
+
+    def run_stage(self, blocks: Sequence[MergedBlock]) -> None:
+        """Let this block run all `blocks`, itself first, on its slots; the others then do nothing.
+
+        They must share the window size and keep equally many tokens.
+        """
+        self._stage = tuple(blocks)
+        for block in blocks[1:]:
+            block._stage = ()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map a token grid [B, H', W', C] to one of the same shape."""
+        if not self._stage:
+            return x  # an earlier block of the stage has done this one's work
         normed = self.norm1(x)
-        x = x + self._attend(normed)
+        if not self.tiers:
+            whole = _WindowMaps(x.shape, self.window_size)
+            attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.attention)
+            x = x + whole.put_back(attended)
+            return x + self.mlp(self.norm2(x))
+        merging = self._merging(normed)
+        if self.on_plan:
+            self.on_plan(merging.plan)
+        if self.placement == "stage":
+            return x + merging.around(x, self._stage_on_slots)
+        x = x + merging.around(normed, self._attention_on_slots)
+        if self.placement == "block":
+            return x + merging.around(self.norm2(x), lambda slots, _: self.mlp(slots))
         return x + self.mlp(self.norm2(x))
 
     def metric_map(self, x: Tensor) -> Tensor:
@@ -106,81 +140,114 @@ class MergedBlock(nn.Module):
         """Return the energy [B, H', W'] of the normed tokens, None if the method has none."""
         return self.method.token_energy(self.metric_map(x)) if self.method else None
 
-    def _attend(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        window = self.window_size
-        grid = (window, window) if window else (height, width)
-        if self.method is None:
-            y = attend(self.attn, _windows(x, window), Positions(grid), self.attention)
-        else:
-            maps = self._maps(x, grid)
-            if len(self.tiers) == 1:
-                y, plan = self._merge_and_attend(self.method, maps)
-            else:
-                y, plan = self._in_tiers(maps, batch)
-            if self.on_plan:
-                self.on_plan(plan)
-        y = y.reshape(-1, *grid, channels)
-        if window:
-            padded = (height + -height % window, width + -width % window)
-            y = window_unpartition(y, window, padded, (height, width))
-        return y
+    def _attention_on_slots(self, slots: Tensor, group: _Group) -> Tensor:
+        """Attention and output projection of normed slots [B', M, C]."""
+        return attend(self.attn, slots, group.positions, self.attention)
 
-    def _maps(self, x: Tensor, grid: tuple[int, int]) -> _Maps:
-        """Cut the image [B, H', W', C] and all that methods look at into windows."""
-        batch, height, width, _ = x.shape
-        window = self.window_size
-        metric = self.metric_map(x)
-        energy = self.method.token_energy(metric) if self.method else None
-        scores = None if energy is None else _windows(energy.unsqueeze(-1), window).squeeze(-1)
-        padding = None
-        if window and (height % window or width % window):
-            real = _windows(torch.ones(1, height, width, 1, device=x.device), window)
-            padding = (real.squeeze(-1) == 0).repeat(batch, 1)
-        box = self.prompt.tokens if self.prompt else None
-        if box is not None:
-            box = box.to(x.device).expand(batch, -1)
-        return _Maps(
-            tokens=_windows(x, window),
-            metric=_windows(metric.to(x.dtype), window),
-            energy=scores,
-            padding=padding,
-            box=None if box is None else _box_of_windows(box, (height, width), grid),
+    def _stage_on_slots(self, slots: Tensor, group: _Group) -> Tensor:
+        """What the blocks of the stage add to slots [B', M, C] of the residual stream."""
+        x = slots
+        for block in self._stage:
+            normed = block.norm1(x)
+            if group.is_padding is not None:  # SAM pads with zeros after the norm, in every block
+                normed = normed.masked_fill(group.is_padding.unsqueeze(-1), 0.0)
+            x = x + block._attention_on_slots(normed, group)
+            x = x + block.mlp(block.norm2(x))
+        return x - slots
+
+    def _merging(self, normed: Tensor) -> _Merging:
+        """Plan the maps of the normed image [B, H', W', C], tier by tier."""
+        assert self.method is not None
+        maps = _WindowMaps(normed.shape, self.window_size)
+        batch, height, width, _ = normed.shape
+        metric = self.metric_map(normed)
+        energy = self.method.token_energy(metric)
+        scored = _Scored(
+            metric=maps.cut(metric.to(normed.dtype)),
+            energy=None if energy is None else maps.cut(energy.unsqueeze(-1)).squeeze(-1),
+            padding=maps.padding(normed.device),
+            box=None,
         )
+        if self.prompt is not None:
+            box = self.prompt.tokens.to(normed.device).expand(batch, -1)
+            scored = replace(scored, box=_box_of_windows(box, (height, width), maps.grid))
+        if len(self.tiers) == 1:
+            return _Merging(maps, [self._group(self.method, scored, None)], None)
+        assert scored.box is not None, "several tiers need a prompt box"
+        windows = scored.metric.shape[0] // batch
+        covered = _covered(scored.box, maps.grid).reshape(batch, windows)
+        rank = rank_descending(covered)  # [B, W]
+        first = windows * torch.arange(batch, device=rank.device)[:, None]
+        ranked = invert_ranks(rank) + first
+        groups, start = [], 0
+        for tier in self.tiers:
+            chosen = ranked[:, start : start + tier.windows].flatten()
+            groups.append(self._group(tier.method, scored.pick(chosen), chosen))
+            start += tier.windows
+        return _Merging(maps, groups, (rank + first).flatten())
 
-    def _merge_and_attend(self, method: MergeMethod, maps: _Maps) -> tuple[Tensor, MergePlan]:
-        """Return what attention adds to every token, [B*W, N, C], and the plan."""
-        plan = method.plan(maps.metric, maps.energy, maps.padding, maps.box)
+    def _group(self, method: MergeMethod, scored: _Scored, windows: Tensor | None) -> _Group:
+        plan = method.plan(scored.metric, scored.energy, scored.padding, scored.box)
         log_size = plan.size_of_slot.float().log() if self.proportional else None
         if plan.slot_grid:
             positions = Positions(plan.slot_grid, None, log_size)
         else:
             positions = Positions(plan.grid, plan.anchor_of_slot, log_size)
-        merged = attend(self.attn, plan.merge(maps.tokens), positions, self.attention)
-        return plan.unmerge(merged), plan
+        is_padding = None
+        if scored.padding is not None:
+            is_padding = scored.padding.gather(1, plan.anchor_of_slot)
+        return _Group(plan, positions, is_padding, windows)
 
-    def _in_tiers(self, maps: _Maps, batch: int) -> tuple[Tensor, MergePlan]:
-        """Give the windows that the box covers most to the first tier, and so on."""
-        windows = maps.tokens.shape[0] // batch
-        assert maps.box is not None, "several tiers need a prompt box"
-        covered = _covered(maps.box, self.tiers[0].method.grid).reshape(batch, windows)
-        rank = rank_descending(covered)  # [B, W]
-        order = invert_ranks(rank)
-        first = windows * torch.arange(batch, device=order.device)[:, None]
-        place = (rank + first).flatten()  # of every window among the results, tier by tier
-        results, plans, start = [], [], 0
-        for tier in self.tiers:
-            chosen = order[:, start : start + tier.windows] + first
-            y, plan = self._merge_and_attend(tier.method, maps.pick(chosen.flatten()))
-            results.append(y)
-            plans.append(plan)
-            start += tier.windows
 
-        def in_window_order(parts: list[Tensor]) -> Tensor:
-            rows = [p.reshape(batch, -1, *p.shape[1:]) for p in parts]
-            return torch.cat(rows, 1).flatten(0, 1).index_select(0, place)
+@dataclass(frozen=True)
+class _Group:
+    """Maps that merge equally much.
 
-        return in_window_order(results), _joined(plans, in_window_order)
+    Args:
+        is_padding: [B', M] bool, slots of padding; None when there is none.
+        windows: [B'] which maps of all these are; None for all of them.
+    """
+
+    plan: MergePlan
+    positions: Positions
+    is_padding: Tensor | None
+    windows: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """The plans of one block, and how to compute on slots instead of tokens.
+
+    Args:
+        place: [B*W] of every map among the groups' maps one after the other, image by image; None
+            for a single group.
+    """
+
+    maps: _WindowMaps
+    groups: list[_Group]
+    place: Tensor | None
+
+    def around(self, x: Tensor, run: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+        """Merge [B, H', W', C], run on the slots of every group, unmerge: [B, H', W', C]."""
+        tokens = self.maps.cut(x)
+        results = []
+        for group in self.groups:
+            own = tokens if group.windows is None else tokens.index_select(0, group.windows)
+            results.append(group.plan.unmerge(run(group.plan.merge(own), group)))
+        return self.maps.put_back(self._in_window_order(results))
+
+    @property
+    def plan(self) -> MergePlan:
+        """The plan of all maps; that of several groups only shows which tokens share a slot."""
+        if self.place is None:
+            return self.groups[0].plan
+        return _joined([group.plan for group in self.groups], self._in_window_order)
+
+    def _in_window_order(self, parts: list[Tensor]) -> Tensor:
+        if self.place is None:
+            return parts[0]
+        rows = [part.reshape(self.maps.batch, -1, *part.shape[1:]) for part in parts]
+        return torch.cat(rows, 1).flatten(0, 1).index_select(0, self.place)
 
 
 def _joined(plans: list[MergePlan], in_window_order: Callable[[list[Tensor]], Tensor]) -> MergePlan:
@@ -209,27 +276,50 @@ def _joined(plans: list[MergePlan], in_window_order: Callable[[list[Tensor]], Te
 
 
 @dataclass(frozen=True)
-class _Maps:
-    """The maps of a block, one per window: tokens [B*W, N, C] and what methods look at."""
+class _Scored:
+    """What methods see of the maps: metric [B', N, d], energy and padding [B', N], box [B', 4]."""
 
-    tokens: Tensor
     metric: Tensor
     energy: Tensor | None
     padding: Tensor | None
     box: Tensor | None
 
-    def pick(self, windows: Tensor) -> _Maps:
+    def pick(self, windows: Tensor) -> _Scored:
         """Return only these windows [K] of all."""
         picked: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             picked[field.name] = None if value is None else value.index_select(0, windows)
-        return _Maps(**picked)
+        return _Scored(**picked)
 
 
-def _windows(x: Tensor, window: int) -> Tensor:
-    """Cut [B, H', W', C] into maps [B*W, N, C], zeros on padding; window 0 is one map."""
-    return (window_partition(x, window)[0] if window else x).flatten(1, 2)
+class _WindowMaps:
+    """Cuts images [B, H', W', C] into maps [B*W, N, C], and puts maps together again."""
+
+    def __init__(self, shape: Sequence[int], window: int) -> None:
+        self.batch, self.height, self.width = shape[:3]
+        self.window = window
+        self.grid = (window, window) if window else (self.height, self.width)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut into windows, zeros on padding; window 0 is one map."""
+        return (window_partition(x, self.window)[0] if self.window else x).flatten(1, 2)
+
+    def put_back(self, maps: Tensor) -> Tensor:
+        """Undo `cut`; padding is dropped."""
+        x = maps.reshape(-1, *self.grid, maps.shape[-1])
+        if not self.window:
+            return x
+        size = (self.height, self.width)
+        padded = (self.height + -self.height % self.window, self.width + -self.width % self.window)
+        return window_unpartition(x, self.window, padded, size)
+
+    def padding(self, device: torch.device) -> Tensor | None:
+        """Which tokens of every map are padding, [B*W, N] bool; None when there is none."""
+        if not self.window or not (self.height % self.window or self.width % self.window):
+            return None
+        real = self.cut(torch.ones(1, self.height, self.width, 1, device=device))
+        return (real.squeeze(-1) == 0).repeat(self.batch, 1)
 
 
 def _box_of_windows(box: Tensor, image: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -44,7 +44,7 @@ def flops(
     prompt_form: PromptForm = "rank",
     placement: Annotated[
         str,
-        typer.Option(help="attention: as we run it; thesis: as the thesis' code does."),
+        typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
     ] = "attention",
     json_only: Json = False,
 ) -> None:

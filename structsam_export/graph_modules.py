@@ -35,7 +35,7 @@ class EncoderModule(nn.Module):
         self.merging = {
             index: block
             for index, block in enumerate(self.encoder.blocks)
-            if getattr(block, "method", None) is not None
+            if getattr(block, "plans", False)
         }
 
     @property

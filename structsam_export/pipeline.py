@@ -71,6 +71,7 @@ def export(
     align: int = 1,
     proportional: bool = False,
     prompt_aware: str | None = None,
+    placement: str = "attention",
     backend: str = "auto",
     targets: Sequence[str] = (),
     images: Sequence[str | Path] = (),
@@ -88,7 +89,8 @@ def export(
         checkpoint: official `.pth`, or `.safetensors` with the same keys.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
-        attention, options, align, proportional, prompt_aware: see `structsam.MergeConfig`.
+        attention, options, align, proportional, prompt_aware, placement: see
+            `structsam.MergeConfig`.
         backend: what parity runs on; an engine backend is also built for.
         targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
         images: photos for parity; a photo that comes with the package when none is given.
@@ -112,6 +114,7 @@ def export(
         align=align,
         proportional=proportional,
         prompt_aware=prompt_aware,
+        placement=placement,
     )
     config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
     if precision not in PRECISIONS:
@@ -169,6 +172,8 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
         layers = config.layers
         parts.append(layers if isinstance(layers, str) else "layers" + "_".join(map(str, layers)))
     parts += [f"{name}_{value}" for name, value in config.options]
+    if config.placement != "attention":
+        parts.append(config.placement)
     if config.attention != "folded":
         parts.append(config.attention)
     if config.align != 1:

@@ -162,6 +162,8 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
         block = module.merging[index]
 
         def keep(_m: Any, _i: Any, normed: Any, index: int = index, block: Any = block) -> None:
+            if normed.dim() != 4:
+                return  # a stage also norms its slots
             energy = block.token_energy(normed)
             if energy is not None:
                 energies[index] = energy[0].numpy()
@@ -190,7 +192,7 @@ def picture_blocks(sam: Sam) -> list[int]:
     """Choose the merging blocks to draw: the first window one, the first and last global one."""
     from structsam.apply import merged_blocks
 
-    merging = [(i, b.window_size) for i, b in enumerate(merged_blocks(sam)) if b.method]
+    merging = [(i, b.window_size) for i, b in enumerate(merged_blocks(sam)) if b.plans]
     window = [i for i, size in merging if size][:1]
     whole = [i for i, size in merging if not size]
     return sorted({*window, *whole[:1], *whole[-1:]})

@@ -30,7 +30,8 @@ def commands() -> list[str]:
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in commands()}
     everything = {
-        "export", "build", "check", "predict", "bench", "flops", "lint", "list", "inspect", "spectrum",
+        "export", "build", "check", "predict", "bench", "flops", "lint", "list",
+        "inspect", "spectrum",
     }  # fmt: skip
     assert shown >= everything, everything - shown
 

@@ -192,9 +192,9 @@ def test_the_thesis_removes_its_own_count_of_tokens() -> None:
 
 
 def test_placements_are_checked() -> None:
-    assert PLACEMENTS == ("attention", "thesis")
-    with pytest.raises(UserError, match="Use one of: attention, thesis"):
-        encoder_flops(MODELS["vit_b"], MergeConfig(), "stage")
+    assert PLACEMENTS == ("attention", "block", "stage", "thesis")
+    with pytest.raises(UserError, match="Use one of: attention, block, stage, thesis"):
+        encoder_flops(MODELS["vit_b"], MergeConfig(), "mlp")
     with pytest.raises(UserError, match="thesis' code has no align"):
         encoder_flops(MODELS["vit_b"], MergeConfig(align=8), "thesis")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,10 @@ def configs() -> Iterator[Any]:
         yield pytest.param(low, id=f"{name}-low-proportional")
         dense = MergeConfig(name, 0.3, "global", "dense", align=8, proportional=True)
         yield pytest.param(dense, id=f"{name}-align-proportional-dense")
+    for name in METHODS:
+        for placement in ("block", "stage"):
+            config = MergeConfig(name, (0.4, 0.3, 0.3), placement=placement)
+            yield pytest.param(config, id=f"{name}-{placement}")
     for form in ("rank", "windows"):
         for rate in (0.15, 0.5, 0.75):
             config = MergeConfig(rate=rate, prompt_aware=form, proportional=True)
@@ -96,6 +101,21 @@ def test_fvcore_counts_the_same_in_the_merged_encoder(
     kept = [tuple(tier.slots for tier in b.tiers) for b in flops.blocks if b.rate]
     real = [tuple(t.method.num_slots for t in b.tiers) for b in merged_blocks(encoder) if b.tiers]
     assert kept == real
+
+
+@pytest.mark.parametrize("placement", ["block", "stage"])
+def test_fvcore_counts_the_same_in_runs_of_blocks(
+    tiny_sam_factory: Callable[..., Any], tiny_spec: ModelSpec, placement: str
+) -> None:
+    """Two window blocks, two global ones, and a window block: a stage plans once."""
+    spec = replace(tiny_spec, depth=5, global_blocks=(2, 3))
+    config = MergeConfig("tome", 0.4, placement=placement)
+    encoder = apply_config(tiny_sam_factory(depth=5, global_blocks=(2, 3)), config).image_encoder
+    flops = encoder_flops(spec, config)
+    counted = counted_by_fvcore(encoder, 1, 3, spec.image_size, spec.image_size)
+    assert counted == flops.executed - flops.sum("energy")
+    planned = [block.matching > 0 for block in flops.blocks]
+    assert planned == [placement == "block" or index in (0, 2, 4) for index in range(5)]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,11 @@ def test_export_and_check(
         ({"options": {"operator": "central"}}, "tiny-structsam-r0.50-operator_central-fp32"),
         ({"proportional": True, "align": 8}, "tiny-structsam-r0.50-align8-proportional-fp32"),
         ({"prompt_aware": "rank"}, "tiny-structsam-r0.50-box_rank-fp32"),
-        ({"prompt_aware": "windows"}, "tiny-structsam-r0.50-box_windows-fp32"),
+        (
+            {"prompt_aware": "windows", "placement": "block"},
+            "tiny-structsam-r0.50-block-box_windows-fp32",
+        ),
+        ({"placement": "stage"}, "tiny-structsam-r0.50-stage-fp32"),
     ],
 )
 def test_options_of_merging_are_kept_in_the_bundle(
@@ -99,11 +103,20 @@ def test_options_of_merging_are_kept_in_the_bundle(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_vit_t_in_all_layers_builds_for_turing(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "placement"),
+    [*((name, "attention") for name in METHODS), ("structsam", "block"), ("structsam", "stage")],
+)
+def test_vit_t_in_all_layers_builds_for_turing(method: str, placement: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
     result = export(
-        "vit_t", rate=0.5, method=method, weights="random", targets=[TURING], out=tmp_path
+        "vit_t",
+        rate=0.5,
+        method=method,
+        weights="random",
+        placement=placement,
+        targets=[TURING],
+        out=tmp_path,
     )
     assert result.parity, result.parity.verdict()
     engines = {entry["part"]: entry["target"] for entry in result.manifest["engines"]}

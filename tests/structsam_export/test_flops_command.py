@@ -101,8 +101,8 @@ def test_all_methods_as_json(flops: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--placement", "block"), "Use one of: attention, thesis"),
-        (("--method", "all", "--placement", "block"), "Use one of: attention, thesis"),
+        (("--placement", "mlp"), "Use one of: attention, block, stage, thesis"),
+        (("--method", "all", "--placement", "mlp"), "Use one of: attention, block, stage, thesis"),
         (("--placement", "thesis", "--align", "8"), "thesis' code has no align"),
         (("--method", "all", "--option", "operator=central"), "belongs to one method"),
         (("--method", "all", "--layers", "99"), "layer 99 does not exist"),
