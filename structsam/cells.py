@@ -27,7 +27,11 @@ def require_cells(grid: tuple[int, int], s: int) -> None:
     if height < 1 or width < 1 or height % s or width % s:
         raise UserError(
             f"a token grid of {height}x{width} cannot be cut into cells of {s}x{s}. "
-            + ("Use a grid with even sides" if s == 2 else "Use cells of 2x2 there")
+            + (
+                "Use a grid with even sides"
+                if s == 2
+                else "Use cells of 2x2, or merge only layers whose grid they divide"
+            )
         )
 
 

@@ -34,6 +34,7 @@ from structsam_export.cli_arguments import (
     Weights,
     make_terminal,
     parse_rates,
+    prompt_awareness,
     random_note,
 )
 
@@ -96,7 +97,7 @@ def export(
             options=options,
             align=align,
             proportional=proportional,
-            prompt_aware=prompt_form if prompt_aware else None,
+            prompt_aware=prompt_awareness(prompt_aware, prompt_form),
             placement=placement,
             backend=backend,
             targets=target or (),

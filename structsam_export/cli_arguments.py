@@ -64,6 +64,17 @@ def parse_rates(text: str) -> float | tuple[float, ...]:
     return rates[0] if len(rates) == 1 else rates
 
 
+def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
+    """Read the two options together: the form, or None.
+
+    Raises:
+        UserError: a form for an encoder that takes no box.
+    """
+    if prompt_form != "rank" and not prompt_aware:
+        raise UserError(f"--prompt-form {prompt_form} needs --prompt-aware. Add it")
+    return prompt_form if prompt_aware else None
+
+
 def make_terminal() -> Terminal:
     """Return what shows progress and results; loaded late, because `--help` needs none of it."""
     from structsam_export.terminal import Terminal

@@ -27,6 +27,7 @@ from structsam_export.cli_arguments import (
     Weights,
     make_terminal,
     parse_rates,
+    prompt_awareness,
     random_note,
 )
 
@@ -62,7 +63,7 @@ def flops(
         "attention": attention,
         "align": align,
         "proportional": proportional,
-        "prompt_aware": prompt_form if prompt_aware else None,
+        "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
     }
     title = f"{model}, {method}, rate {rate}, layers {layers}, placement {placement}"
     if method == "all":

@@ -101,6 +101,7 @@ def export(
         UserError: any input that cannot be used; nothing is written then.
     """
     from structsam.config import MergeConfig
+    from structsam.flops import encoder_flops
     from structsam.models import model_spec
     from structsam_export.mixed_precision import PRECISIONS
 
@@ -116,7 +117,7 @@ def export(
         prompt_aware=prompt_aware,
         placement=placement,
     )
-    config.block_rates([index in spec.global_blocks for index in range(spec.depth)])
+    flops = encoder_flops(spec, config).to_dict()  # refuses what does not fit the model
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
@@ -131,7 +132,7 @@ def export(
     source = _describe_weights(model, checkpoint, weights, seed)
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
-        manifest = _manifest(final.name, spec, config, precision, source)
+        manifest = _manifest(final.name, spec, config, precision, source) | {"flops": flops}
         bundle = Bundle(folder, manifest)
         _write_networks(bundle, sam, config, precision, photos, clock)
         del sam
@@ -221,7 +222,6 @@ def _describe_weights(
 def _manifest(
     name: str, spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    from structsam.flops import encoder_flops
     from structsam_export.mixed_precision import PRECISION_MAPS
 
     return {
@@ -232,7 +232,6 @@ def _manifest(
         "merging": config.to_dict(),
         "precision": {"name": precision, **PRECISION_MAPS[precision]},
         "preprocessing": spec.preprocessing.to_dict(),
-        "flops": encoder_flops(spec, config).to_dict(),
         "tool_versions": tool_versions(),
         "files": {},
         "engines": [],

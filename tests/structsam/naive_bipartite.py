@@ -16,10 +16,10 @@ from tests.structsam.naive_structsam import cells_of
 
 def most_similar(similarity, source: int, destinations: Sequence[int]) -> tuple[float, int]:
     """The best destination; of equals the one listed first."""
-    best, chosen = -math.inf, -1
+    best, chosen, row = -math.inf, -1, similarity[source].tolist()
     for destination in destinations:
-        if similarity[source][destination] > best:
-            best, chosen = float(similarity[source][destination]), int(destination)
+        if row[destination] > best:
+            best, chosen = row[destination], int(destination)
     return best, chosen
 
 
@@ -95,7 +95,7 @@ def pitome_energy(tokens, margin: float, alpha: float, padding=None) -> np.ndarr
     """E_i = 1/n sum_j ELU(cos_ij - margin), the token itself included; the code's form."""
     similarity = cosines(tokens, padding)
     energy = []
-    for row in similarity:
+    for row in similarity.tolist():
         total = 0.0
         for cosine in row:
             t = cosine - margin

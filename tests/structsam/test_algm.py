@@ -67,6 +67,9 @@ def test_counts_of_both_stages(grid) -> None:
             assert 0 <= cells <= n // 4
             assert 0 <= matched <= (n - 3 * cells) // 2
             assert 3 * cells + matched == method.num_removed
+    if grid == (2, 2):  # two tokens must go, so no cell can
+        pair = METHODS["algm"](grid, 0.4, 2, stages="local+global")
+        assert (pair.num_merged_cells, pair.num_matched) == (0, 2)
     half = METHODS["algm"]((64, 64), 0.5, stages="local+global")
     assert half.num_removed == 2049
     assert half.num_matched == 2049 - 3 * 513, "about a quarter"

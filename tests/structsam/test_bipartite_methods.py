@@ -98,7 +98,7 @@ def test_a_tome_destination_takes_all_sources_that_want_it() -> None:
 # ToMeSD and VidToMe
 
 
-@every_map
+@pytest.mark.parametrize("kind", ["random", "exact"])
 @pytest.mark.parametrize("destinations", ["rand2x2", "stride", "rand25"])
 @pytest.mark.parametrize("feature", ["mean", "replace"])
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.75])
@@ -107,7 +107,7 @@ def test_tomesd(kind, destinations, feature, rate) -> None:
     assert_is(method, matched(table), kind, seeds=(0,))
 
 
-@every_map
+@pytest.mark.parametrize("kind", ["random", "exact"])
 @pytest.mark.parametrize("frames", ["phase", "rows"])
 @pytest.mark.parametrize("feature", ["mean", "replace"])
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.65])

@@ -78,7 +78,14 @@ def test_structsam_keeps_as_many_as_published(rate, slots) -> None:
         assert naive_structsam.num_slots(grid, rate) == expected
 
 
-# at 30x30 the float product 0.27 * 900 is above 243, so a bare ceil would merge a cell too many
+@pytest.mark.parametrize(("rate", "removed"), [(0.07, 63), (0.14, 126), (0.28, 252), (0.56, 504)])
+def test_a_rounded_product_merges_no_cell_too_many(rate, removed) -> None:
+    assert rate * 900 > removed, "the float product is above the exact one"
+    for name in METHODS:
+        if rate <= METHODS[name].max_rate and name != "cubistmerge":
+            assert METHODS[name]((30, 30), rate).num_removed == removed
+
+
 @pytest.mark.parametrize("grid", [*GRIDS, (30, 30)])
 @pytest.mark.parametrize(("name", "options"), COUNTING)
 def test_counts_agree_with_exact_arithmetic(name, options, grid) -> None:
