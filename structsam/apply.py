@@ -132,6 +132,14 @@ def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
     pixels = torch.as_tensor(box, dtype=torch.float32)
     if pixels.ndim not in (1, 2) or pixels.shape[-1] != 4:
         raise UserError(f"a prompt box has 4 numbers x0, y0, x1, y1, not {list(pixels.shape)}")
+    if not torch.compiler.is_exporting():
+        if not pixels.isfinite().all():
+            raise UserError("a prompt box has a coordinate that is no number. Use finite pixels")
+        if bool((pixels[..., 2:] <= pixels[..., :2]).any()):
+            raise UserError(
+                "a prompt box is x0, y0, x1, y1 with x0 < x1 and y0 < y1: first the top left "
+                "corner, then the bottom right one"
+            )
     stride = encoder.patch_embed.proj.stride[0]
     for prompt in prompts:
         prompt.tokens = pixels.reshape(-1, 4) / stride

@@ -69,6 +69,12 @@ class MergeConfig:
             raise UserError(
                 f"unknown prompt_aware {self.prompt_aware!r}. Use one of: {', '.join(PROMPT_FORMS)}"
             )
+        if self.prompt_aware and not any(
+            self.rate if isinstance(self.rate, tuple) else (self.rate,)
+        ):
+            raise UserError(
+                "a prompt box steers merging, and rate 0 merges nothing. Raise the rate"
+            )
         if self.prompt_aware and not method.takes_box:
             able = ", ".join(name for name, m in METHODS.items() if m.takes_box)
             raise UserError(
@@ -95,7 +101,13 @@ class MergeConfig:
         **more: Any,
     ) -> MergeConfig:
         """Make a configuration from what callers pass: lists, arrays and ranges become tuples."""
-        pairs = tuple((str(name), value) for name, value in dict(options).items())
+        try:
+            pairs = tuple((str(name), value) for name, value in dict(options).items())
+        except (TypeError, ValueError):
+            raise UserError(
+                f"options {options!r} are no names with values. Pass a dict such as "
+                '{"operator": "central"}'
+            ) from None
         return cls(method, _frozen(rate), _frozen(layers), attention, pairs, **more)
 
     def to_dict(self) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def best_match(
 ) -> tuple[Tensor, Tensor]:
     """Find the most similar destination of every source; ties go to the one listed first.
 
+    So say PyTorch and ONNX Runtime; TensorRT promises nothing about ties.
+
     With `similarity`, ties go to the destination of lower token index instead.
 
     Args:
@@ -80,7 +82,7 @@ def best_match(
         The similarity [B, S] float32, and which destination it is, [B, S] int64 in 0..D-1.
     """
     if not sources.shape[1]:
-        return sources.float(), sources
+        return tokens.new_zeros(sources.shape).float(), sources
     if similarity is None:
         similarity = cosine_similarity(
             gather_rows(tokens, sources),

@@ -21,10 +21,14 @@ import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Block, window_partition, window_unpartition
 from torch import Tensor, nn
 
+from structsam.errors import UserError
 from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
 from structsam.ranking import invert_ranks, rank_descending
 from structsam.relative_attention import Positions, attend
+
+#: A distance between windows of one image stays below this, in tokens.
+_AREA_BEFORE_DISTANCE = 1000.0
 
 
 class PromptBox:
@@ -32,11 +36,24 @@ class PromptBox:
 
     Args:
         tokens: [B, 4] float32 x0, y0, x1, y1 in tokens of the image's grid; one row serves all
-            images. The empty box at first merges as without a box.
+            images. None is the whole image.
     """
 
-    def __init__(self) -> None:
-        self.tokens = torch.zeros(1, 4)
+    tokens: Tensor | None = None
+
+    def of(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return the boxes [B, 4] of images [B, H', W', C].
+
+        Raises:
+            UserError: there are neither as many boxes as images, nor one.
+        """
+        batch, height, width = shape[:3]
+        if self.tokens is None:
+            whole = torch.tensor([[0, 0, width, height]], dtype=torch.float32, device=device)
+            return whole.expand(batch, -1)
+        if self.tokens.shape[0] not in (1, batch):
+            raise UserError(f"{self.tokens.shape[0]} prompt boxes do not go with {batch} images")
+        return self.tokens.to(device).expand(batch, -1)
 
 
 @dataclass(frozen=True)
@@ -169,13 +186,13 @@ class MergedBlock(nn.Module):
             box=None,
         )
         if self.prompt is not None:
-            box = self.prompt.tokens.to(normed.device).expand(batch, -1)
+            box = self.prompt.of(normed.shape, normed.device)
             scored = replace(scored, box=_box_of_windows(box, (height, width), maps.grid))
         if len(self.tiers) == 1:
             return _Merging(maps, [self._group(self.method, scored, None)], None)
         assert scored.box is not None, "several tiers need a prompt box"
         windows = scored.metric.shape[0] // batch
-        covered = _covered(scored.box, maps.grid).reshape(batch, windows)
+        covered = _closeness(scored.box, maps.grid).reshape(batch, windows)
         rank = rank_descending(covered)  # [B, W]
         first = windows * torch.arange(batch, device=rank.device)[:, None]
         ranked = invert_ranks(rank) + first
@@ -331,8 +348,11 @@ def _box_of_windows(box: Tensor, image: tuple[int, int], grid: tuple[int, int]) 
     return (box.unsqueeze(1) - origin).flatten(0, 1)
 
 
-def _covered(box: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return how many tokens' area of every map the box [B*W, 4] covers: [B*W]."""
+def _closeness(box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Score every map by how much of it the box [B*W, 4] covers, then by nearness: [B*W]."""
     limit = torch.tensor([grid[1], grid[0], grid[1], grid[0]], device=box.device)
     inside = torch.minimum(box.clamp(min=0), limit)
-    return (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])
+    sides = (inside[:, 2:] - inside[:, :2]).clamp(min=0)  # of the part within the map
+    centre = (box[:, :2] + box[:, 2:]) / 2 - limit[:2] / 2
+    # the covered area counts tokens; the distance only decides between maps covered alike
+    return _AREA_BEFORE_DISTANCE * sides.prod(1) - (centre * centre).sum(1).sqrt()

@@ -59,7 +59,7 @@ def parse_rates(text: str) -> float | tuple[float, ...]:
         rates = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"rate {text!r} is not a number. Use a rate from 0 to 0.75, such as --rate 0.5"
+            f"rate {text!r} is not a number. Use a share of the tokens, such as --rate 0.5"
         ) from None
     return rates[0] if len(rates) == 1 else rates
 

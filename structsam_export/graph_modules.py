@@ -55,6 +55,8 @@ class EncoderModule(nn.Module):
     def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
         """Encode one image; see the class."""
         plans: list[MergePlan] = []
+        prompts = {block.prompt for block in self.merging.values() if block.prompt}
+        before = {prompt: prompt.tokens for prompt in prompts}
         if prompt_box is not None:
             set_prompt_box(self.encoder, prompt_box)
         for block in self.merging.values():
@@ -64,6 +66,8 @@ class EncoderModule(nn.Module):
         finally:
             for block in self.merging.values():
                 block.on_plan = None
+            for prompt, tokens in before.items():  # a box belongs to this call alone
+                prompt.tokens = tokens
         return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
 
     def part(self, file: str) -> Part:

@@ -84,6 +84,7 @@ def draw_inspection(
     """
     painter = _Painter(photo, geometry, spec.patch_size)
     start = f"{image.stem}_rate{f'{rate:g}' if isinstance(rate, (int, float)) else 's-by-block'}"
+    given = _suffix({name: value for one in found for name, value in one.options.items()})
     alarm = _RANDOM if random else None
     about = f"{image.name}, {spec.name}, {weights}"
     gradient = photo_gradient(photo, geometry, spec.patch_size)
@@ -93,7 +94,7 @@ def draw_inspection(
         for block in sorted({*blocks, *one.maps}):
             file = None
             if block in one.maps and block in blocks:
-                file = out / f"{start}_block{block:02}_{one.method}.png"
+                file = out / f"{start}_block{block:02}_{one.method}{_suffix(one.options)}.png"
                 pictures.append(file)
             rows[one.method, block] = _row(one, block, spec, gradient, file)
             if file:
@@ -105,7 +106,7 @@ def draw_inspection(
             painter.tile(rows[one.method, block], one.maps.get(block), _METHODS) for one in found
         ]
         heading = [f"methods at block {block}: {about}", _LEGEND]
-        sheets.append(out / f"{start}_block{block:02}_methods.png")
+        sheets.append(out / f"{start}_block{block:02}_methods{given}.png")
         _write(sheets[-1], contact_sheet(tiles, heading, _METHOD_COLUMNS, alarm))
     depth: list[InspectRow] = []
     for one in found:
@@ -113,7 +114,7 @@ def draw_inspection(
             depth = [rows[one.method, block] for block in sorted(one.maps)]
             tiles = [painter.tile(row, one.maps[row.block], _DEPTH) for row in depth]
             heading = [f"{one.method} over depth: {about}", _LEGEND]
-            sheets.append(out / f"{start}_depth_{one.method}.png")
+            sheets.append(out / f"{start}_depth_{one.method}{_suffix(one.options)}.png")
             _write(sheets[-1], contact_sheet(tiles, heading, _DEPTH_COLUMNS, alarm))
     return Inspection(
         model=spec.name,
@@ -124,6 +125,11 @@ def draw_inspection(
         depth=tuple(depth),
         files=(*pictures, *sheets),
     )
+
+
+def _suffix(options: Mapping[str, Any]) -> str:
+    """Keep pictures of other options apart by their names."""
+    return "".join(f"_{name}-{value}" for name, value in options.items())
 
 
 def _row(

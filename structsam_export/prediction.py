@@ -167,8 +167,8 @@ def _which_box(boxes: Sequence[Box]) -> str:
     """Say what the embedding of a prompt-aware bundle belongs to."""
     if not boxes:
         return (
-            "this bundle merges less where the prompt's box is, and no box was given: encoded as "
-            "without one. Add --box x0,y0,x1,y1"
+            "this bundle merges less where the prompt's box is, and no box was given: encoded for "
+            "the whole photo. Add --box x0,y0,x1,y1"
         )
     if len(boxes) == 1:
         shown = ",".join(f"{value:g}" for value in boxes[0])

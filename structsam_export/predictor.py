@@ -43,7 +43,8 @@ class Predictor:
             a network is in none of them.
         geometry: size and place of the current image, or None.
         prompt_box: the box (x0, y0, x1, y1) in pixels of the image that the current embedding of a
-            prompt-aware bundle belongs to; None before the first, and without a box.
+            prompt-aware bundle belongs to; None before the first, and for the whole image, which
+            stands in where a prompt has no box.
 
     Raises:
         UserError: unknown backend, or none runs here.
@@ -109,7 +110,8 @@ class Predictor:
             self._embedding is not None and wanted == self.prompt_box
         ):
             return
-        corners = np.zeros((2, 2)) if box is None else np.reshape(box, (2, 2))
+        height, width = geometry.original_size
+        corners = np.reshape([0, 0, width, height] if box is None else box, (2, 2))
         prompt_box = geometry.to_input(corners).reshape(1, 4)
         self._embedding = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
         self.prompt_box = wanted

@@ -114,11 +114,14 @@ def bundle_table(bundle: Bundle) -> Table:
     shown = rate if isinstance(rate, (int, float)) else "per block"
     table.add_row("merging", f"{merging['method']}, rate {shown}, layers {merging['layers']}")
     own = [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
+    if merging.get("placement", "attention") != "attention":
+        own.append(f"placement {merging['placement']}")
+    own += ["dense attention"] if merging.get("attention") == "dense" else []
     own += [f"align {merging['align']}"] if merging.get("align", 1) > 1 else []
     own += ["proportional attention"] if merging.get("proportional") else []
     if own:
         table.add_row("options", ", ".join(own))
-    if merging.get("prompt_aware"):
+    if bundle.takes_box:
         form = merging["prompt_aware"]
         table.add_row("prompt box", f"second input of the encoder ({form}): one prompt an encoding")
     kinds: dict[str, tuple[int, set[str]]] = {}

@@ -89,7 +89,8 @@ class MergeMethod(ABC):
     def num_removed(self) -> int:
         """R: the smallest count of at least `rate * N` that fits the step and `align`.
 
-        Close to the method's limit the step gives way, never the rate.
+        Close to the method's limit the step gives way, never the rate. (CubistMerge removes whole
+        lines instead, and takes the nearest count that these allow.)
         """
         need = math.ceil(self.rate * self.num_tokens - 1e-9)
         for step in (self.step, self._finest_step):
@@ -144,7 +145,8 @@ class MergeMethod(ABC):
             tokens: [B, N, C] in row-major order of the grid: the features to score and compare.
             energy: [B, N] from `token_energy`, 0 on padding; computed from `tokens` when absent.
             padding: [B, N] bool, true where the token is padding; None when there is none. Real
-                tokens never share a slot with padding.
+                tokens never share a slot with padding where both their rows and columns are even
+                in number, as in all windows of SAM.
             box: [B, 4] x0, y0, x1, y1 in tokens (token i covers i..i+1): what lies outside
                 merges first. Only for methods with `takes_box`.
         """

@@ -56,6 +56,8 @@ class CubistMerge(MergeMethod):
         About `t*(1 - sqrt(1 - rate))` of a line of t tokens.
         """
         wanted = self.rate * self.num_tokens
+        if wanted > self.max_removed + 1e-9:
+            raise self._no_such_count()
         exact = [side * (1 - math.sqrt(1 - self.rate)) for side in self.grid]
         sides = [range(side // 2 + 1) for side in self.grid]
         pairs = list(itertools.product(*sides))

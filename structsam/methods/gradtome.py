@@ -66,7 +66,7 @@ class GradToMe(MergeMethod):
             energy = self.token_energy(tokens.reshape(batch, *self.grid, -1)).flatten(1)
         if self.variant == "sorted":
             if padding is not None:
-                energy = torch.where(padding, -1.0, energy)  # padding first, see alternate_pairs
+                energy = torch.where(padding, -1.0, energy)  # padding first, see merge_alternate
             order = invert_ranks(rank_ascending(energy))
             return merge_alternate(self.grid, tokens, order, self.num_removed, padding)
         destinations, sources = first_of_cells(energy, self.grid)

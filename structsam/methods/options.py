@@ -95,6 +95,8 @@ def parse_options(method: Any, texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"option {text!r} has no value. Write it as name=value")
+        if name in values:
+            raise UserError(f"option {name!r} is given twice. Give it once")
         kind = known[name].kind if name in known else str
         try:
             values[name] = kind(value)

@@ -18,7 +18,7 @@ from structsam.ranking import invert_ranks, rank_descending
 
 _CELL = 2
 #: Above every energy, so that padding is the first to merge.
-_PADDING_ENERGY = 4.0
+_PADDING_ENERGY = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def removed_per_line(grid, rate, align: int = 1) -> tuple[int, int]:
     Without `align` every axis takes one of the two counts around t(1 - sqrt(1 - r)).
     """
     height, width = grid
+    most = height * width - (height - height // 2) * (width - width // 2)
+    if rate * height * width > most + 1e-9:
+        raise ValueError("more than half of every line")
     exact = [side * (1 - math.sqrt(1 - rate)) for side in grid]
     best = None
     for rho_h in range(height // 2 + 1):

@@ -106,15 +106,15 @@ def test_every_box_of_a_batch_has_its_own_embedding(
     assert scores[:, 0] == pytest.approx([5 * SIDE / WIDTH + 1 / 8, 1 / 8, 6.4 + 1 / 8])
 
 
-def test_points_without_a_box_use_the_empty_box(
+def test_points_without_a_box_use_the_whole_photo(
     fake: CountingBackend, predictor: Predictor
 ) -> None:
     predictor.predict(np.array([[10, 20]]), np.array([1]))
     predictor.predict(np.array([[30, 20]]), np.array([1]))
-    assert fake.encoded == [[0, 0, 0, 0]] and predictor.prompt_box is None
+    assert fake.encoded == [in_input(OTHER)] and predictor.prompt_box is None
     predictor.predict(box=np.array(ONE))
     predictor.predict(np.array([[30, 20]]), np.array([1]))
-    assert fake.encoded[1:] == [in_input(ONE), [0, 0, 0, 0]]
+    assert fake.encoded[1:] == [in_input(ONE), in_input(OTHER)]
 
 
 def test_points_with_a_box_use_the_box(fake: CountingBackend, predictor: Predictor) -> None:
@@ -124,7 +124,7 @@ def test_points_with_a_box_use_the_box(fake: CountingBackend, predictor: Predict
 
 def test_the_embedding_alone_can_be_asked_for(fake: CountingBackend, predictor: Predictor) -> None:
     assert predictor.get_image_embedding().max() == 1
-    assert fake.encoded == [[0, 0, 0, 0]]
+    assert fake.encoded == [in_input(OTHER)]
     predictor.predict(box=np.array(ONE))
     assert predictor.get_image_embedding().max() == 2
 
