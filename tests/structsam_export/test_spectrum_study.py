@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,12 +44,14 @@ class SharpestCells(StructSAM):
 
 
 @pytest.fixture(autouse=True)
-def two_methods(monkeypatch, one_torch_thread) -> None:
+def two_methods(one_torch_thread) -> Iterator[None]:
     """The study must work with any registry; these tests need two entries, one with a low cap."""
-    for name in list(METHODS):
-        if name != "structsam":
-            monkeypatch.delitem(METHODS, name)
-    monkeypatch.setitem(METHODS, "sharpest", SharpestCells)
+    everything = dict(METHODS)
+    METHODS.clear()
+    METHODS.update(structsam=everything["structsam"], sharpest=SharpestCells)
+    yield
+    METHODS.clear()
+    METHODS.update(everything)  # in the order that tables have
 
 
 @pytest.fixture
