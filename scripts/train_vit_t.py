@@ -9,10 +9,10 @@ the first command again resumes. `--init FILE.safetensors` starts from exported 
 with a new schedule. RUN gets checkpoint.pt, train.csv, validation.csv, curve.png and a cache of
 decoded images.
 
-Recipe: SAM's loss (20 focal + dice + MSE of the IoU head); box and click prompts, a quarter of
-the steps with a correcting click and the earlier mask; small images first and 1024 at the end;
-learning rate falling as a cosine over the budget, be it minutes or steps; exported are moving
-averages of the weights.
+Recipe: a start that already looks around (`vit_t_init`); focal + dice + MSE of the IoU head; box
+and click prompts, one step in seven with a correcting click and the earlier mask; small crops at
+the final scale first and whole images of 1024 pixels at the end; learning rate falling as a cosine
+over the budget, be it minutes or steps; exported are moving averages of the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import vit_t_data as data
 import vit_t_log as log
-from vit_t_loss import batch_loss, initialised_sam, scores
+from vit_t_init import initialised_sam
+from vit_t_loss import batch_loss, scores
 
 from structsam import load_sam
 from structsam.errors import UserError
@@ -47,7 +48,8 @@ from structsam.models import ModelSpec, model_spec
 from structsam.models.load import build_sam
 from structsam_export.atomic import staged_file
 
-_WARMUP = 200  # steps; until then nothing depends on the clock, so that runs repeat exactly
+_CLOCKLESS = 200  # steps; until then nothing depends on the clock, so that runs repeat exactly
+_WARMUP = 60  # steps of a rising learning rate
 _TRAIN_COLUMNS = ("step", "minutes", "grid", "lr", "loss", "iou", "images_per_s")
 _VALIDATION_COLUMNS = ("step", "minutes", "grid", "box_iou", "click_iou", "filled_box_iou")
 
@@ -62,7 +64,7 @@ class Stage:
 
 
 #: Windows of 14 divide 14, 28 and 42 without padding; 64 is the grid of use (1024 pixels).
-STAGES = (Stage(0.0, 14, 8), Stage(0.2, 28, 8), Stage(0.68, 42, 4), Stage(0.88, 64, 2))
+STAGES = (Stage(0.0, 14, 8), Stage(0.38, 28, 8), Stage(0.74, 42, 4), Stage(0.88, 64, 2))
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class Settings:
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
-    lr: float = 8e-4
+    lr: float = 6e-4
     prompts: int = 8
-    refine: float = 0.25
+    refine: float = 0.15
     weight_decay: float = 0.1
     ema: float = 0.998
     stages: tuple[Stage, ...] = STAGES
@@ -149,11 +151,11 @@ class Trainer:
     # -------------------------------------------------------------------------------- schedule
 
     def progress(self, ahead: int = 0) -> float:
-        """The share of the budget that is used up, 0 during warm-up."""
+        """The share of the budget that is used up, 0 while no clock counts."""
         settings = self.settings
         if settings.steps is not None:
             return min(1.0, (self.step + ahead) / settings.steps)
-        if self.step + ahead < _WARMUP:
+        if self.step + ahead < _CLOCKLESS:
             return 0.0
         return min(1.0, self.seconds / (60 * (settings.minutes or 1e-9)))
 
@@ -163,7 +165,7 @@ class Trainer:
     def learning_rate(self, progress: float) -> float:
         warm = min(1.0, (self.step + 1) / _WARMUP)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.settings.lr * warm * max(cosine, 0.01)
+        return self.settings.lr * warm * max(cosine, 0.03)
 
     def drawn_share(self, progress: float) -> float:
         first, last = self.settings.drawn
@@ -302,13 +304,13 @@ def _choose_threads(settings: Settings, step: int) -> None:
     """All cores while nobody else computes, else one.
 
     Threads meet after every operation: where another process holds one of the cores, two threads
-    are several times slower than one. Warm-up keeps to one, so that it repeats bit for bit.
+    are several times slower than one. The first steps keep to one, so that they repeat bit for bit.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
         return
     threads, cores = 1, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if step >= _WARMUP and cores > 1:
+    if step >= _CLOCKLESS and cores > 1:
         others = os.getloadavg()[0] - torch.get_num_threads() - 0.25 * settings.workers
         threads = cores if others < 0.45 else 1
     if threads != torch.get_num_threads():

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 
 VOID = 65535
 _SIDE = 512  # longer side of a cached photograph
+_USED_SIDE = 1024  # of the encoder's input in use
 _HELD_OUT = 33  # every 33rd image of a set validates
 _SMALLEST = 0.001  # share of the image that a segment needs to be prompted
 _CLASS_WEIGHT = {  # how often a set is drawn, relative to the square root of its size
@@ -325,7 +326,7 @@ def make_batch(
                 if rng.random() < 0.4:
                     pixels, labels = _with_pasted(pixels, labels, photographs, rng)
             image, small, size = _augmented(pixels, labels, 16 * grid, rng)
-            names = _large_segments(small, 0.0007)
+            names = _large_segments(small, max(0.0007, 1 / grid**2))
             if len(names):
                 break
         chosen = [rng.permutation(names) for _ in range(-(-prompts // len(names)))]
@@ -354,10 +355,11 @@ def _augmented(
     pixels: Pixels, labels: Labels, side: int, rng: np.random.Generator
 ) -> tuple[Pixels, Labels, NDArray[np.int64]]:
     height, width = labels.shape
-    if rng.random() < 0.45:  # whole, padded as in use
+    share = side / _USED_SIDE
+    if rng.random() < 0.1 + 0.6 * share:  # whole, padded as in use
         box = (0.0, 0.0, float(width), float(height))
-    else:
-        part = min(height, width) * rng.uniform(0.45, 1.0)
+    else:  # from the scale that tokens have in use to all that fits
+        part = min(height, width) * np.exp(rng.uniform(np.log(0.9 * share), 0))
         stretch = np.exp(rng.uniform(-0.2, 0.2))
         box_w, box_h = min(part * stretch, width), min(part / stretch, height)
         x, y = rng.uniform(0, width - box_w), rng.uniform(0, height - box_h)
@@ -426,7 +428,7 @@ def _sample(
     coords = np.zeros((len(names), 2, 2), np.float32)
     labels = np.empty((len(names), 2), np.int64)
     for i, target in enumerate(targets):
-        if (i % 2 == 0) if rng is None else (rng.random() < 0.6):
+        if (i % 2 == 0) if rng is None else (rng.random() < 0.65):
             ys, xs = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
             box = np.array([[xs[0], ys[0]], [xs[-1] + 1, ys[-1] + 1]], np.float64)
             if rng is not None and rng.random() < 0.8:

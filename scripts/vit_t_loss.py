@@ -1,4 +1,4 @@
-"""Initial weights, SAM's loss and validation scores, for `train_vit_t.py`."""
+"""SAM's loss and validation scores, for `train_vit_t.py`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,7 @@ import torch
 import torch.nn.functional as F
 import vit_t_data as data
 import vit_t_forward as forward
-from torch import Tensor, nn
-
-from structsam.models import ModelSpec
-from structsam.models.load import build_sam
-
-
-def initialised_sam(spec: ModelSpec, seed: int) -> Any:
-    """A `Sam` initialised for training; `build_sam`'s leave nothing at zero."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    sam: Any = build_sam(spec, seed)
-    sam.requires_grad_(True)
-    for module in sam.modules():
-        if isinstance(
-            module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding | nn.LayerNorm
-        ):
-            module.reset_parameters()
-        elif type(module).__name__ == "LayerNorm2d":
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-    for module in sam.image_encoder.blocks.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    for block in sam.image_encoder.blocks:
-        nn.init.zeros_(block.attn.rel_pos_h)
-        nn.init.zeros_(block.attn.rel_pos_w)
-    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.normal_()
-    torch.random.set_rng_state(state)
-    return sam
+from torch import Tensor
 
 
 def _inputs(sam: Any, batch: data.Batch, device: str) -> Tensor:
@@ -92,20 +62,22 @@ def batch_loss(
 def _mask_loss(
     logits: Tensor, ious: Tensor, targets: Tensor, valid: Tensor, clicks: Tensor
 ) -> tuple[Tensor, float, Tensor]:
-    """20 focal + dice, of the single mask for boxes and the best of three for clicks; IoU error.
+    """Focal + dice, of the single mask for boxes and the best of three for clicks; IoU error.
 
+    Focal is a sum over the object's area (as RetinaNet divides by its positives), not SAM's 20 x
+    mean over the image: small objects weigh as much as large ones, and masks leave zero earlier.
     The other of the two outputs learns as well, at a lower weight: both are on offer in use.
     """
     soft = targets[:, :, None]
     weight = valid[:, None]  # [B, 1, 1, 4g, 4g]
     error = F.binary_cross_entropy_with_logits(logits, soft.expand_as(logits), reduction="none")
     truth = 1 - torch.exp(-error)  # 1 - p of the right answer
-    alpha = 0.25 * soft + 0.75 * (1 - soft)
-    focal = (alpha * truth.square() * error * weight).mean((-2, -1))
-    p = torch.sigmoid(logits) * weight
     area = (soft * weight).sum((-2, -1))
+    smallest = 0.004 * logits.shape[-1] * logits.shape[-2]
+    focal = (truth.square() * error * weight).sum((-2, -1)) / (area + smallest)
+    p = torch.sigmoid(logits) * weight
     dice = 1 - (2 * (p * soft).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + area + 1)
-    masks = 20 * focal + dice  # [B, P, 4]
+    masks = focal + dice  # [B, P, 4]
     with torch.no_grad():
         found, wanted = (logits > 0) & (weight > 0), (soft >= 0.5) & (weight > 0)
         union = (found | wanted).sum((-2, -1)).clamp(min=1)
