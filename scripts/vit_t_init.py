@@ -123,15 +123,15 @@ def _look_around(attn: Any, index: int, windowed: bool) -> None:
     bias.zero_()
     size = (attn.rel_pos_h.shape[0] + 1) // 2
     offset = (torch.arange(2 * size - 1) - (size - 1)) / (1 if windowed else size / 14)
-    around, down, right = _orthogonal(dim, 3).T
+    offset = offset.clamp(-8, 8)  # of both terms, or the linear one wins at the far end
+    positional = _orthogonal(dim, 3)
+    around, down, right = positional.T
     for table, along in ((attn.rel_pos_h, down), (attn.rel_pos_w, right)):
-        table.copy_(
-            0.5 * torch.outer((-offset.square()).clamp(min=-16), around)
-            + 0.5 * torch.outer(offset.clamp(-8, 8), along)
-        )
+        table.copy_(0.5 * torch.outer(-offset.square(), around) + 0.5 * torch.outer(offset, along))
     for head in range(heads):
         rows = slice(head * dim, (head + 1) * dim)
         same = 0.6 * _orthogonal(dim, channels)
+        same = same - positional @ (positional.T @ same)  # content does not move the spot
         weight[:channels][rows] = same
         weight[channels : 2 * channels][rows] = same
         tau = ((0.12, 0.5, 0.5) if windowed else (0.0, 0.1, 0.5))[head % 3]

@@ -198,3 +198,65 @@ def test_exported_weights_load_and_are_the_average(tmp_path: Path) -> None:
     fresh = train.Trainer(model_spec("vit_t"), train.Settings(steps=1, seed=1), tmp_path, "cpu")
     fresh.start_from(target)
     assert bool((fresh.parameters[0] == 0.25).all())
+
+
+def test_the_start_looks_at_frequencies_that_do_not_overlap() -> None:
+    sam = script("vit_t_init").initialised_sam(model_spec("vit_t"), 0)
+    rows = sam.image_encoder.patch_embed.proj.weight.flatten(1)
+    products = rows @ rows.T
+    off = products - torch.diag(products.diagonal())
+    assert products.diagonal().min() > 5e-4
+    assert off.abs().max() < 1e-4
+
+
+def test_the_heads_start_beside_their_token() -> None:
+    """Of an empty window only positions count: the first head looks around, the others aside."""
+    sam = script("vit_t_init").initialised_sam(model_spec("vit_t"), 0)
+    for index, block in enumerate(sam.image_encoder.blocks):
+        if not block.window_size:
+            continue
+        attn, size, dim = block.attn, block.window_size, 64
+        offset = torch.arange(2 * size - 1) - (size - 1)
+        places = []
+        for head in range(3):
+            q = attn.qkv.bias[head * dim : (head + 1) * dim]
+            down = (attn.rel_pos_h @ q).softmax(0)
+            right = (attn.rel_pos_w @ q).softmax(0)
+            places.append(((down * offset).sum(), (right * offset).sum()))
+        reach = [float(torch.hypot(*place).detach()) for place in places]
+        assert reach[0] < 0.05
+        np.testing.assert_allclose(reach[1:], 1.3, atol=0.1)
+        # the two others look in opposite directions, and not in the same in every block
+        assert abs(float(places[1][0] + places[2][0])) < 0.1, index
+
+
+def test_a_point_starts_by_attending_to_its_place() -> None:
+    sam = script("vit_t_init").initialised_sam(model_spec("vit_t"), 0)
+    attn = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    encoder = sam.prompt_encoder.pe_layer
+    position = encoder((16, 16)).flatten(1).T  # [256, 256]
+    q = attn.q_proj(position).view(-1, 8, 16).transpose(0, 1)
+    k = attn.k_proj(position).view(-1, 8, 16).transpose(0, 1)
+    share = (q @ k.transpose(1, 2) / 4).softmax(-1).mean(0)
+    rows, columns = torch.arange(256) // 16, torch.arange(256) % 16
+    away = torch.hypot((rows[:, None] - rows).float(), (columns[:, None] - columns).float())
+    assert (share * (away <= 2)).sum(1).mean() > 2 * (away <= 2).float().mean()
+    assert (share.argmax(1) == torch.arange(256)).float().mean() > 0.8
+
+
+def test_the_loss_weighs_small_and_large_objects_alike() -> None:
+    """The same shape at half the size, wrong in the same way, costs about the same."""
+    loss = script("vit_t_loss")._mask_loss
+    costs = []
+    for scale in (1, 2):
+        target = torch.zeros(1, 1, 64, 64)
+        target[..., : 16 * scale, : 16 * scale] = 1
+        logits = torch.full((1, 1, 4, 64, 64), -6.0)
+        logits[..., : 16 * scale, : 8 * scale] = 6.0
+        ious = torch.full((1, 1, 4), 0.5)
+        valid = torch.ones(1, 1, 64, 64)
+        clicks = torch.zeros(1, 1, dtype=torch.bool)
+        cost, iou, _ = loss(logits, ious, target, valid, clicks)
+        assert iou == pytest.approx(0.5)
+        costs.append(float(cost))
+    assert costs[0] == pytest.approx(costs[1], rel=0.1)
