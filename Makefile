@@ -8,12 +8,12 @@ OUT ?= demo
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-installed
-	$(BIN)/structsam-export export --model vit_t --weights random --rate 0.5 --precision fp32 --out $(OUT)
+	$(BIN)/structsam-export export --model vit_t --rate 0.5 --precision fp32 --out $(OUT)
 	$(BIN)/structsam-export predict $(OUT)/vit_t-structsam-r0.50-fp32 structsam_export/assets/coffee.png \
 	  --box 135,60,470,345 --point 300,190 --out $(OUT)/masks
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

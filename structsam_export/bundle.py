@@ -112,6 +112,11 @@ class Bundle:
         return bool(self.manifest["model"]["weights"] == "random")
 
     @property
+    def needs_checkpoint(self) -> bool:
+        """Whether torch needs the weight file again: it is neither embedded nor random."""
+        return bool(self.manifest["model"]["weights"] == "checkpoint")
+
+    @property
     def takes_box(self) -> bool:
         """Whether the encoder takes a prompt box, so that an embedding belongs to one prompt."""
         return any(spec.name == PROMPT_BOX for spec in self.part("encoder").inputs)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from structsam.errors import UserError
-from structsam_export import cli_study
+from structsam_export import cli_evaluate, cli_study
 from structsam_export.cli_arguments import (
     Align,
     Attention,
@@ -363,7 +363,8 @@ def download(
     terminal.print(str(path))
 
 
-for command in (cli_study.flops, cli_study.spectrum, cli_study.inspect):
+_STUDY = (cli_study.flops, cli_study.spectrum, cli_study.inspect)
+for command in (*_STUDY, cli_evaluate.evaluate, cli_evaluate.report):
     app.command()(command)
 
 

@@ -21,6 +21,7 @@ from structsam_export.inspect_sheets import Inspected, draw_inspection
 from structsam_export.merged_map import MergedMap, merged_map
 from structsam_export.preprocessing import preprocess
 from structsam_export.spectrum_study import choose_methods
+from structsam_export.weights_source import describe_weights, weights_title
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -92,6 +93,7 @@ def run(
         )
     chosen = _checked_blocks(block, spec)
     settings = _options_of(names, options)
+    source = describe_weights(model, checkpoint, weights, seed)
     say(f"loading {model}")
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     found: dict[str, Inspected] = {}
@@ -120,8 +122,8 @@ def run(
         spec=spec,
         blocks=chosen,
         rate=rate,
-        weights=Path(checkpoint).name if checkpoint else f"random weights, seed {seed}",
-        random=checkpoint is None,
+        weights=weights_title(source),
+        random=source["weights"] == "random",
         image=file,
         out=Path(out),
     )

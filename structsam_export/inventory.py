@@ -13,7 +13,10 @@ from structsam_export.engine_build import can_build
 
 
 def inventory() -> dict[str, Any]:
-    """Return models, methods (None without torch) and backends, ready for JSON."""
+    """Return models, methods (None without torch), backends and what `evaluate` knows, for JSON."""
+    from structsam.evaluation.datasets import DATASETS
+    from structsam.evaluation.metrics import METRICS
+    from structsam.evaluation.protocols import PROTOCOLS
     from structsam.models import MODELS
 
     methods = None
@@ -42,6 +45,16 @@ def inventory() -> dict[str, Any]:
             }
             for name, backend in BACKENDS.items()
         },
+        "datasets": {
+            name: {
+                "title": dataset.title,
+                "layout": dataset.layout.splitlines(),
+                "protocol": dataset.protocol,
+            }
+            for name, dataset in DATASETS.items()
+        },
+        "metrics": {name: metric.title for name, metric in METRICS.items()},
+        "protocols": {name: protocol.title for name, protocol in PROTOCOLS.items()},
     }
 
 
@@ -112,4 +125,12 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
         shown = f"no: {escape(reason)}" if reason else "[green]yes[/green]"
         builds = "[green]yes[/green]" if fact["builds_here"] else ""
         backends.add_row(name, escape(fact["title"]), shown, builds)
-    return [models, methods, backends]
+    datasets = Table("name", "dataset", "expected under --root", "protocol", title="datasets")
+    for name, fact in facts["datasets"].items():
+        datasets.add_row(name, fact["title"], escape("\n".join(fact["layout"])), fact["protocol"])
+    named = [*facts["metrics"].items(), *facts["protocols"].items()]
+    kinds = ["metric"] * len(facts["metrics"]) + ["protocol"] * len(facts["protocols"])
+    measures = Table("kind", "name", "what", title="metrics and protocols of `evaluate`")
+    for kind, (name, title) in zip(kinds, named, strict=True):
+        measures.add_row(kind, name, title)
+    return [models, methods, backends, datasets, measures]

@@ -30,6 +30,7 @@ from structsam_export.machine import tool_versions
 from structsam_export.parity import check
 from structsam_export.parity_report import ParityReport
 from structsam_export.reference import compute_reference
+from structsam_export.weights_source import describe_weights
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -86,7 +87,7 @@ def export(
     Args:
         model: key of `structsam.models.MODELS`.
         rate: share of every map's tokens to remove, or one number per block.
-        checkpoint: official `.pth`, or `.safetensors` with the same keys.
+        checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
         attention, options, align, proportional, prompt_aware, placement: see
@@ -129,7 +130,7 @@ def export(
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
-    source = _describe_weights(model, checkpoint, weights, seed)
+    source = describe_weights(model, checkpoint, weights, seed)
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, source) | {"flops": flops}
@@ -206,17 +207,6 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
                 f"{final} may hold real weights, and random ones would replace it. "
                 "Choose another folder with --out, or add --force"
             )
-
-
-def _describe_weights(
-    model: str, checkpoint: str | Path | None, weights: str | None, seed: int
-) -> dict[str, Any]:
-    if checkpoint is None:
-        return {"name": model, "weights": weights, "seed": seed, "checkpoint": None}
-    from structsam.models.checkpoint_file import identify_checkpoint
-
-    identity = identify_checkpoint(checkpoint).to_dict()
-    return {"name": model, "weights": "checkpoint", "seed": None, "checkpoint": identity}
 
 
 def _manifest(

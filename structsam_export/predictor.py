@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.backends import Runner, RunOptions, find_backend
+from structsam_export.backends import Backend, Runner, RunOptions, find_backend
 from structsam_export.bundle import PROMPT_BOX, Bundle, PartName
 from structsam_export.preprocessing import (
     ImageGeometry,
@@ -33,7 +33,7 @@ class Predictor:
     """Predicts masks with a bundle. Networks are opened on first use and kept until `close`.
 
     Args:
-        backend: a name of `BACKENDS`, or `auto` for the first one that runs here.
+        backend: a name of `BACKENDS`, `auto` for the first one that runs here, or a backend.
         threads: CPU threads; None leaves the choice to the backend.
         checkpoint: weights, for the torch backend only.
         target: which engine of the bundle to use; None takes the one for this GPU.
@@ -53,14 +53,14 @@ class Predictor:
     def __init__(
         self,
         bundle: Bundle,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         *,
         threads: int | None = None,
         checkpoint: str | Path | None = None,
         target: str | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend = find_backend(backend, bundle)
+        self.backend = find_backend(backend, bundle) if isinstance(backend, str) else backend
         self.timings: dict[str, float] = {}
         self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
         self._runners: dict[PartName, Runner] = {}

@@ -28,6 +28,7 @@ from structsam_export.spectrum_report import (
     require_matplotlib,
     save_report,
 )
+from structsam_export.weights_source import describe_weights, weights_title
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -78,13 +79,14 @@ def run(
     rules = spec.preprocessing.to_dict()
     pixels = [preprocess(read_image(photo), rules)[0] for photo in photos]
     names, numbers = choose_methods(methods), _checked_rates(rates)
+    source = describe_weights(model, checkpoint, weights, seed)
     say(f"loading {model}")
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     rows = spectrum_study(sam, pixels, names, numbers, layers, graph, say)
     say("writing the report")
     report = SpectrumReport(
         model=model,
-        weights=Path(checkpoint).name if checkpoint else f"random weights, seed {seed}",
+        weights=weights_title(source),
         graph=graph,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         images=tuple(photo.name for photo in photos),

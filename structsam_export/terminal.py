@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from structsam_export.bundle import Bundle
+from structsam_export.weights_source import weights_title
 
 if TYPE_CHECKING:
     from structsam_export.build_progress import BuildEvent
@@ -29,6 +37,7 @@ class Terminal:
         self.err = Console(stderr=True, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: Any = None
+        self._title = ""
         self._step: tuple[str, float] | None = None
 
     def say(self, text: str) -> None:
@@ -78,6 +87,16 @@ class Terminal:
         """Show the progress of a download."""
         self._bar("download", done, total, DownloadColumn())
 
+    def images_done(self, title: str, done: int, total: int) -> None:
+        """Show how far one run of an evaluation is."""
+        if title != self._title:
+            self.close()
+            self._title = title
+        self._bar(title, done, total, MofNCompleteColumn())
+        if done == total:
+            self.close()
+            self.err.print(f"    {escape(title)}: {total} images", highlight=False)
+
     def close(self) -> None:
         """End the live display, if there is one."""
         if self._progress:
@@ -104,11 +123,11 @@ def bundle_table(bundle: Bundle) -> Table:
     manifest = bundle.manifest
     model, merging = manifest["model"], manifest["merging"]
     table = Table(title=f"bundle {bundle.name}", show_header=False)
-    weights = (
-        f"{model['checkpoint']['file']} (SHA-256 {model['checkpoint']['sha256'][:12]}...)"
-        if model["checkpoint"]
-        else f"random, seed {model['seed']}: masks carry no meaning"
-    )
+    weights = weights_title(model)
+    if model["checkpoint"]:
+        weights += f" (SHA-256 {model['checkpoint']['sha256'][:12]}...)"
+    else:
+        weights += ": masks carry no meaning"
     table.add_row("model", f"{model['name']}, {weights}")
     rate = merging["rate"]
     shown = rate if isinstance(rate, (int, float)) else "per block"

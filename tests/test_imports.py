@@ -28,6 +28,16 @@ RUN_TIME = [
 INFRASTRUCTURE = {
     "structsam/methods": {"base", "options", "fixed_destinations"},
     "structsam/models": {"base", "spec", "checkpoint_file", "download", "load"},
+    "structsam/evaluation/metrics": {"base", "crop"},
+    "structsam/evaluation/datasets": {
+        "base",
+        "layout",
+        "pairs",
+        "image_files",
+        "label_maps",
+        "coco_json",
+        "detector_boxes",
+    },
     "structsam_export/backends": {"base", "cuda_memory", "tensorrt_module"},
 }
 #: Loads the modules in argv with some packages absent, and prints which heavy ones were loaded.

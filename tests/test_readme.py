@@ -12,15 +12,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+#: In the order in which their commands are run: the first makes what the second uses.
+PAGES = (ROOT / "docs" / "commands.md", README)
 NOT_RUN = "<!-- not run by the tests"
 COMMAND = re.compile(r"^\$ (structsam-export .+)$", re.MULTILINE)
 
 
 def blocks(language: str = "") -> list[str]:
     """Fenced blocks of a language that no comment right above excludes."""
-    text = README.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(^[^\n]*)\n```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    return [body for above, body in pattern.findall(text) if not above.startswith(NOT_RUN)]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pattern = re.compile(r"(^[^\n]*)\n```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [
+        body
+        for above, found, body in pattern.findall(text)
+        if found == language and not above.startswith(NOT_RUN)
+    ]
 
 
 def commands() -> list[str]:
@@ -83,7 +89,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 
 def test_relative_links_lead_to_files() -> None:
-    for document in ROOT.glob("*.md"):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
 

@@ -33,32 +33,51 @@ def load_sam(
 ) -> Sam:
     """The `segment_anything.modeling.Sam` called `name`, in eval mode and without gradients.
 
-    Exactly one source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file, or
-    `weights="random"` with `seed`. Parameters read from a checkpoint stay mapped from its file:
-    do not overwrite that file in place while the model lives.
+    One source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file, or
+    `weights="random"` with `seed`. With neither, a model whose weights come with the package
+    (vit_t) gets those. Parameters read from a checkpoint stay mapped from its file: do not
+    overwrite that file in place while the model lives.
 
     Raises `UserError` for an unknown name, no or two sources, a checkpoint that does not fit, or
     missing packages.
     """
     spec = model_spec(name)
+    path = weights_file(spec, checkpoint, weights)
+    return build_sam(spec, seed) if path is None else _sam_from_checkpoint(spec, path)
+
+
+def weights_file(
+    spec: ModelSpec, checkpoint: str | Path | None = None, weights: str | None = None
+) -> Path | None:
+    """The file that `load_sam` takes for these arguments, or None for random weights.
+
+    Raises `UserError` where `load_sam` does.
+    """
     if checkpoint is not None and weights is not None:
         raise UserError(
-            f"Both checkpoint={str(checkpoint)!r} and weights={weights!r} are given for {name}, "
-            "expected exactly one: drop one of them."
+            f"Both checkpoint={str(checkpoint)!r} and weights={weights!r} are given for "
+            f"{spec.name}, expected exactly one: drop one of them."
         )
     if checkpoint is not None:
-        return _sam_from_checkpoint(spec, existing_file(checkpoint, spec))
-    if weights is None:
-        raise UserError(
-            f"No weights are named for {name}: pass checkpoint=FILE (--checkpoint FILE; "
-            f"{spec.how_to_get_weights}), or weights='random' (--weights random) for untrained "
-            "ones."
-        )
-    if weights != "random":
+        return existing_file(checkpoint, spec)
+    if weights == "random":
+        return None
+    if weights is not None:
         raise UserError(
             f"weights is {weights!r}, expected 'random'; to load a file pass it as checkpoint."
         )
-    return build_sam(spec, seed)
+    if spec.embedded_weights is None:
+        raise UserError(
+            f"No weights are named for {spec.name}: pass checkpoint=FILE (--checkpoint FILE; "
+            f"{spec.how_to_get_weights}), or weights='random' (--weights random) for untrained "
+            "ones."
+        )
+    if not spec.embedded_weights.is_file():
+        raise UserError(
+            f"The weights of {spec.name} are missing from this installation "
+            f"({spec.embedded_weights}): install structsam again, or pass --weights random."
+        )
+    return spec.embedded_weights
 
 
 def build_sam(spec: ModelSpec, seed: int = 0) -> Sam:

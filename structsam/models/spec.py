@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from structsam.errors import UserError
@@ -111,6 +112,7 @@ class ModelSpec:
     global_blocks: indices of the blocks with global attention; the others attend within windows
     of window_size x window_size tokens. image_size and patch_size are in pixels.
     weights_note: where to get weights, for a model with no official file.
+    embedded: name of the weight file that comes with the package, for a model that has one.
     """
 
     name: str
@@ -125,6 +127,7 @@ class ModelSpec:
     preprocessing: Preprocessing = SAM_PREPROCESSING
     official: OfficialCheckpoint | None = None
     weights_note: str = ""
+    embedded: str | None = None
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -147,6 +150,11 @@ class ModelSpec:
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def embedded_weights(self) -> Path | None:
+        """The weight file that comes with the package, or None."""
+        return Path(__file__).parent / "weights" / self.embedded if self.embedded else None
 
     @property
     def how_to_get_weights(self) -> str:

@@ -1,4 +1,4 @@
-"""The embedded model: SAM's geometry at a quarter of ViT-B's width, for boards and phones."""
+"""The embedded model: SAM's geometry at a quarter of ViT-B's width (see docs/vit_t.md)."""
 
 from structsam.models.spec import ModelSpec
 
@@ -9,8 +9,6 @@ VIT_T = ModelSpec(
     depth=12,
     num_heads=3,
     global_blocks=(2, 5, 8, 11),
-    weights_note=(
-        "no weights of vit_t are published yet: pass a checkpoint you trained with --checkpoint, "
-        "or --weights random to try the pipeline"
-    ),
+    embedded="vit_t.safetensors",
+    weights_note="its weights come with the package: leave --checkpoint out",
 )

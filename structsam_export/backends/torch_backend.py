@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.backends.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
@@ -17,9 +20,16 @@ _INSTALL = "install it with `pip install 'structsam[export]'`"
 class TorchRunner(Runner):
     """The encoder or decoder module, in the bundle's precision, on CUDA where there is one."""
 
-    def __init__(self, part: Part, bundle: Bundle, name: PartName, options: RunOptions) -> None:
+    def __init__(
+        self,
+        part: Part,
+        name: PartName,
+        load: Callable[[], Sam],
+        precision: str,
+        threads: int | None = None,
+    ) -> None:
         super().__init__(part)
-        self.bundle, self.name, self.options = bundle, name, options
+        self._name, self._load, self._precision, self._threads = name, load, precision, threads
         self._module: Any = None
         self._device = "cpu"
 
@@ -29,16 +39,15 @@ class TorchRunner(Runner):
 
         from structsam_export.graph_modules import DecoderModule, EncoderModule
 
-        if self.options.threads:
-            torch.set_num_threads(self.options.threads)
-        sam = load_merged_sam(self.bundle, self.options)
-        precision = self.bundle.precision
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        sam = self._load()
         torch.backends.cudnn.allow_tf32 = False
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         module = (
-            EncoderModule(sam.image_encoder, precision)
-            if self.name == "encoder"
-            else DecoderModule(sam, precision)
+            EncoderModule(sam.image_encoder, self._precision)
+            if self._name == "encoder"
+            else DecoderModule(sam, self._precision)
         )
         self._module = module.to(self._device)
 
@@ -78,7 +87,8 @@ class TorchBackend(Backend):
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
         """Return a runner that rebuilds the model; see `load_merged_sam`."""
         self._require_weights(bundle, options)
-        return TorchRunner(bundle.part(part), bundle, part, options)
+        load = partial(load_merged_sam, bundle, options)
+        return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
 
     def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner:
         """Return the encoder's runner: it gives the plans beside the embedding."""
@@ -87,11 +97,42 @@ class TorchBackend(Backend):
     def _require_weights(self, bundle: Bundle, options: RunOptions) -> None:
         if reason := self.why_unavailable():
             raise BackendUnavailable(reason)
-        if not bundle.has_random_weights and options.checkpoint is None:
+        if bundle.needs_checkpoint and options.checkpoint is None:
             raise BackendUnavailable(
                 "a bundle holds no weights for torch; pass "
                 f"--checkpoint {bundle.manifest['model']['checkpoint']['file']}"
             )
+
+
+class LoadedSam(TorchBackend):
+    """A `Sam` in memory, merged or not, behind the same contract: for models without a bundle."""
+
+    def __init__(self, sam: Sam, precision: str = "fp32") -> None:
+        self.sam, self.precision = sam, precision
+
+    def in_memory_bundle(self, preprocessing: dict[str, Any]) -> Bundle:
+        """Return what a predictor asks a bundle for; nothing of it is on disk.
+
+        Args:
+            preprocessing: `ModelSpec.preprocessing.to_dict()`.
+        """
+        from structsam_export.graph_modules import DecoderModule, EncoderModule
+
+        manifest = {
+            "name": "in memory",
+            "preprocessing": preprocessing,
+            "encoder": EncoderModule(self.sam.image_encoder).part("").to_dict(),
+            "decoder": DecoderModule(self.sam).part("").to_dict(),
+        }
+        return Bundle(Path("the model in memory"), manifest)
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return a runner of the model as it is now."""
+        if reason := self.why_unavailable():
+            raise BackendUnavailable(reason)
+        return TorchRunner(
+            bundle.part(part), part, lambda: self.sam, self.precision, options.threads
+        )
 
 
 def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
@@ -102,20 +143,22 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     """
     from structsam.apply import apply_config
     from structsam.config import MergeConfig
+    from structsam.models import model_spec
     from structsam.models.checkpoint_file import identify_checkpoint
-    from structsam.models.load import load_sam
+    from structsam.models.load import load_sam, weights_file
 
     model, merging = bundle.manifest["model"], bundle.manifest["merging"]
     if bundle.has_random_weights:
         sam = load_sam(model["name"], weights="random", seed=model["seed"])
     else:
-        assert options.checkpoint is not None  # TorchBackend.runner has checked
-        found = identify_checkpoint(options.checkpoint)
+        path = weights_file(model_spec(model["name"]), options.checkpoint)
+        assert path is not None  # TorchBackend.runner has checked
+        found = identify_checkpoint(path)
         if found.sha256 != model["checkpoint"]["sha256"]:
             raise BackendUnavailable(
-                f"{options.checkpoint} is not the checkpoint of this bundle: SHA-256 "
+                f"{path} is not the checkpoint of this bundle: SHA-256 "
                 f"{found.sha256[:12]}..., not {model['checkpoint']['sha256'][:12]}... "
                 f"({model['checkpoint']['file']})"
             )
-        sam = load_sam(model["name"], checkpoint=options.checkpoint)
+        sam = load_sam(model["name"], checkpoint=path)
     return apply_config(sam, MergeConfig.from_dict(merging))

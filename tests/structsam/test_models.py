@@ -289,7 +289,6 @@ def test_load_sam_random_equals_build_sam(with_tiny: ModelSpec) -> None:
     [
         ("vit_b", {}, r"checkpoint=FILE.*structsam-export download vit_b.*weights='random'"),
         ("medsam", {}, r"bowang-lab/MedSAM.*weights='random'"),
-        ("vit_t", {}, r"published yet.*weights='random'"),
         ("vit_b", {"checkpoint": "a.pth", "weights": "random"}, "exactly one"),
         ("vit_b", {"weights": "imagenet"}, "'imagenet', expected 'random'"),
         ("vit_q", {"weights": "random"}, "Unknown model 'vit_q'"),
@@ -302,6 +301,26 @@ def test_weights_are_never_chosen_silently(
     with pytest.raises(UserError, match=message) as caught:
         load_sam(name, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_vit_t_comes_with_its_weights() -> None:
+    sam, other = load_sam("vit_t"), load_sam("vit_t", weights="random")
+    file = MODELS["vit_t"].embedded_weights
+    assert file is not None and file.stat().st_size < 25e6
+    loaded = load_sam("vit_t", checkpoint=file).state_dict()
+    for key, value in sam.state_dict().items():
+        assert torch.equal(value, loaded[key]), key
+        assert value.isfinite().all()
+    table = "image_encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(sam.state_dict()[table], other.state_dict()[table])
+
+
+def test_missing_embedded_weights_are_said(
+    with_tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", replace(with_tiny, embedded="absent.safetensors"))
+    with pytest.raises(UserError, match="missing from this installation"):
+        load_sam("tiny")
 
 
 @pytest.mark.parametrize(

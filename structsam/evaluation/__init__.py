@@ -1,0 +1,1 @@
+"""What merging costs in quality: metrics, datasets, protocols, and the loop over images."""

@@ -1,0 +1,143 @@
+"""A results folder: rows as they come, so that a killed run goes on where it stopped.
+
+OUT/evaluation.json    what was asked, of which model, on which images (written by the caller)
+OUT/rows/RUN.csv       one line per mask
+OUT/timing/RUN.csv     one line per image, written after the image's rows: the list of what
+                       is done; times stay out of the rows, which are the same in every run
+OUT/problems.csv       what was left out, and why
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from structsam.errors import UserError
+from structsam.evaluation.sample import Problem
+
+ROW_COLUMNS = (
+    "image_id", "object_id", "objects", "category", "height", "width", "area", "box", "score",
+    "crowd",
+)  # fmt: skip
+RLE_COLUMNS = ("rle", "truth_rle")
+TIMING_COLUMNS = ("image_id", "objects", "preprocess_ms", "encode_ms", "decode_ms")
+#: csv refuses cells above 128 KiB; the run lengths of a noisy mask are longer.
+LONGEST_CELL = 2**31 - 1
+PROBLEM_COLUMNS = ("image_id", "kind", "detail")
+
+
+class RunFiles:
+    """Rows and times of one run. Opening drops what an interrupted run left of its last image.
+
+    Args:
+        folder: the results folder.
+        name: of the run.
+        metrics: names of the columns between `ROW_COLUMNS` and `RLE_COLUMNS`.
+
+    Raises:
+        UserError: the file there has other columns.
+    """
+
+    def __init__(self, folder: Path, name: str, metrics: Sequence[str]) -> None:
+        self.columns = (*ROW_COLUMNS, *metrics, *RLE_COLUMNS)
+        self.rows = folder / "rows" / f"{name}.csv"
+        self.timing = folder / "timing" / f"{name}.csv"
+        for path in (self.rows, self.timing):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.done = self._repair()
+
+    def _repair(self) -> set[str]:
+        done = {row["image_id"] for row in _whole_rows(self.timing, TIMING_COLUMNS)}
+        _rewrite(self.timing, TIMING_COLUMNS, done)
+        _rewrite(self.rows, self.columns, done)
+        return done
+
+    def append(self, rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> None:
+        """Write one image: its rows first, then the line that says it is done."""
+        _append(self.rows, self.columns, rows)
+        _append(self.timing, TIMING_COLUMNS, [timing])
+        self.done.add(str(timing["image_id"]))
+
+
+class ProblemFile:
+    """`problems.csv`: every problem once, whichever run met it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "problems.csv"
+        rows = list(_whole_rows(self.path, PROBLEM_COLUMNS))
+        self.known = {tuple(row[column] for column in PROBLEM_COLUMNS) for row in rows}
+        _rewrite(self.path, PROBLEM_COLUMNS, None)
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Write down those that are not known yet."""
+        found = {(p.image_id, p.kind, p.detail) for p in problems} - self.known
+        _append(
+            self.path,
+            PROBLEM_COLUMNS,
+            [dict(zip(PROBLEM_COLUMNS, row, strict=True)) for row in sorted(found)],
+        )
+        self.known |= found
+
+    def sorted(self) -> list[dict[str, str]]:
+        """Return all, by image."""
+        return [dict(zip(PROBLEM_COLUMNS, row, strict=True)) for row in sorted(self.known)]
+
+
+def _whole_rows(path: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
+    """Lines of a CSV file that were written to their end."""
+    if not path.exists():
+        return
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(newline="", encoding="utf-8") as stream:
+        header = stream.readline()
+        if not header.endswith("\n"):
+            return  # interrupted while the file was made
+        found = tuple(next(csv.reader([header])))
+        if found != tuple(columns):
+            raise UserError(
+                f"{path} has the columns {', '.join(found)}, expected {', '.join(columns)}: it is "
+                "from another evaluation. Choose another --out"
+            )
+        for line in stream:
+            if not line.endswith("\n"):
+                return
+            values = next(csv.reader([line]))
+            if len(values) == len(columns):
+                yield dict(zip(columns, values, strict=True))
+
+
+def _rewrite(path: Path, columns: Sequence[str], keep: set[str] | None) -> None:
+    """Keep the whole lines, of the images in `keep` if that is given, each image's first ones."""
+    if not path.exists():
+        return
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in _whole_rows(path, columns):
+            if keep is None or row["image_id"] in keep:
+                writer.writerow(row)
+    os.replace(temporary, path)
+
+
+def _append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append lines in one write, with the header before the first."""
+    if not rows and path.exists():
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    try:
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            stream.write(text.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}). Free space, and run again") from (
+            error
+        )

@@ -1,0 +1,184 @@
+"""Evaluating torch models and bundles: the same masks, runs that add up, nothing lost or mixed."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from structsam.errors import UserError
+from structsam.evaluation.evaluate import Setting
+from structsam.evaluation.metrics.iou import IoU
+from structsam.evaluation.prompts import Prompting
+from structsam.evaluation.protocols import PROTOCOLS
+from structsam.evaluation.read_results import read_facts
+from structsam.models import MODELS, model_spec
+from structsam_export.backends.torch_backend import LoadedSam
+from structsam_export.evaluation import (
+    BASELINE,
+    bundle_runs,
+    evaluate_runs,
+    label_of,
+    merge_configs,
+    model_runs,
+)
+from structsam_export.predictor import Predictor
+from tests.structsam.evaluation.toy import ToyDataset, toy_sample
+
+pytest.importorskip("pycocotools")
+pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def setting(count=2, **more):
+    return Setting(ToyDataset(count), PROTOCOLS["sam"], [IoU()], **more)
+
+
+def rows(folder: Path, run: str) -> list[dict[str, str]]:
+    with (folder / "rows" / f"{run}.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def runs_of(tiny_model, rates=(0.5,), **more):
+    configs, left_out = merge_configs(model_spec(tiny_model), ["structsam"], rates, ["all"])
+    assert not left_out
+    return model_runs(tiny_model, configs, weights="random", **more)
+
+
+def test_a_model_in_memory_draws_the_masks_of_samplepredictor(tiny_sam_factory, tiny_spec):
+    from segment_anything import SamPredictor
+
+    sam = tiny_sam_factory()
+    backend = LoadedSam(sam)
+    ours = Predictor(backend.in_memory_bundle(tiny_spec.preprocessing.to_dict()), backend)
+    stock, sample = SamPredictor(sam), toy_sample("photo")
+    ours.set_image(sample.image)
+    stock.set_image(sample.image)
+    box = np.array([20.0, 10.0, 90.0, 70.0])
+    for multimask in (False, True):
+        _, scores, low_res = ours.predict(box=box, multimask_output=multimask)
+        _, stock_scores, stock_low_res = stock.predict(box=box, multimask_output=multimask)
+        np.testing.assert_allclose(scores, stock_scores, atol=1e-4)
+        np.testing.assert_allclose(low_res, stock_low_res, atol=1e-3)
+
+
+def test_merging_changes_the_masks_and_the_baseline_comes_first(tiny_model, tmp_path):
+    facts, runs = runs_of(tiny_model, rates=(0.0, 0.25, 0.5))
+    assert [run.name for run in runs] == [BASELINE, "structsam-r0.25", "structsam-r0.50"]
+    told = []
+    record = evaluate_runs(
+        facts, runs, setting(), tmp_path / "out", progress=lambda *state: told.append(state)
+    )
+    assert [run["complete"] for run in record["runs"]] == [True] * 3
+    assert record == read_facts(tmp_path / "out")
+    gmac = [run["gmac"] for run in record["runs"]]
+    assert gmac == sorted(gmac, reverse=True)
+    assert told[-1] == ("structsam 0.5", 2, 2)
+    masks = [[row["rle"] for row in rows(tmp_path / "out", run.name)] for run in runs]
+    assert masks[0] != masks[1] != masks[2]
+
+
+def test_bundle_and_model_agree(tiny_bundle, tiny_model, tmp_path):
+    """A bundle through ONNX Runtime scores as the torch model that it was made from."""
+    facts, runs = bundle_runs([tiny_bundle], "onnxruntime")
+    evaluate_runs(facts, runs, setting(), tmp_path / "bundle")
+    facts, runs = runs_of(tiny_model)
+    evaluate_runs(facts, runs[1:], setting(), tmp_path / "model")
+    one = rows(tmp_path / "bundle", tiny_bundle.name)
+    two = rows(tmp_path / "model", "structsam-r0.50")
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        assert abs(float(a["iou"]) - float(b["iou"])) < 0.02
+    (bundle_run,) = read_facts(tmp_path / "bundle")["runs"]
+    assert bundle_run["backend"] == "onnxruntime"
+    assert bundle_run["gmac"] == pytest.approx(runs[1].cost["gmac"], abs=1e-3)
+    assert bundle_run["kept_tokens"] == pytest.approx(runs[1].cost["kept_tokens"], abs=1e-3)
+
+
+def test_asking_again_adds_runs_and_repeats_none(tiny_model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    facts, runs = runs_of(tiny_model)
+    evaluate_runs(facts, runs, setting(), out)
+    before = {file.name: file.read_bytes() for file in (out / "rows").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "set_image", lambda self, image: pytest.fail("encoded again"))
+        evaluate_runs(facts, runs, setting(), out)
+    facts, more = runs_of(tiny_model, rates=(0.25,))
+    record = evaluate_runs(facts, more, setting(), out)
+    assert {run["name"] for run in record["runs"]} == {
+        BASELINE, "structsam-r0.50", "structsam-r0.25",
+    }  # fmt: skip
+    for name, content in before.items():
+        assert (out / "rows" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"count": 3}, "dataset"),
+        ({"smallest": 0.01}, "protocol"),
+        ({"prompting": Prompting("click")}, "protocol"),
+    ],
+)
+def test_a_folder_holds_one_evaluation(tiny_model, tmp_path, other, message):
+    facts, runs = runs_of(tiny_model)
+    evaluate_runs(facts, runs[:1], setting(), tmp_path / "out")
+    with pytest.raises(UserError, match=f"holds an evaluation with {message}.*--out"):
+        evaluate_runs(facts, runs[:1], setting(**other), tmp_path / "out")
+    facts, runs = runs_of(tiny_model, seed=5)
+    with pytest.raises(UserError, match="with model"):
+        evaluate_runs(facts, runs[:1], setting(), tmp_path / "out")
+
+
+def test_other_folders_are_left_alone(tiny_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    facts, runs = runs_of(tiny_model)
+    with pytest.raises(UserError, match="no folder of results"):
+        evaluate_runs(facts, runs, setting(), tmp_path)
+
+
+def test_a_rate_above_the_limit_is_left_out_by_name(tiny_spec):
+    configs, left_out = merge_configs(tiny_spec, ["structsam", "tome"], [0.7], ["all"])
+    assert [(config.method, config.rate) for config in configs] == [("structsam", 0.7)]
+    (entry,) = left_out
+    assert entry["name"] == "tome 0.7" and "0.5" in entry["reason"]
+    with pytest.raises(UserError, match="outside"):  # nothing is left: the user's mistake
+        merge_configs(tiny_spec, ["tome"], [0.7], ["all"])
+
+
+def test_bundles_of_other_weights_are_refused(tiny_bundle, own_bundle):
+    own_bundle.manifest["model"]["seed"] = 7
+    with pytest.raises(UserError, match="other weights"):
+        bundle_runs([tiny_bundle, own_bundle])
+
+
+def test_labels_say_what_differs():
+    (config,), _ = merge_configs(
+        MODELS["vit_t"],
+        ["structsam"],
+        [0.5],
+        ["7,8,9,10,11"],
+        ["block"],
+        options={"operator": "central"},
+    )
+    assert label_of(config.to_dict()) == "structsam 0.5, layers 7 to 11, block, operator=central"
+    assert label_of({"method": "tome", "rate": 0.5, "layers": "global"}) == "tome 0.5, global"
+
+
+def test_strict_and_listing_problems(tiny_model, tmp_path):
+    from structsam.evaluation.sample import Problem
+
+    facts, runs = runs_of(tiny_model)
+    lacking = setting()
+    lacking.dataset.listing_problems.append(Problem("ghost", "missing partner", "no mask"))
+    record = evaluate_runs(facts, runs[:1], lacking, tmp_path / "out")
+    assert {"image_id": "ghost", "kind": "missing partner", "detail": "no mask"} in (
+        record["problems"]
+    )
+    strict = setting(strict=True)
+    strict.dataset.listing_problems.append(Problem("ghost", "missing partner", "no mask"))
+    with pytest.raises(UserError, match="ghost: missing partner"):
+        evaluate_runs(facts, runs[:1], strict, tmp_path / "strict")
