@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from structsam.errors import UserError
-from structsam_export import cli_evaluate, cli_study
+from structsam_export import cli_evaluate, cli_study, cli_tune
 from structsam_export.cli_arguments import (
     Align,
     Attention,
@@ -28,6 +28,7 @@ from structsam_export.cli_arguments import (
     PromptForm,
     Proportional,
     Rate,
+    ScheduleFile,
     Seed,
     Targets,
     Threads,
@@ -36,6 +37,7 @@ from structsam_export.cli_arguments import (
     parse_rates,
     prompt_awareness,
     random_note,
+    read_schedule_alone,
 )
 
 app = typer.Typer(
@@ -49,6 +51,7 @@ app = typer.Typer(
 
 @app.command()
 def export(
+    context: typer.Context,
     model: Model,
     rate: Rate = "0.5",
     method: Method = "structsam",
@@ -60,6 +63,7 @@ def export(
     placement: Placement = "attention",
     attention: Attention = "folded",
     option: Options = None,
+    schedule: ScheduleFile = None,
     align: Align = 1,
     proportional: Proportional = False,
     prompt_aware: PromptAware = False,
@@ -82,7 +86,13 @@ def export(
     from structsam.methods.options import parse_options
     from structsam_export.pipeline import export as run
 
-    options = parse_options(find_method(method), option or ())
+    if schedule is not None:
+        said = ("rate", "method", "layers", "placement", "option")
+        found = read_schedule_alone(context, schedule, said).config(model)
+        rates, method, placement = found.rate, found.method, found.placement
+        options = dict(found.options)
+    else:
+        options = parse_options(find_method(method), option or ())
     try:
         result = run(
             model=model,
@@ -364,7 +374,7 @@ def download(
 
 
 _STUDY = (cli_study.flops, cli_study.spectrum, cli_study.inspect)
-for command in (*_STUDY, cli_evaluate.evaluate, cli_evaluate.report):
+for command in (*_STUDY, cli_evaluate.evaluate, cli_evaluate.report, cli_tune.tune):
     app.command()(command)
 
 

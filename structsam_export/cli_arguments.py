@@ -10,6 +10,7 @@ import typer
 from structsam.errors import UserError
 
 if TYPE_CHECKING:
+    from structsam_export.schedule_file import Schedule
     from structsam_export.terminal import Terminal
 
 Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
@@ -33,6 +34,9 @@ PromptForm = Annotated[
 ]
 Placement = Annotated[
     str, typer.Option(help="What runs on merged tokens: attention, block (MLP too) or stage.")
+]
+ScheduleFile = Annotated[
+    Path | None, typer.Option("--schedule", help="Rates per block, from `tune`.")
 ]
 Attention = Annotated[str, typer.Option(help="folded or dense.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
@@ -73,6 +77,21 @@ def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
     if prompt_form != "rank" and not prompt_aware:
         raise UserError(f"--prompt-form {prompt_form} needs --prompt-aware. Add it")
     return prompt_form if prompt_aware else None
+
+
+def read_schedule_alone(context: typer.Context, path: Path, names: tuple[str, ...]) -> Schedule:
+    """Read a schedule, which says all that these options of the current command would.
+
+    Raises:
+        UserError: one of them was given as well; or no schedule can be read.
+    """
+    from structsam_export.schedule_file import read_schedule
+
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--schedule says what --{name} would. Leave one of them out")
+    return read_schedule(path)
 
 
 def make_terminal() -> Terminal:

@@ -18,6 +18,7 @@ from structsam_export.cli_arguments import (
     PromptAware,
     PromptForm,
     Proportional,
+    ScheduleFile,
     Seed,
     Threads,
     Weights,
@@ -51,6 +52,7 @@ def evaluate(
         list[str] | None, typer.Option(help="attention, block or stage; repeat it.")
     ] = None,
     option: Options = None,
+    schedule: ScheduleFile = None,
     proportional: Proportional = False,
     prompt_aware: PromptAware = False,
     prompt_form: PromptForm = "rank",
@@ -112,6 +114,7 @@ def evaluate(
     else:
         merging = {
             "options": option or (),
+            "schedule": schedule,
             "proportional": proportional,
             "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
         }
@@ -123,7 +126,7 @@ def evaluate(
     for entry in left_out:
         terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
     try:
-        evaluate_runs(facts, runs, setting, out, limit, left_out, terminal.images_done)
+        evaluate_runs(facts, runs, setting, out, limit, left_out, terminal.counted)
     finally:
         terminal.close()
     _show_summary(terminal, out, json_only)
@@ -155,12 +158,14 @@ def _model_runs(
     from structsam.methods.options import parse_options
     from structsam.models import model_spec
     from structsam_export.evaluation import merge_configs, model_runs
+    from structsam_export.schedule_file import read_schedule
     from structsam_export.spectrum_study import choose_methods
 
     names = choose_methods(methods)
     if merging["options"] and len(names) > 1:
         raise UserError("--option belongs to one method. Name it with --methods, not several")
     merging["options"] = parse_options(find_method(names[0]), merging["options"])
+    schedule = merging.pop("schedule")
     parsed = parse_rates(rates)
     configs, left_out = merge_configs(
         model_spec(model),
@@ -170,6 +175,8 @@ def _model_runs(
         placement or ["attention"],
         **merging,
     )
+    if schedule is not None:
+        configs.append(read_schedule(schedule).config(model))
     return *model_runs(model, configs, **more), left_out
 
 

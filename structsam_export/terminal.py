@@ -87,15 +87,15 @@ class Terminal:
         """Show the progress of a download."""
         self._bar("download", done, total, DownloadColumn())
 
-    def images_done(self, title: str, done: int, total: int) -> None:
-        """Show how far one run of an evaluation is."""
+    def counted(self, title: str, done: int, total: int) -> None:
+        """Show how much of a long step is done."""
         if title != self._title:
             self.close()
             self._title = title
         self._bar(title, done, total, MofNCompleteColumn())
         if done == total:
             self.close()
-            self.err.print(f"    {escape(title)}: {total} images", highlight=False)
+            self.err.print(f"    {escape(title)}: {total} done", highlight=False)
 
     def close(self) -> None:
         """End the live display, if there is one."""

@@ -1,0 +1,110 @@
+"""Files and table of `tune`: the schedule, what every block costs, and the Pareto plot."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from structsam_export import atomic
+from structsam_export.spectrum_report import require_matplotlib
+from structsam_export.tune import Candidate, TuneReport, mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_UNITS = {"gmac": "GMAC in the blocks", "latency": "ms in the blocks"}
+
+
+def save_report(report: TuneReport, out: Path) -> TuneReport:
+    """Write `schedule.json` and `tune.png`, and return the report with their paths."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    schedule, picture = out / "schedule.json", out / "tune.png"
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure_of(report)).print_figure(buffer, format="png", dpi=130)
+    atomic.write_bytes(picture, buffer.getvalue())
+    report.schedule.save(schedule)
+    return replace(report, files=(schedule, picture, out / "sensitivity.csv"))
+
+
+def figure_of(report: TuneReport) -> Figure:
+    """Plot loss against cost, the rates found, and what each block loses at each rate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    pareto, rates, blocks = figure.subplot_mosaic([["p", "r"], ["p", "b"]]).values()
+    pareto.plot(*zip(*report.pareto, strict=True), color="0.6", label="schedules, predicted")
+    for candidate in report.candidates:
+        first = candidate.name == "uniform"
+        pareto.plot(
+            candidate.cost,
+            mean(candidate.search),
+            "s" if first else "o",
+            color="C3" if first else "C0",
+            label=f"{candidate.name}, measured on the search photos",
+        )
+    pareto.set_xlabel(_UNITS[report.cost_unit])
+    pareto.set_ylabel("embedding distance + mask disagreement")
+    pareto.set_ylim(bottom=0)
+    pareto.legend(fontsize=8, frameon=False)
+    depth = range(len(report.best.rates))
+    rates.bar(depth, report.best.rates, color="C0", label="schedule")
+    rates.axhline(report.uniform.rates[0], color="C3", label="uniform")
+    rates.set_ylabel("rate")
+    rates.legend(fontsize=8, frameon=False)
+    for rate, loss in zip(report.rates, report.sensitivity.T, strict=True):
+        if rate:
+            blocks.plot(depth, loss, marker=".", label=f"{rate:g}")
+    blocks.set_yscale("log")
+    blocks.set_xlabel("block")
+    blocks.set_ylabel("loss if merged alone")
+    blocks.legend(title="rate", fontsize=7, ncols=3, frameon=False)
+    figure.suptitle(
+        f"{report.schedule.model}, {report.schedule.method}, placement {report.schedule.placement}"
+    )
+    return figure
+
+
+def tune_table(report: TuneReport) -> Table:
+    """Show the schedule beside the uniform rate."""
+    table = Table(title=f"{report.schedule.model}: rates per block")
+    for column in ("", "rates", _UNITS[report.cost_unit], "search photos", "held-out photos"):
+        table.add_column(column, justify="left" if column in ("", "rates") else "right")
+    for name, candidate in (("uniform", report.uniform), ("schedule", report.best)):
+        table.add_row(name, *_cells(candidate))
+    change = 1 - mean(report.best.held_out) / max(mean(report.uniform.held_out), 1e-12)
+    count = len(report.best.held_out)
+    verdict = f"{100 * change:.1f} % less loss" if report.beats_uniform else "no less loss"
+    table.caption = (
+        f"Loss: relative L2 of the embedding + 1 - IoU of masks at nine points, against the "
+        f"unmerged model. On {count} photo(s) that the search did not see: {verdict} than uniform."
+    )
+    return table
+
+
+def _cells(candidate: Candidate) -> tuple[str, ...]:
+    return (
+        " ".join(f"{rate:g}" for rate in candidate.rates),
+        f"{candidate.cost:.2f}",
+        f"{mean(candidate.search):.4f}",
+        f"{mean(candidate.held_out):.4f}",
+    )
+
+
+def facts(report: TuneReport) -> dict[str, Any]:
+    """Return a JSON-ready form."""
+    return {
+        "schedule": {**vars(report.schedule), "rates": list(report.schedule.rates)},
+        "beats_uniform": report.beats_uniform,
+        "candidates": [
+            {"name": c.name, "rates": list(c.rates), "cost": c.cost, "search_loss": mean(c.search)}
+            for c in report.candidates
+        ],
+        "sensitivity": {"rates": list(report.rates), "loss": report.sensitivity.tolist()},
+        "files": [str(file) for file in report.files],
+    }
