@@ -62,8 +62,9 @@ def evaluate(
     prompt: Annotated[str, typer.Option(help="box, click or three-click.")] = "box",
     box_noise: Annotated[float, typer.Option(help="Of box corners, share of its sides.")] = 0.0,
     multimask: Annotated[
-        bool, typer.Option("--multimask", help="Boxes: the best of three by predicted IoU.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Best of three masks by predicted IoU; default with --boxes."),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="Of every mask; see `list`.")
     ] = "iou,boundary_iou,dice,nsd",
@@ -97,12 +98,15 @@ def evaluate(
 
     if boxes is not None and prompt != "box":
         raise UserError("--boxes gives box prompts. Leave --prompt out")
+    if boxes is not None and (max_objects or smallest):
+        raise UserError("average precision needs all boxes. Leave --max-objects and --smallest out")
+    chosen_of_three = boxes is not None if multimask is None else multimask
     opened = open_dataset(dataset, root, **({} if boxes is None else {"boxes": boxes}))
     setting = Setting(
         opened,
         find_protocol(opened.protocol if protocol == "auto" else protocol),
         _mask_metrics(metrics),
-        Prompting(prompt, box_noise, seed, multimask),  # type: ignore[arg-type]
+        Prompting(prompt, box_noise, seed, chosen_of_three),  # type: ignore[arg-type]
         (0.001 if boxes is None else 0.0) if smallest is None else smallest,
         (10 if boxes is None else None) if max_objects is None else max_objects or None,
         workers,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam_export.bundle import Bundle, open_bundle
-from structsam_export.evaluation_record import open_record, shared_facts, write_record
+from structsam_export.evaluation_record import add_runs, open_record, shared_facts, write_record
 from structsam_export.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Run:
         name: of its files.
         label: for people.
         merging: `MergeConfig.to_dict()`, or None for the unmerged model.
-        cost: `gmac` and `kept_tokens`, as far as known.
+        cost: `gmac` and `kept_tokens`; of a bundle also the encoder's SHA-256.
         open: context manager that gives the predictor.
     """
 
@@ -148,9 +148,10 @@ def model_runs(
         merging = None if config is None else config.to_dict()
         return Run(name, label, merging, "torch", precision, _cost(flops), lambda: opened(config))
 
-    runs = [run(BASELINE, "unmerged", None, unmerged_flops(spec))]
+    suffix = "" if precision == "fp32" else f"-{precision}"
+    runs = [run(f"{BASELINE}{suffix}", "unmerged", None, unmerged_flops(spec))]
     for config in configs:
-        name = bundle_name(model, config, "fp16").removeprefix(f"{model}-")
+        name = bundle_name(model, config, "fp16").removeprefix(f"{model}-") + suffix
         runs.append(run(name, label_of(config.to_dict()), config, encoder_flops(spec, config)))
     return describe_weights(model, checkpoint, weights, seed), runs
 
@@ -177,15 +178,19 @@ def bundle_runs(
             backend_name = predictor.backend.name
         merging = dict(bundle.manifest["merging"])
         unmerged = not any(block["rate"] for block in merging["blocks"])
-        flops = bundle.manifest["flops"]
+        flops, files = bundle.manifest["flops"], bundle.manifest["files"]
         runs.append(
             Run(
-                bundle.name,
+                bundle.name if backend_name == "onnxruntime" else f"{bundle.name}-{backend_name}",
                 "unmerged" if unmerged else label_of(merging),
                 None if unmerged else merging,
                 backend_name,
                 bundle.precision,
-                {"gmac": flops["total_gmac"], "kept_tokens": _kept(flops["blocks"])},
+                {
+                    "gmac": flops["total_gmac"],
+                    "kept_tokens": _kept(flops["blocks"]),
+                    "encoder_sha256": files[bundle.part("encoder").file]["sha256"],
+                },
                 lambda bundle=bundle: Predictor(bundle, backend, threads=threads),  # type: ignore[misc]
             )
         )
@@ -215,11 +220,10 @@ def evaluate_runs(
 
     image_ids = evenly(setting.dataset.image_ids, limit)
     record = open_record(out, shared_facts(model, setting, image_ids))
-    ProblemFile(out).add(setting.dataset.listing_problems)
-    for run in runs:
-        record["runs"] = [*(r for r in record["runs"] if r["name"] != run.name), run.to_dict()]
+    add_runs(record, [run.to_dict() for run in runs], out)
     record["left_out"] = [dict(entry) for entry in left_out]
     write_record(out, record)
+    ProblemFile(out).add(setting.dataset.listing_problems)
     if setting.strict and setting.dataset.listing_problems:
         problem = setting.dataset.listing_problems[0]
         raise UserError(f"{problem.image_id}: {problem.kind}: {problem.detail}")

@@ -64,44 +64,77 @@ def open_record(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     import structsam
     from structsam.evaluation.read_results import read_facts
 
-    machine = hardware()
+    command = shlex.join(["structsam-export", *sys.argv[1:]])
     fresh = {
         "structsam": structsam.__version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["structsam-export", *sys.argv[1:]]),
-        "machine": {**machine, "versions": tool_versions()},
+        "command": command,
+        "machine": {**hardware(), "versions": tool_versions()},
         "runs": [],
         "problems": [],
         "left_out": [],
     }
     path = out / RESULTS
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(
                 f"{out} exists and is no folder of results. Choose another --out, or remove it"
             )
         return {**facts, **fresh}
     record = read_facts(out)
-    for key, value in facts.items():
-        if key == "dataset":
-            value = {**value, "root": record[key]["root"]}  # it may have moved
-        if record.get(key) != value:
+    moved = {**facts, "dataset": {**facts["dataset"], "root": record["dataset"]["root"]}}
+    if changed := _differences(record, moved):
+        raise UserError(
+            f"{out} holds another evaluation: {changed}. Choose another --out, or remove that "
+            "folder"
+        )
+    commands = record["command"].split("\n")
+    if command not in commands:
+        commands.append(command)
+    return {**record, "command": "\n".join(commands), "machine": fresh["machine"]}
+
+
+def add_runs(record: dict[str, Any], runs: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Put entries of runs into the record; a run that is there must be the same one.
+
+    Raises:
+        UserError: two runs of one name, or a run there under that name is another.
+    """
+    names = [run["name"] for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two runs are named {twice}. Evaluate them into different folders")
+    known = {run["name"]: run for run in record["runs"]}
+    for run in runs:
+        own = {key: value for key, value in run.items() if key != "complete"}
+        there = known.get(run["name"])
+        if there is not None and (changed := _differences(there, own)):
             raise UserError(
-                f"{out} holds an evaluation with {key} {_short(record.get(key))}, and this one has "
-                f"{_short(value)}. Choose another --out, or remove that folder"
+                f"{out} holds another run named {run['name']}: {changed}. Choose another --out"
             )
-    return {**record, "command": fresh["command"], "machine": fresh["machine"]}
+        known[run["name"]] = {**run, "machine": record["machine"]}
+    record["runs"] = list(known.values())
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """Name what differs: `protocol.smallest 0.001 (now 0.01)`."""
+    found = []
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping):
+            found.append(_differences(old[key], value, f"{prefix}{key}."))
+        elif old.get(key) != json.loads(json.dumps(value)):
+            found.append(f"{prefix}{key} {old.get(key)!r} (now {value!r})")
+    return ", ".join(filter(None, found))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder beside leftovers of interrupted writing."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def write_record(out: Path, record: Mapping[str, Any]) -> None:
     """Write `evaluation.json`, atomically."""
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(out / RESULTS, json.dumps(record, indent=1) + "\n")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 160 else text[:157] + "..."
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def _why_no_cases(summary: Summary, gallery: int) -> str:
 def measured(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Say what was measured, in pairs of a name and words."""
     model, dataset, protocol = facts["model"], facts["dataset"], facts["protocol"]
-    machine = facts.get("machine") or {}
+    machines = [run.get("machine") or facts.get("machine") or {} for run in facts["runs"]]
     weights = f"weights {model.get('weights')}"
     if model.get("sha256"):
         weights += f" (sha256 {model['sha256'][:12]}...)"
@@ -143,7 +143,7 @@ def measured(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Protocol", str(protocol.get("title") or protocol.get("name"))),
         ("Prompt", prompt_words(protocol)),
         ("Objects", _object_words(protocol)),
-        ("Machine", _machine_words(machine)),
+        ("Machine", "; ".join(dict.fromkeys(map(_machine_words, machines)))),
         ("Written", f"{facts.get('created', '')} by structsam {facts.get('structsam', '')}"),
     ]
     return [(name, words) for name, words in found if words.strip()]

@@ -66,8 +66,8 @@ def evaluate(
 ) -> None:
     """Score `predictor` on `image_ids`, skipping what `folder` already holds of this run.
 
-    Rows are appended image by image, so that an interruption loses one image at most, and memory
-    does not grow with their number.
+    Rows are appended image by image, so that an interruption loses the few images in work at most,
+    and memory does not grow with their number.
 
     Raises:
         UserError: an unreadable results folder; with `strict`, the first problem.
@@ -92,7 +92,8 @@ def evaluate(
             if setting.strict and prepared.problems:
                 raise ProblemError(prepared.problems[0])
             masks, scores, boxes, timing = _predict(predictor, setting, prepared)
-            timing = {"image_id": name, "objects": str(len(prepared.objects)), **timing}
+            rows = str(len(prepared.objects) + len(prepared.others))
+            timing = {"image_id": name, "rows": rows, **timing}
             waiting.append((pool.submit(_rows, setting, prepared, masks, scores, boxes), timing))
             while len(waiting) > setting.workers:
                 finish_one()
@@ -150,7 +151,6 @@ def _prepare(setting: Setting, name: str) -> _Prepared:
     if not kept:
         return _Prepared(sample, (), problems, others)
     image = setting.protocol.prepare(sample.image)
-    scale = np.tile(np.divide(image.shape[1::-1], sample.image.shape[1::-1]), 2)
     return _Prepared(
         sample,
         tuple(kept),
@@ -158,11 +158,17 @@ def _prepare(setting: Setting, name: str) -> _Prepared:
         others,
         image,
         tuple(prompts[each.object_id] for each in kept),
-        tuple(
-            None if each.box is None else tuple((np.array(each.box) * scale).tolist())
-            for each in kept
-        ),
+        tuple(_scaled(each.box, sample.image.shape, image.shape) for each in kept),
     )
+
+
+def _scaled(box: Box | None, before: tuple[int, ...], after: tuple[int, ...]) -> Box | None:
+    """A box of an image [H, W, 3] in pixels of the prepared one, cut at its border."""
+    if box is None:
+        return None
+    sides = np.tile(np.divide(after[1::-1], before[1::-1]), 2)
+    x0, y0, x1, y1 = (np.array(box) * sides).tolist()
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(after[1])), min(y1, float(after[0]))
 
 
 def choose_objects(
@@ -231,7 +237,7 @@ def _rows(
     for each, mask, score, box in zip(prepared.objects, masks, scores, boxes, strict=True):
         row = _row(prepared, each) | {
             "box": " ".join(f"{value:.6g}" for value in box),
-            "score": f"{each.score * float(score):.6g}",
+            "score": f"{float(score) if each.score is None else each.score:.6g}",
             "rle": encode(mask),
         }
         if each.mask.any():

@@ -87,13 +87,14 @@ def segment(
             box=np.array(found), multimask_output=prompting.multimask
         )
         return *_best(scores, low_res), found
-    coords = np.array([[innermost(mask)] for mask in masks], np.float64) + 0.5
+    # whole pixels: `SamPredictor` moves them to the middle of a pixel of its input by itself
+    coords = np.array([[innermost(mask)] for mask in masks], np.float64)
     labels = np.ones(coords.shape[:2])
     low_res, best = _best(*predictor.predict_low_res(coords, labels, multimask_output=True))
     for _ in range(_CLICKS[prompting.kind] - 1):
         current = predictor.upscale(low_res)
         clicks = [correction(now, mask) for now, mask in zip(current, masks, strict=True)]
-        more = np.array([[point] for point, _ in clicks], np.float64) + 0.5
+        more = np.array([[point] for point, _ in clicks], np.float64)
         coords = np.concatenate([coords, more], 1)
         labels = np.concatenate([labels, [[label] for _, label in clicks]], 1)
         low_res, best = _best(

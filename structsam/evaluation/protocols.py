@@ -105,9 +105,7 @@ class HqSamProtocol(EvaluationProtocol):
 
     def box(self, prompt_mask: np.ndarray) -> Box:
         """Return the box of the outermost pixels, both inclusive."""
-        x0, y0, x1, y1 = tight_box(prompt_mask)
-        # a box of one pixel's width would be empty for the predictor
-        return x0, y0, max(x1 - 1, x0 + 1), max(y1 - 1, y0 + 1)
+        return inclusive_box(prompt_mask)
 
     def finish(
         self, predictor: MaskPredictor, low_res: np.ndarray, size: tuple[int, int]
@@ -120,7 +118,7 @@ class MedSamProtocol(EvaluationProtocol):
     """MedSAM's (`MedSAM_Inference.py`): cubic resize to 1024 x 1024, probabilities upsampled."""
 
     name = "medsam"
-    title = "MedSAM: resized to 1024 x 1024, tight box, sigmoid before upsampling"
+    title = "MedSAM: resized to 1024 x 1024, inclusive box, sigmoid before upsampling"
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Resize with Pillow's bicubic; its difference from scikit-image's cubic is small."""
@@ -133,8 +131,8 @@ class MedSamProtocol(EvaluationProtocol):
         return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
     def box(self, prompt_mask: np.ndarray) -> Box:
-        """Return the tight box, exclusive on the right and bottom."""
-        return tight_box(prompt_mask)
+        """Return the box of the outermost pixels, both inclusive, as MedSAM's data loader does."""
+        return inclusive_box(prompt_mask)
 
     def finish(
         self, predictor: MaskPredictor, low_res: np.ndarray, size: tuple[int, int]
@@ -164,6 +162,15 @@ def tight_box(mask: np.ndarray) -> Box:
     """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
+
+
+def inclusive_box(mask: np.ndarray) -> Box:
+    """Return (x0, y0, x1, y1) of the outermost True pixels of a mask [H, W], both inclusive.
+
+    A mask of one column or row gets a box of one pixel, which no predictor takes for empty.
+    """
+    x0, y0, x1, y1 = tight_box(mask)
+    return x0, y0, max(x1 - 1, x0 + 1), max(y1 - 1, y0 + 1)
 
 
 def bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,7 +24,7 @@ ROW_COLUMNS = (
     "crowd",
 )  # fmt: skip
 RLE_COLUMNS = ("rle", "truth_rle")
-TIMING_COLUMNS = ("image_id", "objects", "preprocess_ms", "encode_ms", "decode_ms")
+TIMING_COLUMNS = ("image_id", "rows", "preprocess_ms", "encode_ms", "decode_ms")
 #: csv refuses cells above 128 KiB; the run lengths of a noisy mask are longer.
 LONGEST_CELL = 2**31 - 1
 PROBLEM_COLUMNS = ("image_id", "kind", "detail")
@@ -51,9 +51,18 @@ class RunFiles:
         self.done = self._repair()
 
     def _repair(self) -> set[str]:
-        done = {row["image_id"] for row in _whole_rows(self.timing, TIMING_COLUMNS)}
-        _rewrite(self.timing, TIMING_COLUMNS, done)
-        _rewrite(self.rows, self.columns, done)
+        """Keep the images of which every row is there once; the others are done again."""
+        wanted = {row["image_id"]: row["rows"] for row in _whole_rows(self.timing, TIMING_COLUMNS)}
+        found: dict[str, list[str]] = {name: [] for name in wanted}
+        for row in _whole_rows(self.rows, self.columns):
+            found.setdefault(row["image_id"], []).append(row["object_id"])
+        done = {
+            name
+            for name, count in wanted.items()
+            if str(len(found[name])) == count and len(set(found[name])) == len(found[name])
+        }
+        _rewrite(self.timing, TIMING_COLUMNS, done, "image_id")
+        _rewrite(self.rows, self.columns, done, "object_id")
         return done
 
     def append(self, rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> None:
@@ -71,11 +80,12 @@ class ProblemFile:
         self.path = folder / "problems.csv"
         rows = list(_whole_rows(self.path, PROBLEM_COLUMNS))
         self.known = {tuple(row[column] for column in PROBLEM_COLUMNS) for row in rows}
-        _rewrite(self.path, PROBLEM_COLUMNS, None)
+        _rewrite(self.path, PROBLEM_COLUMNS, None, "detail")
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Write down those that are not known yet."""
-        found = {(p.image_id, p.kind, p.detail) for p in problems} - self.known
+        told = {(p.image_id, p.kind, p.detail) for p in problems}
+        found = {tuple(" ".join(cell.split()) for cell in cells) for cells in told} - self.known
         _append(
             self.path,
             PROBLEM_COLUMNS,
@@ -111,16 +121,18 @@ def _whole_rows(path: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
                 yield dict(zip(columns, values, strict=True))
 
 
-def _rewrite(path: Path, columns: Sequence[str], keep: set[str] | None) -> None:
-    """Keep the whole lines, of the images in `keep` if that is given, each image's first ones."""
+def _rewrite(path: Path, columns: Sequence[str], keep: set[str] | None, key: str) -> None:
+    """Keep the whole lines, of the images in `keep` if that is given, each image and key once."""
     if not path.exists():
         return
-    temporary = path.with_suffix(".tmp")
+    temporary, seen = path.with_suffix(".tmp"), set()
     with temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         for row in _whole_rows(path, columns):
-            if keep is None or row["image_id"] in keep:
+            place = (row["image_id"], row[key])
+            if place not in seen and (keep is None or row["image_id"] in keep):
+                seen.add(place)
                 writer.writerow(row)
     os.replace(temporary, path)
 

@@ -49,7 +49,8 @@ class ObjectMask:
         box: (x0, y0, x1, y1) in pixels, exclusive on the right and bottom, where the set brings
             one of its own (a detector's); None takes the mask's tight box.
         crowd: scored by COCO's crowd rule; left out of the other metrics.
-        score: a detector's confidence in `box`, for average precision.
+        score: a detector's confidence in `box`, by which average precision ranks; None ranks by
+            the model's predicted IoU.
         prompted: False for what only average precision counts: crowds, and objects that the
             detector missed. A detection without an object is prompted and has an empty mask.
     """
@@ -59,7 +60,7 @@ class ObjectMask:
     category: str = ""
     box: tuple[float, float, float, float] | None = None
     crowd: bool = False
-    score: float = 1.0
+    score: float | None = None
     prompted: bool = True
 
 

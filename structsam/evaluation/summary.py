@@ -26,7 +26,8 @@ RULES = (
     "A metric's value is its mean over all masks of all images, not over images first.",
     "Every annotated object has pixels (others are listed as problems), so an empty predicted mask "
     "scores 0. Where a metric is undefined its value is left out of the mean and counted. Crowd "
-    "regions count for average precision only.",
+    "regions count for average precision only. That ranks by a detector's score where boxes are a "
+    "detector's, else by the model's predicted IoU.",
     f"Intervals hold {100 * LEVEL:g} % of {RESAMPLES:,} bootstrap resamples. Whole images are "
     "drawn, because masks of one image are not independent. Below about 20 images they are too "
     "narrow.",

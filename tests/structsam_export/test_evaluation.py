@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from structsam.errors import UserError
 from structsam.evaluation.evaluate import Setting
+from structsam.evaluation.metrics.dice import Dice
 from structsam.evaluation.metrics.iou import IoU
 from structsam.evaluation.prompts import Prompting
 from structsam.evaluation.protocols import PROTOCOLS
@@ -78,7 +80,55 @@ def test_merging_changes_the_masks_and_the_baseline_comes_first(tiny_model, tmp_
     assert gmac == sorted(gmac, reverse=True)
     assert told[-1] == ("structsam 0.5", 2, 2)
     masks = [[row["rle"] for row in rows(tmp_path / "out", run.name)] for run in runs]
-    assert masks[0] != masks[1] != masks[2]
+    assert len({tuple(each) for each in masks}) == 3
+
+
+def test_the_unmerged_run_is_stock_sam(tiny_model, tmp_path):
+    from segment_anything import SamPredictor
+
+    from structsam import load_sam
+    from structsam.evaluation.mask_rle import decode
+
+    facts, runs = runs_of(tiny_model)
+    evaluate_runs(facts, runs[:1], setting(1), tmp_path / "out")
+    stock, sample = SamPredictor(load_sam(tiny_model, weights="random")), toy_sample("image00")
+    stock.set_image(sample.image)
+    for row in rows(tmp_path / "out", BASELINE):
+        masks, _, _ = stock.predict(
+            box=np.array(list(map(float, row["box"].split()))), multimask_output=False
+        )
+        ours = decode(row["rle"], sample.image.shape[:2])
+        assert (masks[0] != ours).mean() < 1e-3
+
+
+def test_precisions_and_backends_are_runs_of_their_own(tiny_model, tiny_bundle, tmp_path):
+    facts, runs = runs_of(tiny_model)
+    _, half = runs_of(tiny_model, precision="fp16")
+    assert [run.name for run in half] == ["unmerged-fp16", "structsam-r0.50-fp16"]
+    with half[0].open() as predictor:
+        assert predictor.backend.precision == "fp16"
+    _, here = bundle_runs([tiny_bundle], "onnxruntime", threads=1)
+    _, torch_runs = bundle_runs([tiny_bundle], "torch")
+    assert here[0].name == tiny_bundle.name and torch_runs[0].name == f"{tiny_bundle.name}-torch"
+    with here[0].open() as predictor:
+        assert predictor.backend.name == "onnxruntime"
+    out = tmp_path / "out"
+    evaluate_runs(facts, runs[:1], setting(1), out)
+    other = replace(runs[0], backend="onnxruntime")
+    with pytest.raises(UserError, match="another run named unmerged: backend 'torch'"):
+        evaluate_runs(facts, [other], setting(1), out)
+    with pytest.raises(UserError, match="two runs are named"):
+        evaluate_runs(facts, [runs[0], other], setting(1), tmp_path / "twice")
+
+
+def test_a_moved_dataset_goes_on_and_other_metrics_do_not(tiny_model, tmp_path):
+    facts, runs = runs_of(tiny_model)
+    evaluate_runs(facts, runs[:1], setting(1), tmp_path / "out")
+    moved = setting(1)
+    moved.dataset.root = tmp_path
+    evaluate_runs(facts, runs[:1], moved, tmp_path / "out")
+    with pytest.raises(UserError, match="metrics"):
+        evaluate_runs(facts, runs[:1], replace(setting(1), metrics=[Dice()]), tmp_path / "out")
 
 
 def test_bundle_and_model_agree(tiny_bundle, tiny_model, tmp_path):
@@ -126,10 +176,10 @@ def test_asking_again_adds_runs_and_repeats_none(tiny_model, tmp_path, monkeypat
 def test_a_folder_holds_one_evaluation(tiny_model, tmp_path, other, message):
     facts, runs = runs_of(tiny_model)
     evaluate_runs(facts, runs[:1], setting(), tmp_path / "out")
-    with pytest.raises(UserError, match=f"holds an evaluation with {message}.*--out"):
+    with pytest.raises(UserError, match=rf"another evaluation: {message}\..*--out"):
         evaluate_runs(facts, runs[:1], setting(**other), tmp_path / "out")
     facts, runs = runs_of(tiny_model, seed=5)
-    with pytest.raises(UserError, match="with model"):
+    with pytest.raises(UserError, match=r"model\.seed 0 \(now 5\)"):
         evaluate_runs(facts, runs[:1], setting(), tmp_path / "out")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from structsam.errors import UserError
 from structsam.evaluation.datasets.base import Dataset
-from structsam.evaluation.datasets.coco_json import CocoImage, Instance, draw, read_instances
+from structsam.evaluation.datasets.coco_json import Box, CocoImage, Instance, draw, read_instances
 from structsam.evaluation.datasets.detector_boxes import DetectedBox, match, read_boxes
 from structsam.evaluation.datasets.image_files import read_image
 from structsam.evaluation.datasets.layout import Layout, require_layout
@@ -103,20 +104,20 @@ class Coco(Dataset):
                 self._truth(instance, mask) for instance, mask in zip(instances, masks, strict=True)
             ]
         else:
-            detected, bad = _usable(image_id, self._boxes.get(told.number, []))
+            detected, bad = _usable(image_id, self._boxes.get(told.number, []), told)
             problems += bad
             objects = self._detected(detected, instances, masks, image.shape[:2])
         objects.sort(key=lambda each: each.crowd)  # stable: crowds last
         return make_sample(image_id, image, Annotation(objects, problems))
 
     def _truth(self, instance: Instance, mask: np.ndarray, prompted: bool = True) -> ObjectMask:
-        x0, y0, x1, y1 = instance.box
+        x0, y0, x1, y1 = box = _cut(instance.box, mask.shape[0], mask.shape[1])
         solid = x1 > x0 and y1 > y0 and not instance.crowd  # else the mask's tight box
         return ObjectMask(
             str(instance.number),
             mask,
             self._categories[instance.category],
-            instance.box if solid else None,
+            box if solid else None,
             crowd=instance.crowd,
             prompted=prompted and not instance.crowd,
         )
@@ -168,14 +169,22 @@ def _drawn(
     return instances, masks, problems
 
 
-def _usable(image_id: str, boxes: list[DetectedBox]) -> tuple[list[DetectedBox], list[Problem]]:
-    """Boxes that enclose something, and a problem for each other one."""
+def _usable(
+    image_id: str, boxes: list[DetectedBox], told: CocoImage
+) -> tuple[list[DetectedBox], list[Problem]]:
+    """Boxes, cut at the image's border, that enclose something; a problem for each other one."""
     usable, problems = [], []
     for detected in boxes:
-        x0, y0, x1, y1 = detected.box
+        x0, y0, x1, y1 = box = _cut(detected.box, told.height, told.width)
         if x1 > x0 and y1 > y0:
-            usable.append(detected)
+            usable.append(replace(detected, box=box))
         else:
-            detail = f"a detected box without area: {detected.box}"
+            detail = f"a detected box without area in the image: {detected.box}"
             problems.append(Problem(image_id, "left out", detail))
     return usable, problems
+
+
+def _cut(box: Box, height: int, width: int) -> Box:
+    """Cut a box at the image's border: x + w often rounds to a little more."""
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))

@@ -106,8 +106,8 @@ def test_every_annotated_object_appears_once_beside_the_detections(tmp_path: Pat
         ("detection-2", "person", 0.5, True, "A"),
         ("detection-3", "person", 0.25, True, "-"),
         ("detection-4", "person", 0.125, True, "-"),
-        ("230", "dog", 1.0, False, "C"),
-        ("900100", "person", 1.0, False, "B"),
+        ("230", "dog", None, False, "C"),
+        ("900100", "person", None, False, "B"),
     ]
     assert first.objects[1].box == (3.0, 1.0, 9.0, 6.0)
     assert [o.crowd for o in first.objects] == [False] * 5 + [True]
@@ -129,7 +129,7 @@ def test_images_with_detections_alone_and_with_annotations_alone(tmp_path: Path)
     boxes = detections(tmp_path, [(632, 1, bbox(A), 0.5)])
     detected = open_dataset("coco", tmp_path, boxes=boxes)
     assert shown(detected.load(SECOND)) == [("detection-1", "person", 0.5, True, "-")]
-    assert shown(detected.load(FIRST)) == [("1", "person", 1.0, False, "A")]
+    assert shown(detected.load(FIRST)) == [("1", "person", None, False, "A")]
 
 
 def test_boxes_without_area_are_counted(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_objects_are_those_that_were_drawn(variant: str, tmp_path: Path) -> None
             assert each.mask.dtype == bool and each.mask.shape == (HEIGHT, WIDTH)
             assert np.array_equal(each.mask, mask), each.object_id
             assert each.category == category
-            assert each.score == 1.0
+            assert each.score is None
 
 
 def _number(object_id: str) -> list[int]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from structsam.errors import UserError
+from structsam.evaluation import results
 from structsam.evaluation.evaluate import Setting, choose_objects, evaluate, evenly
 from structsam.evaluation.metrics.base import MaskMetric
 from structsam.evaluation.prompts import Prompting
 from structsam.evaluation.protocols import PROTOCOLS
 from structsam.evaluation.results import ProblemFile, RunFiles
-from structsam.evaluation.sample import ProblemError
+from structsam.evaluation.sample import ObjectMask, ProblemError
 from tests.structsam.evaluation.toy import BoxFiller, ToyDataset, toy_sample
 
 pytest.importorskip("pycocotools")
@@ -52,7 +54,7 @@ def test_rows_say_what_was_predicted(tmp_path):
     np.testing.assert_allclose(overlap, area / (area + 1), atol=1e-5)
     timing = read(tmp_path / "timing" / "run.csv")
     assert [row["encode_ms"] for row in timing] == ["2.00"] * 5
-    assert sum(int(row["objects"]) for row in timing) == len(rows)
+    assert sum(int(row["rows"]) for row in timing) == len(rows)
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 4])
@@ -89,6 +91,81 @@ def test_a_file_cut_anywhere_is_repaired(tmp_path):
         timing.unlink()
         evaluate(BoxFiller(), setting, ids, tmp_path, "run")
         assert rows.read_bytes() == good_rows
+
+
+def test_lost_and_doubled_rows_are_done_again(tmp_path):
+    setting = make(ToyDataset(4))
+    ids = setting.dataset.image_ids
+    evaluate(BoxFiller(), setting, ids, tmp_path, "run")
+    rows = tmp_path / "rows/run.csv"
+    good = rows.read_text()
+    lines = good.splitlines(keepends=True)
+    for damage in (lines[:-1], [*lines, lines[-1]], lines[:1]):
+        rows.write_text("".join(damage))
+        evaluate(BoxFiller(), setting, ids, tmp_path, "run")
+        assert sorted(rows.read_text().splitlines()) == sorted(good.splitlines())
+    rows.unlink()
+    evaluate(BoxFiller(), setting, ids, tmp_path, "run")
+    assert rows.read_text() == good
+
+
+def test_rows_come_before_the_line_that_says_done(tmp_path, monkeypatch):
+    """A full disk between the two must not leave an image done without its rows."""
+    setting, real = make(ToyDataset(2)), results._append
+
+    def full(path, columns, rows):
+        if path.parent.name == "rows":
+            raise UserError("disk full")
+        real(path, columns, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="full"):
+        patch.setattr(results, "_append", full)
+        evaluate(BoxFiller(), setting, setting.dataset.image_ids, tmp_path, "run")
+    evaluate(BoxFiller(), setting, setting.dataset.image_ids, tmp_path, "run")
+    assert {row["image_id"] for row in read(tmp_path / "rows/run.csv")} == {"image00", "image01"}
+
+
+def test_void_pixels_are_not_scored(tmp_path):
+    class Void(ToyDataset):
+        def load(self, image_id):
+            sample = super().load(image_id)
+            wrong = np.zeros((96, 128), bool)
+            for each in sample.objects:  # the one corner that a filled box has too much
+                y, x = np.flatnonzero(each.mask.any(1))[0], np.flatnonzero(each.mask.any(0))[0]
+                wrong[y, x] = True
+            return replace(sample, valid=~wrong)
+
+    setting = make(Void(2))
+    evaluate(BoxFiller(), setting, setting.dataset.image_ids, tmp_path, "run")
+    rows = read(tmp_path / "rows/run.csv")
+    assert rows and all(float(row["overlap"]) == 1 for row in rows)
+
+
+def test_boxes_of_the_set_are_scaled_and_cut(tmp_path):
+    class Boxed(ToyDataset):
+        def load(self, image_id):
+            sample = super().load(image_id)
+            boxed = replace(sample.objects[0], box=(16.0, 24.0, 128.01, 96.0))
+            return replace(sample, objects=(boxed,))
+
+    for protocol, expected in (("sam", [16, 24, 128, 96]), ("hqsam", [128, 256, 1024, 1024])):
+        setting = Setting(Boxed(1), PROTOCOLS[protocol], [Overlap()])
+        filler = BoxFiller()
+        evaluate(filler, setting, setting.dataset.image_ids, tmp_path / protocol, "run")
+        np.testing.assert_allclose(filler.calls[0]["box"], [expected])
+
+
+def test_the_choice_depends_on_image_and_seed():
+    def picks(seed):
+        setting = make(max_objects=1, prompting=Prompting(seed=seed))
+        many = [toy_sample(f"image{i:02d}") for i in range(30)]
+        three = tuple(replace(many[0].objects[0], object_id=name) for name in "abc")
+        many = [replace(sample, objects=three) for sample in many]
+        return [choose_objects(sample, setting)[0][0].object_id for sample in many]
+
+    assert picks(0) == picks(0)
+    assert len(set(picks(0))) > 1  # not the same place in every image
+    assert picks(0) != picks(1)
 
 
 def test_other_columns_are_refused(tmp_path):
@@ -163,9 +240,6 @@ def test_every_protocol_runs_with_every_prompt(tmp_path, protocol, kind):
 
 def test_missed_objects_and_empty_detections_have_rows_of_their_own(tmp_path):
     """What average precision needs of a detector's boxes, and no mean over masks may see."""
-    from dataclasses import replace
-
-    from structsam.evaluation.sample import ObjectMask
 
     class Detected(ToyDataset):
         def load(self, image_id):
@@ -180,7 +254,7 @@ def test_missed_objects_and_empty_detections_have_rows_of_their_own(tmp_path):
     evaluate(filler, setting, setting.dataset.image_ids, tmp_path, "run")
     assert filler.calls[0]["box"].tolist() == [[10, 10, 60, 60], [1, 1, 9, 9]]
     hit, ghost, missed = read(tmp_path / "rows/run.csv")
-    assert hit["objects"] == "3" and hit["score"] == "0.25"  # of the detector times the IoU's
+    assert hit["objects"] == "3" and hit["score"] == "0.5"  # the detector's
     assert hit["overlap"] and hit["rle"] and hit["truth_rle"]
     assert ghost["rle"] and not ghost["truth_rle"] and not ghost["overlap"]
     assert missed["truth_rle"] and not missed["rle"] and not missed["score"]

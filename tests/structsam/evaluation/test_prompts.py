@@ -130,6 +130,72 @@ def test_noise_belongs_to_the_object_and_is_bounded():
     assert (boxes_of(Prompting(box_noise=0.5, seed=1), ["a", "b"], masks) != both).any()
 
 
+def test_noise_is_a_share_of_each_side_and_stays_inside():
+    """A long thin box on a photo of half the input's size."""
+    mask = np.zeros((200, 512), bool)
+    mask[90:96, 10:500] = True
+    noisy = [boxes_of(Prompting(box_noise=0.1, seed=seed), ["a"], [mask])[0] for seed in range(60)]
+    moved = np.abs(np.array(noisy) - [10, 90, 500, 96])
+    assert moved[:, [0, 2]].max() == pytest.approx(10)  # 20 pixels of 1024, on half the side
+    assert moved[:, [1, 3]].max() < 3  # a tenth of six pixels, a few deviations
+    assert (np.array(noisy)[:, 2] <= 512).all()
+
+
+class Three(BoxFiller):
+    """Three masks of a box: none of it, all of it, and everything, with known scores."""
+
+    def predict_low_res(
+        self,
+        point_coords=None,
+        point_labels=None,
+        box=None,
+        mask_input=None,
+        multimask_output=True,
+    ):
+        scores, low_res = super().predict_low_res(
+            point_coords, point_labels, box, mask_input, multimask_output
+        )
+        self.calls[-1]["multimask"] = multimask_output
+        if multimask_output:
+            low_res[:, 0] = -4.0
+            low_res[:, 2] = 4.0
+        return scores, low_res
+
+
+def test_the_best_of_three_is_the_one_of_highest_predicted_iou():
+    mask = np.zeros((96, 128), bool)
+    mask[20:80, 20:80] = True
+    for multimask in (True, False):
+        three = Three()
+        three.set_image(np.zeros((96, 128, 3), np.uint8))
+        low_res, scores, _ = segment(
+            three, PROTOCOLS["sam"], Prompting(multimask=multimask), "p", [mask], [None], ["a"]
+        )
+        assert three.calls[0]["multimask"] is multimask
+        assert scores.tolist() == [0.9 if multimask else 0.5]
+        assert (low_res > 0).mean() == pytest.approx(120 * 120 / 256**2)
+
+
+def test_corrections_carry_their_label_and_ask_for_one_mask():
+    mask = np.zeros((96, 128), bool)
+    mask[48, 64] = True  # the filler's 20 pixels around the click are too many
+    three = Three()
+    three.set_image(np.zeros((96, 128, 3), np.uint8))
+    segment(three, PROTOCOLS["sam"], Prompting("three-click"), "p", [mask], [None], ["a"])
+    assert [call["multimask"] for call in three.calls] == [True, False, False]
+    assert three.calls[2]["labels"][0, 1:].tolist() == [0, 0]
+
+
+def test_hqsam_keeps_what_exceeds_half():
+    mask = np.zeros((512, 512), bool)
+    mask[100:200, 100:200] = True
+    resized = PROTOCOLS["hqsam"].prompt_mask(mask)
+    by_torch = torch.nn.functional.interpolate(
+        torch.from_numpy(mask)[None, None].float() * 255, (1024, 1024), mode="bilinear"
+    )
+    np.testing.assert_array_equal(resized, by_torch[0, 0].numpy() > 128)
+
+
 def test_three_clicks_pass_the_mask_on():
     mask = np.zeros((96, 128), bool)
     mask[20:80, 20:80] = True
@@ -139,4 +205,4 @@ def test_three_clicks_pass_the_mask_on():
     assert [np.shape(call["points"]) for call in filler.calls] == [(1, 1, 2), (1, 2, 2), (1, 3, 2)]
     assert filler.calls[0]["mask"] is None
     assert np.shape(filler.calls[1]["mask"]) == (1, 1, 256, 256)
-    assert filler.calls[0]["points"][0, 0].tolist() == [49.5, 49.5]
+    assert filler.calls[0]["points"][0, 0].tolist() == [49, 49]
