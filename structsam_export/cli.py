@@ -37,7 +37,7 @@ from structsam_export.cli_arguments import (
     parse_rates,
     prompt_awareness,
     random_note,
-    read_schedule_alone,
+    refuse_beside,
 )
 
 app = typer.Typer(
@@ -85,10 +85,12 @@ def export(
     from structsam.methods import find_method
     from structsam.methods.options import parse_options
     from structsam_export.pipeline import export as run
+    from structsam_export.schedule_file import read_schedule
 
     if schedule is not None:
         said = ("rate", "method", "layers", "placement", "option")
-        found = read_schedule_alone(context, schedule, said).config(model)
+        refuse_beside(context, "--schedule", said)
+        found = read_schedule(schedule).config(model)
         rates, method, placement = found.rate, found.method, found.placement
         options = dict(found.options)
     else:

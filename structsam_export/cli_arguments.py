@@ -10,7 +10,6 @@ import typer
 from structsam.errors import UserError
 
 if TYPE_CHECKING:
-    from structsam_export.schedule_file import Schedule
     from structsam_export.terminal import Terminal
 
 Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
@@ -79,19 +78,13 @@ def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
     return prompt_form if prompt_aware else None
 
 
-def read_schedule_alone(context: typer.Context, path: Path, names: tuple[str, ...]) -> Schedule:
-    """Read a schedule, which says all that these options of the current command would.
-
-    Raises:
-        UserError: one of them was given as well; or no schedule can be read.
-    """
-    from structsam_export.schedule_file import read_schedule
-
+def refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
+    """Raise a `UserError` if one of these options was typed beside `what`, which decides it."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"--schedule says what --{name} would. Leave one of them out")
-    return read_schedule(path)
+            option = name.replace("_", "-")
+            raise UserError(f"{what} says what --{option} would. Leave one of them out")
 
 
 def make_terminal() -> Terminal:

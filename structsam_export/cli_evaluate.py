@@ -26,13 +26,22 @@ from structsam_export.cli_arguments import (
     parse_rates,
     prompt_awareness,
     random_note,
+    refuse_beside,
 )
 
 if TYPE_CHECKING:
     from structsam.evaluation.metrics.base import MaskMetric
 
 
+#: What a bundle decides.
+_OF_A_MODEL = (
+    "model", "checkpoint", "weights", "methods", "rates", "layers", "placement", "option",
+    "schedule", "proportional", "prompt_aware", "prompt_form", "precision",
+)  # fmt: skip
+
+
 def evaluate(
+    context: typer.Context,
     bundle: Annotated[
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Instead of --model.")
     ] = None,
@@ -88,6 +97,8 @@ def evaluate(
     terminal = make_terminal()
     if weights == "random":
         terminal.warn(random_note())
+    if bundle:
+        refuse_beside(context, "a bundle", _OF_A_MODEL)
     if root is None:
         raise UserError("--root is missing: give the folder of the dataset, and its --dataset")
     from structsam.evaluation.datasets import open_dataset

@@ -97,6 +97,11 @@ def test_mistakes_say_what_to_do(
     assert "Traceback" not in told
 
 
+def test_a_bundle_decides_its_merging(photos, capsys):
+    assert run("evaluate", "engines/some", "--root", photos, "--rates", "0.5") == 2
+    assert "a bundle says what --rates would" in capsys.readouterr().err
+
+
 def test_report_of_something_else(tmp_path, capsys):
     assert run("report", tmp_path) == 2
     assert "evaluation.json" in capsys.readouterr().err
