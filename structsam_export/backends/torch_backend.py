@@ -151,8 +151,9 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     if bundle.has_random_weights:
         sam = load_sam(model["name"], weights="random", seed=model["seed"])
     else:
-        path = weights_file(model_spec(model["name"]), options.checkpoint)
-        assert path is not None  # TorchBackend.runner has checked
+        # without a checkpoint the weights are embedded: TorchBackend.runner has checked
+        path = options.checkpoint or weights_file(model_spec(model["name"]))
+        assert path is not None
         found = identify_checkpoint(path)
         if found.sha256 != model["checkpoint"]["sha256"]:
             raise BackendUnavailable(
