@@ -256,8 +256,8 @@ def test_unknown_names_and_options(tmp_path: Path) -> None:
         open_dataset("coco", tmp_path, split="val")
 
 
-#: Images and segments of each set, from the README of the shared data.
-SHARED = Path("/work/shared/data")
+#: Real images beside the checkout; where they are absent their tests are skipped.
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def readme_table() -> dict[str, tuple[int, int]]:
