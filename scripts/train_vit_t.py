@@ -28,7 +28,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Settings:
     weight_decay: float = 0.1
     ema: float = 0.998
     stages: tuple[Stage, ...] = STAGES
+    start_at: float = 0.0  # the budget covers the schedule from this share on
     validate_every: int = 250
     save_every: int = 200
     validation_images: int = 68
@@ -160,7 +161,12 @@ class Trainer:
         return min(1.0, self.seconds / (60 * (settings.minutes or 1e-9)))
 
     def stage(self, progress: float) -> Stage:
-        return [s for s in self.settings.stages if s.start <= progress][-1]
+        reached = self._reached(progress)
+        return [s for s in self.settings.stages if s.start <= reached][-1]
+
+    def _reached(self, progress: float) -> float:
+        """Where in the whole schedule of sizes and drawn images a run from `start_at` on is."""
+        return self.settings.start_at + (1 - self.settings.start_at) * progress
 
     def learning_rate(self, progress: float) -> float:
         warm = min(1.0, (self.step + 1) / _WARMUP)
@@ -169,7 +175,7 @@ class Trainer:
 
     def drawn_share(self, progress: float) -> float:
         first, last = self.settings.drawn
-        return first + (last - first) * min(1.0, progress / 0.35)
+        return first + (last - first) * min(1.0, self._reached(progress) / 0.35)
 
     # ------------------------------------------------------------------------------------ steps
 
@@ -423,7 +429,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch on a CPU; default: as others allow")
     parser.add_argument(
         "--start-at", type=float, default=0.0, metavar="SHARE",
-        help="skip the stages below this share of the schedule's sizes (with --init)",
+        help="skip this share of the schedule of sizes and drawn images (with --init)",
     )  # fmt: skip
     return parser.parse_args(argv)
 
@@ -443,6 +449,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(f"The curve needs matplotlib ({error}): pip install matplotlib.") from error
+    if not 0 <= options.start_at < 1:
+        raise UserError(f"--start-at {options.start_at} is out of range: use 0 up to below 1.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _keep_freed_memory()
     settings = Settings(
@@ -453,7 +461,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         prompts=options.prompts,
         workers=options.workers,
         threads=options.threads,
-        stages=_stages_from(options.start_at),
+        start_at=options.start_at,
     )
     trainer = Trainer(spec, settings, options.out, device)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -464,16 +472,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         trainer.start_from(options.init)
         print(f"started from {options.init}", flush=True)
     train(trainer, options.data)
-
-
-def _stages_from(start: float) -> tuple[Stage, ...]:
-    """The schedule's part from `start` on, spread over the whole budget."""
-    if not 0 <= start < 1:
-        raise UserError(f"--start-at {start} is out of range: use 0 up to below 1.")
-    current = [s for s in STAGES if s.start <= start][-1]
-    rest = [s for s in STAGES if s.start > start]
-    spread = [replace(s, start=(s.start - start) / (1 - start)) for s in rest]
-    return (replace(current, start=0.0), *spread)
 
 
 def main() -> None:
