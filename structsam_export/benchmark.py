@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from structsam.errors import UserError
 from structsam_export.backends import RunOptions, find_backend
-from structsam_export.benchmark_baselines import (
+from structsam_export.benchmark_encoders import (
     STOCK,
     UNMERGED,
+    batch_of,
     make_stock,
     make_unmerged,
     prepare,
@@ -28,7 +29,7 @@ from structsam_export.benchmark_process import RowDied, RowNotRun, RowProcess
 from structsam_export.benchmark_report import TIMED, BenchReport, BenchRow, render_table
 from structsam_export.bundle import Bundle, PartName, open_bundle
 from structsam_export.cost_card import CostCard, cost_card
-from structsam_export.machine import gemm_rate, hardware, tool_versions
+from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
 
 Say = Callable[[str], None]
 
@@ -46,6 +47,7 @@ def bench(
     target: str | None = None,
     interleave: bool = True,
     require: Sequence[str] = (),
+    keep: Path | None = None,
     say: Say = lambda text: None,
 ) -> BenchReport:
     """Print what every bundle has to cost, then measure it.
@@ -61,6 +63,7 @@ def bench(
         interleave: keep the rows of one backend and network open together and let them take
             turns; False opens one at a time, for machines with little memory.
         require: backends that must run; one that cannot raises instead of being "not run".
+        keep: folder for the baselines; what lies there from an earlier time is reused.
 
     Raises:
         UserError: nothing to measure, a bundle that cannot be opened, an unknown backend, or a
@@ -75,10 +78,12 @@ def bench(
         for name in (find_backend(b, bundle).name for b in (*backends, *require))
     }
     names = list(dict.fromkeys(name for _, name in chosen))
-    rate = gemm_rate(threads)
+    rates = {("cpu", "fp32"): gemm_rate(threads)}
+    for precision in {bundle.precision for bundle in opened}:
+        rates["gpu", precision] = gpu_gemm_rate(precision)
     with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
-        base = list(_make_baselines(opened, Path(scratch), say)) if baselines else []
-        cards = {id(b): cost_card(b, rate) for b in [b for _, b in base] + opened}
+        base = list(_make_baselines(opened, keep or Path(scratch), say)) if baselines else []
+        cards = {id(b): cost_card(b, rates["cpu", "fp32"]) for b in [b for _, b in base] + opened}
         for card in cards.values():
             for line in card.lines() if card else ():
                 say(line)
@@ -87,26 +92,26 @@ def bench(
             for role, bundle in base:
                 prepare(bundle, name, say)
                 jobs.append((_row(bundle, role, name, "encoder"), bundle))
-            for part in get_args(PartName):
-                jobs += [
-                    (_row(bundle, "bundle", name, part), bundle)
-                    for index, bundle in enumerate(opened)
-                    if (index, name) in chosen
-                ]
+            own = [b for index, b in enumerate(opened) if (index, name) in chosen]
+            jobs += [(_row(bundle, "bundle", name, "encoder"), bundle) for bundle in own]
+            decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
+            for bundle in reversed(decoders.values()):
+                jobs.append((_row(bundle, "bundle", name, "decoder"), bundle))
         for group in _groups(jobs, interleave):
             _measure(group, options, runs, warmup, require, say)
-        _compare(jobs, cards)
+        _compare(jobs, cards, rates)
     return BenchReport(
         rows=[row for row, _ in jobs],
         cards=[card for card in cards.values() if card],
         settings={
             "runs": runs,
             "warmup": warmup,
-            "batch": 1,
             "threads": threads,
             "interleaved": interleave,
             "timed": TIMED,
-            "gemm_gflops": None if rate is None else round(rate / 1e9, 1),
+            "gemm_gflops": {
+                " ".join(key): round(rate / 1e9, 1) for key, rate in rates.items() if rate
+            },
         },
         hardware=hardware(),
         versions=tool_versions(),
@@ -129,17 +134,24 @@ def _check(
 def _make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
-    """One stock encoder per model, and one unmerged per model and precision."""
+    """One stock encoder per model and batch, and one unmerged per model, batch and precision."""
     seen = set()
     for bundle in bundles:
-        model = bundle.manifest["model"]["name"]
+        model, batch = bundle.manifest["model"]["name"], batch_of(bundle)
+        many = f"-batch{batch}" if batch > 1 else ""
         for role, make, key in (
-            (STOCK, make_stock, (STOCK, model)),
-            (UNMERGED, make_unmerged, (UNMERGED, model, bundle.precision)),
+            (STOCK, make_stock, f"{STOCK}-{model}{many}"),
+            (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{many}"),
         ):
             if key not in seen:
                 seen.add(key)
-                yield role, make(bundle, scratch / "-".join(key), say)
+                yield role, make(bundle, scratch / key, say)
+
+
+def _decoder_of(bundle: Bundle) -> str:
+    """Return what tells decoders apart: merging does not touch them, so most bundles share one."""
+    file = bundle.part("decoder").file
+    return str(bundle.manifest["files"].get(file, {}).get("sha256") or bundle.path)
 
 
 def _row(bundle: Bundle, role: str, backend: str, part: PartName) -> BenchRow:
@@ -151,6 +163,7 @@ def _row(bundle: Bundle, role: str, backend: str, part: PartName) -> BenchRow:
         precision=bundle.precision,
         backend=backend,
         part=part,
+        batch=batch_of(bundle) if part == "encoder" else 1,
         random_weights=bundle.has_random_weights,
         parity=parity.get("verdict", "not checked") if role == "bundle" else "baseline",
     )
@@ -182,7 +195,7 @@ def _measure(
             title = f"{row.bundle}, {row.part} on {row.backend}"
             say(f"opening {title}")
             try:
-                process = RowProcess(bundle, row.backend, row.part, row.role, options)
+                process = RowProcess(bundle, row.backend, row.part, options)
                 processes.enter_context(process)
                 process.wait_until_ready()
                 alive.append((row, process, []))
@@ -210,26 +223,43 @@ def _give_up(row: BenchRow, reason: Exception, require: Sequence[str], say: Say)
         raise UserError(f"required backend {row.backend} cannot run: {reason}")
 
 
-def _compare(jobs: Sequence[tuple[BenchRow, Bundle]], cards: dict[int, CostCard | None]) -> None:
+def _compare(
+    jobs: Sequence[tuple[BenchRow, Bundle]],
+    cards: dict[int, CostCard | None],
+    rates: dict[tuple[str, str], float | None],
+) -> None:
     """Set every encoder beside its cost and beside the baselines of its model and backend."""
-    base = {
-        (row.role, row.model, row.backend, row.precision if row.role == UNMERGED else None): row
-        for row, _ in jobs
-        if row.role in (STOCK, UNMERGED)
+    base = {_key(row.role, row): row for row, _ in jobs if row.role in (STOCK, UNMERGED)}
+    decoders = {
+        (row.backend, _decoder_of(bundle)): row.median_ms
+        for row, bundle in jobs
+        if row.part == "decoder"
     }
     for row, bundle in jobs:
         card = cards[id(bundle)]
-        if row.part != "encoder" or card is None:
+        if row.part != "encoder":
             continue
-        row.gmac = card.gmac
+        row.gmac = None if card is None else card.gmac
         if row.median_ms is None:
             continue
-        on_cpu = row.backend == "onnxruntime" or row.runtime.get("device") == "cpu"
-        if on_cpu and card.ideal_ms is not None:
-            row.of_gemm_rate = card.ideal_ms / row.median_ms
+        decoder_ms = decoders.get((row.backend, _decoder_of(bundle)))
+        if decoder_ms is not None and row.batch == 1:
+            row.with_decoder_ms = row.median_ms + decoder_ms
+        on_cpu = row.runtime.get("device", row.backend) in _ON_CPU
+        rate = rates.get(("cpu", "fp32") if on_cpu else ("gpu", row.precision))
+        if rate and card is not None:
+            row.of_gemm_rate = 2e9 * card.executed_gmac * row.batch / rate * 1e3 / row.median_ms
         for role in (STOCK, UNMERGED):
-            key = (role, row.model, row.backend, row.precision if role == UNMERGED else None)
-            baseline = base.get(key)
+            baseline = base.get(_key(role, row))
             if baseline and baseline.median_ms and baseline.first_ms and row.first_ms:
                 row.speedup[role] = baseline.median_ms / row.median_ms
                 row.first_speedup[role] = baseline.first_ms / row.first_ms
+
+
+#: What `describe` or a row says where the CPU computes; everything else is a GPU.
+_ON_CPU = ("cpu", "onnxruntime")
+
+
+def _key(role: str, row: BenchRow) -> tuple[Any, ...]:
+    """What a baseline and the rows it is compared with have in common."""
+    return role, row.model, row.backend, row.batch, None if role == STOCK else row.precision

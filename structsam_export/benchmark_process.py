@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 from structsam_export.backends.base import RunOptions
-from structsam_export.benchmark_baselines import STOCK
 from structsam_export.bundle import Bundle, PartName
 
 _GRACE = 30  # seconds that a process gets to free its network
@@ -25,17 +24,9 @@ class RowDied(Exception):
 
 
 class RowProcess:
-    """A process that holds one opened network. Use as a context manager; leaving it ends it.
+    """A process that holds one opened network. Use as a context manager; leaving it ends it."""
 
-    Args:
-        role: `stock` cannot run on torch, whose backend always runs our attention.
-    """
-
-    def __init__(
-        self, bundle: Bundle, backend: str, part: PartName, role: str, options: RunOptions
-    ) -> None:
-        if role == STOCK and backend == "torch":
-            raise RowNotRun("the stock encoder is measured from its ONNX file, not in torch")
+    def __init__(self, bundle: Bundle, backend: str, part: PartName, options: RunOptions) -> None:
         self._request = {
             "bundle": str(bundle.path),
             "backend": backend,

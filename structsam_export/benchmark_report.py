@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.box import HEAVY_HEAD, MARKDOWN, Box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from structsam_export.benchmark_baselines import STOCK, UNMERGED
+from structsam_export.benchmark_encoders import STOCK, UNMERGED
 from structsam_export.bundle import PartName
 from structsam_export.cost_card import CostCard
 
 #: What the times are of; every report says so.
 TIMED = (
-    "one call with arrays in host memory, batch 1; on a GPU copies to and from it included; "
+    "one call with arrays in host memory; on a GPU copies to and from it included; "
     "without preprocessing and without enlarging masks; the decoder with one box prompt"
 )
 FIDELITY = "not evaluated"
@@ -34,7 +37,10 @@ class BenchRow:
             what a program sees that handles one image.
         peak_memory_mib: of the row's process on the host, interpreter included; None on Windows.
         gmac: multiply-adds / 10^9 as papers count them; None for a decoder.
-        of_gemm_rate: share of the measured float32 GEMM rate that the run reached (CPU only).
+        with_decoder_ms: of an encoder of batch 1: its median plus the decoder's for one box.
+        of_gemm_rate: share that the run reached of a matrix product's measured rate on the same
+            device, on a GPU in the same precision, on a CPU in float32.
+        quality: what an evaluation says of this merging; see `benchmark_fidelity`.
         speedup: how many times faster than the baseline of that name, by the median.
         first_speedup: the same by the first call.
     """
@@ -45,6 +51,7 @@ class BenchRow:
     precision: str
     backend: str
     part: PartName
+    batch: int
     random_weights: bool
     parity: str
     fidelity: str = FIDELITY
@@ -55,12 +62,19 @@ class BenchRow:
     median_ms: float | None = None
     p10_ms: float | None = None
     p90_ms: float | None = None
+    with_decoder_ms: float | None = None
     peak_memory_mib: float | None = None
     runtime: dict[str, Any] = field(default_factory=dict)
     gmac: float | None = None
     of_gemm_rate: float | None = None
     speedup: dict[str, float] = field(default_factory=dict)
     first_speedup: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gpu_memory_mib(self) -> float | None:
+        """Device memory of the network in MiB, where the backend can tell."""
+        return self.runtime.get("device_memory_mib")
 
     def set_samples(self, all_samples: Sequence[float], warmup: int) -> None:
         """Fill in the statistics of the times in ms, the first `warmup` of them kept apart."""
@@ -100,24 +114,67 @@ class BenchReport:
         }
 
 
-_NUMBERS = (
-    "GMAC", "first ms", "x stock", "median ms", "p10", "p90", "x stock", "x unmerged", "MiB",
-    "of GEMM",
-)  # fmt: skip
+@dataclass(frozen=True)
+class _Column:
+    """A column of numbers; left out where no row has one."""
+
+    title: str
+    form: str
+    value: Callable[[BenchRow], float | None]
 
 
-def render_table(report: BenchReport) -> Table:
+_COLUMNS = (
+    _Column("batch", "d", lambda row: row.batch if row.part == "encoder" else None),
+    _Column("GMAC", ".1f", lambda row: row.gmac),
+    _Column("first ms", ".0f", lambda row: row.first_ms),
+    _Column("x stock", ".2f", lambda row: row.first_speedup.get(STOCK)),
+    _Column("median ms", ".4g", lambda row: row.median_ms),
+    _Column("p10", ".4g", lambda row: row.p10_ms),
+    _Column("p90", ".4g", lambda row: row.p90_ms),
+    _Column("x stock", ".2f", lambda row: row.speedup.get(STOCK)),
+    _Column("x unmerged", ".2f", lambda row: row.speedup.get(UNMERGED)),
+    _Column("+ decoder", ".4g", lambda row: row.with_decoder_ms),
+    _Column("MiB", ".0f", lambda row: row.peak_memory_mib),
+    _Column("GPU MiB", ".0f", lambda row: row.gpu_memory_mib),
+    _Column("of GEMM", ".0%", lambda row: row.of_gemm_rate),
+)
+
+
+def render_table(report: BenchReport, box: Box | None = HEAVY_HEAD) -> Table:
     """Return the table: speed, accuracy and what they were measured with."""
-    table = Table(title="Benchmark", caption=caption(report), caption_justify="left")
+    table = Table(title="Benchmark", caption=caption(report), caption_justify="left", box=box)
     for name in ("bundle", "network", "precision", "backend"):
         table.add_column(name, overflow="fold")
-    for name in _NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [c for c in _COLUMNS if any(c.value(row) is not None for row in report.rows)]
+    if all(row.batch == 1 for row in report.rows):
+        columns = [column for column in columns if column.title != "batch"]
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
     table.add_column("parity", overflow="fold")
     table.add_column("fidelity", overflow="fold")
     for row in report.rows:
-        table.add_row(*_cells(row), style="dim" if row.role != "bundle" else None)
+        name = row.bundle + ("*" if row.random_weights else "")
+        measured = row.status == "measured"
+        cells = [_number(c.value(row), c.form) for c in columns]
+        parity = row.parity if measured else escape(f"{row.status}: {row.reason}")
+        shown = row.part == "encoder" and (row.quality or row.role == "bundle")
+        fidelity = row.fidelity if shown else ""
+        style = "dim" if row.role != "bundle" else None
+        table.add_row(
+            name, row.part, row.precision, row.backend, *cells, parity, fidelity, style=style
+        )
     return table
+
+
+def markdown(report: BenchReport) -> str:
+    """Return the table as Markdown, with the command and how it was measured below it."""
+    text = io.StringIO()
+    table = render_table(report, MARKDOWN)
+    table.title = table.caption = None
+    Console(file=text, width=10_000).print(table)
+    lines = [line.strip() for line in text.getvalue().splitlines() if line.strip()]
+    told = [f"`{report.command}`, {report.date[:10]}", *caption(report).splitlines()]
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in told) + "\n"
 
 
 def caption(report: BenchReport) -> str:
@@ -132,38 +189,17 @@ def caption(report: BenchReport) -> str:
         f"Timed: {settings['timed']}",
         "first: the first call of a process, before warm-up; MiB: peak host memory of that process",
     ]
-    if settings["gemm_gflops"] is not None:
-        parts.append(f"of GEMM: share of {settings['gemm_gflops']:g} GFLOP/s measured with numpy")
+    if any(row.with_decoder_ms for row in report.rows):
+        parts.append("+ decoder: sum of the two medians; bundles with one decoder share its row")
+    if any(row.gpu_memory_mib for row in report.rows):
+        parts.append("GPU MiB: what the network takes of the device's memory")
+    for device, rate in settings["gemm_gflops"].items():
+        parts.append(f"of GEMM: share of {rate:g} GFLOP/s measured with a matrix product, {device}")
     if any(row.random_weights for row in report.rows):
         parts.append("*: random weights, latency only")
     if any(row.role != "bundle" for row in report.rows):
         parts.append("stock and unmerged: baselines made on the fly")
     return "\n".join(parts)
-
-
-def _cells(row: BenchRow) -> list[str]:
-    name = row.bundle + ("*" if row.random_weights else "")
-    start = [name, row.part, row.precision, row.backend]
-    gmac = _number(row.gmac, ".1f")
-    if row.status != "measured":
-        empty = [""] * (len(_NUMBERS) - 1)
-        return [*start, gmac, *empty, escape(f"{row.status}: {row.reason}"), row.fidelity]
-    share = "" if row.of_gemm_rate is None else f"{row.of_gemm_rate:.0%}"
-    return [
-        *start,
-        gmac,
-        _number(row.first_ms, ".0f"),
-        _number(row.first_speedup.get(STOCK), ".2f"),
-        _number(row.median_ms, ".0f"),
-        _number(row.p10_ms, ".0f"),
-        _number(row.p90_ms, ".0f"),
-        _number(row.speedup.get(STOCK), ".2f"),
-        _number(row.speedup.get(UNMERGED), ".2f"),
-        _number(row.peak_memory_mib, ".0f"),
-        share,
-        row.parity,
-        row.fidelity if row.role == "bundle" else "",
-    ]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from structsam.errors import UserError
-from structsam_export import cli_evaluate, cli_study, cli_tune
+from structsam_export import cli_bench, cli_evaluate, cli_study, cli_tune
 from structsam_export.cli_arguments import (
     Align,
     Attention,
@@ -271,47 +271,6 @@ def predict(
 
 
 @app.command()
-def bench(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...")],
-    backend: Annotated[list[str] | None, typer.Option(help="Backend; repeat it.")] = None,
-    baselines: Annotated[
-        bool, typer.Option(help="Also measure stock SAM and our rate 0 of the same model.")
-    ] = False,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs per row.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 2,
-    threads: Threads = None,
-    checkpoint: Checkpoint = None,
-    require: Annotated[
-        list[str] | None, typer.Option(help="Backend that must run; repeat it.")
-    ] = None,
-    one_by_one: Annotated[
-        bool, typer.Option(help="One row at a time instead of in turns: for little memory.")
-    ] = False,
-) -> None:
-    """Implied cost, then measured latency and memory; the last line is JSON."""
-    terminal = make_terminal()
-    from structsam_export.benchmark import bench as run
-    from structsam_export.benchmark import render_table
-    from structsam_export.bundle import open_bundle
-
-    report = run(
-        [open_bundle(path) for path in bundles],
-        backends=tuple(backend or ["auto"]),
-        baselines=baselines,
-        threads=threads,
-        runs=runs,
-        warmup=warmup,
-        checkpoint=checkpoint,
-        interleave=not one_by_one,
-        require=tuple(require or ()),
-        say=terminal.say,
-    )
-    terminal.table(render_table(report))
-    print(json.dumps(report.to_dict()))
-    raise typer.Exit(0 if report else 2)
-
-
-@app.command()
 def lint(
     onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="ONNX file.")],
     dynamic: Annotated[
@@ -376,7 +335,13 @@ def download(
 
 
 _STUDY = (cli_study.flops, cli_study.spectrum, cli_study.inspect)
-for command in (*_STUDY, cli_evaluate.evaluate, cli_evaluate.report, cli_tune.tune):
+for command in (
+    cli_bench.bench,
+    *_STUDY,
+    cli_evaluate.evaluate,
+    cli_evaluate.report,
+    cli_tune.tune,
+):
     app.command()(command)
 
 

@@ -169,12 +169,12 @@ def _model_runs(
     merging: dict[str, Any],
     **more: Any,
 ) -> tuple[dict[str, Any], list[Any], list[dict[str, str]]]:
-    from structsam.methods import find_method
+    from structsam.methods import choose_methods, find_method
     from structsam.methods.options import parse_options
     from structsam.models import model_spec
-    from structsam_export.evaluation import merge_configs, model_runs
+    from structsam_export.evaluation import model_runs
+    from structsam_export.merging_choices import merge_configs
     from structsam_export.schedule_file import read_schedule
-    from structsam_export.spectrum_study import choose_methods
 
     names = choose_methods(methods)
     if merging["options"] and len(names) > 1:

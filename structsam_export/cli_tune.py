@@ -51,9 +51,10 @@ def tune(
         terminal.warn(random_note())
     from structsam.methods import find_method
     from structsam.methods.options import parse_options
+    from structsam_export.plot_style import require_matplotlib
     from structsam_export.tune import RATES
     from structsam_export.tune import tune as run
-    from structsam_export.tune_report import facts, require_matplotlib, save_report, tune_table
+    from structsam_export.tune_report import facts, save_report, tune_table
 
     require_matplotlib()
     parsed = RATES if rates is None else parse_rates(rates)

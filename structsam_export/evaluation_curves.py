@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.evaluation_table import kept_share
-from structsam_export.spectrum_report import require_matplotlib
+from structsam_export.plot_style import COLORS, DARK, DARK_COLORS, LIGHT, Theme, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from structsam.evaluation.summary import RunSummary, Summary
 
-#: Readable on white and on black, and apart for colour-blind eyes (Okabe and Ito).
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7f7f7f")
-_DARK_COLORS = {"#0072b2": "#4aa8e0", "#009e73": "#2fc79a", "#8a6d3b": "#b8975a"}
 _MARKERS = "osD^vPX*<>"
 _PREFERRED = ("iou", "boundary_iou")
 #: Share of the axis by which lines are moved apart where all methods keep as many tokens.
 _SHIFT = 0.012
 _LEGEND_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page: paper, ink and lines of the grid."""
-
-    paper: str
-    ink: str
-    grid: str
-
-
-LIGHT = Theme("#ffffff", "#1c2330", "#e3e7ee")
-DARK = Theme("#1b212c", "#dfe4ec", "#343d4d")
 
 
 def _kept(run: RunSummary) -> float | None:
@@ -151,14 +134,14 @@ def _draw_panel(
     for order, (name, line) in enumerate(points.items()):
         if not line:
             continue
-        color = _COLORS[order % len(_COLORS)]
-        color = _DARK_COLORS.get(color, color) if theme is DARK else color
+        color = COLORS[order % len(COLORS)]
+        color = DARK_COLORS.get(color, color) if theme is DARK else color
         xs, ys, below, above = zip(*line, strict=True)
         moved = [x + shift * (order - (len(points) - 1) / 2) for x in xs]
         panel.errorbar(
             moved, ys, yerr=[below, above], label=name, color=color, capsize=2.5, linewidth=1.6,
             marker=_MARKERS[order % len(_MARKERS)], markersize=5, elinewidth=1,
-            linestyle="-" if order < len(_COLORS) else ":",
+            linestyle="-" if order < len(COLORS) else ":",
         )  # fmt: skip
     _draw_baseline(panel, summary, metric, cost, theme)
     panel.set_facecolor(theme.paper)

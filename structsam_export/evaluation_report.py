@@ -12,7 +12,7 @@ import jinja2
 
 from structsam.errors import UserError
 from structsam_export import atomic
-from structsam_export.evaluation_curves import DARK, LIGHT, draw_curves
+from structsam_export.evaluation_curves import draw_curves
 from structsam_export.evaluation_gallery import draw_gallery, worst_cases
 from structsam_export.evaluation_table import (
     RANDOM,
@@ -22,7 +22,7 @@ from structsam_export.evaluation_table import (
     set_columns,
     summary_table,
 )
-from structsam_export.spectrum_report import require_matplotlib
+from structsam_export.plot_style import DARK, LIGHT, require_matplotlib
 
 if TYPE_CHECKING:
     from structsam.evaluation.summary import Summary

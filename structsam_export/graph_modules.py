@@ -19,9 +19,10 @@ DECODER_PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}
 
 
 class EncoderModule(nn.Module):
-    """Image encoder: `image` [1, 3, S, S] float32 -> `image_embeddings` [1, 256, S/16, S/16].
+    """Image encoder: `image` [B, 3, S, S] float32 -> `image_embeddings` [B, 256, S/16, S/16].
 
-    A prompt-aware encoder has a second input, `prompt_box` [1, 4] float32: x0, y0, x1, y1 in
+    B is 1 in every bundle; `bench` also exports others. A prompt-aware encoder has a second input,
+    `prompt_box` [B, 4] float32: x0, y0, x1, y1 in
     pixels of the first.
 
     After the embedding it returns, for every merging block, slot_of_token [B', N] and
@@ -53,7 +54,7 @@ class EncoderModule(nn.Module):
         ]
 
     def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Encode one image; see the class."""
+        """Encode; see the class."""
         plans: list[MergePlan] = []
         prompts = {block.prompt for block in self.merging.values() if block.prompt}
         before = {prompt: prompt.tokens for prompt in prompts}
@@ -70,18 +71,18 @@ class EncoderModule(nn.Module):
                 prompt.tokens = tokens
         return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
 
-    def part(self, file: str) -> Part:
-        """Return the encoder's contract."""
+    def part(self, file: str, batch: int = 1) -> Part:
+        """Return the encoder's contract for so many images a call."""
         size = self.encoder.img_size
         grid = self.encoder.pos_embed.shape[1]
         channels = self.encoder.neck[0].out_channels
-        inputs = [TensorSpec("image", (1, 3, size, size), "float32")]
+        inputs = [TensorSpec("image", (batch, 3, size, size), "float32")]
         if self.takes_box:
-            inputs.append(TensorSpec(PROMPT_BOX, (1, 4), "float32"))
+            inputs.append(TensorSpec(PROMPT_BOX, (batch, 4), "float32"))
         return Part(
             file,
             inputs=tuple(inputs),
-            outputs=(TensorSpec("image_embeddings", (1, channels, grid, grid), "float32"),),
+            outputs=(TensorSpec("image_embeddings", (batch, channels, grid, grid), "float32"),),
         )
 
 

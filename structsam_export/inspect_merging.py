@@ -20,7 +20,6 @@ from structsam_export.inspect_report import Inspection
 from structsam_export.inspect_sheets import Inspected, draw_inspection
 from structsam_export.merged_map import MergedMap, merged_map
 from structsam_export.preprocessing import preprocess
-from structsam_export.spectrum_study import choose_methods
 from structsam_export.weights_source import describe_weights, weights_title
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ def run(
         UserError: any input that cannot be used, or nothing that can be drawn.
     """
     import structsam
+    from structsam.methods import choose_methods
     from structsam.models import model_spec
     from structsam_export.pipeline import SAMPLE_IMAGE
 

@@ -29,6 +29,22 @@ for _ in range(8):
     best = min(best, time.perf_counter() - start)
 print(2 * n**3 / best)
 """
+_GPU_GEMM = """
+import sys, torch
+torch.backends.cuda.matmul.allow_tf32 = False
+n = 8192
+kind = {"fp16": torch.float16, "fp32": torch.float32}[sys.argv[1]]
+a = torch.randn(n, n, device="cuda", dtype=kind)
+best = float("inf")
+for _ in range(8):
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    a @ a
+    end.record()
+    end.synchronize()
+    best = min(best, start.elapsed_time(end) / 1e3)
+print(2 * n**3 / best)
+"""
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
@@ -57,6 +73,20 @@ def gemm_rate(threads: int | None) -> float | None:
     """
     limits = {name: str(threads) for name in _THREAD_VARIABLES} if threads else {}
     return _number(_output([sys.executable, "-c", _GEMM], {**os.environ, **limits}))
+
+
+def gpu_gemm_rate(precision: str) -> float | None:
+    """Measure what an 8192 x 8192 matrix product of torch reaches on the GPU, in FLOP/s.
+
+    Args:
+        precision: `fp16` or `fp32`.
+
+    Returns:
+        None without torch or a GPU.
+    """
+    if _gpu_name() is None:
+        return None
+    return _number(_output([sys.executable, "-c", _GPU_GEMM, precision]))
 
 
 def tool_versions() -> dict[str, str]:

@@ -25,13 +25,13 @@ from structsam_export.lint import DYNAMIC_KEY, MAX_OPSET, SINGLE_FILE_LIMIT
 _LARGEST_CONSTANT = 1 << 20
 
 
-def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
+def export_encoder(module: EncoderModule, folder: Path, file: str, batch: int = 1) -> Part:
     """Write the encoder's ONNX into `folder` and return its contract.
 
     The plan tensors keep their names inside the graph (`slot_of_token.2`, ...), but are no
     outputs of it; `onnx_outputs` brings them back.
     """
-    part = module.part(file)
+    part = module.part(file, batch)
     names = [spec.name for spec in part.outputs] + module.plan_names
     model = _to_ir(module, _examples(part), part, names, None)
     del model.graph.outputs[len(part.outputs) :]
@@ -39,9 +39,9 @@ def export_encoder(module: EncoderModule, folder: Path, file: str) -> Part:
     return part
 
 
-def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str) -> Part:
+def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str, batch: int = 1) -> Part:
     """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
-    part = EncoderModule(encoder).part(file)
+    part = EncoderModule(encoder).part(file, batch)
     names = [spec.name for spec in part.outputs]
     _save(_trace(encoder, _examples(part), part, names, optimize=True), folder / file)
     return part

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from structsam.errors import UserError
 from structsam_export import atomic
+from structsam_export.plot_style import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,17 +158,6 @@ def _csv(report: SpectrumReport) -> str:
         total = "" if row.encoder is None else repr(row.encoder)
         writer.writerow((*head, "all", "", "", "", total, row.note))
     return text.getvalue()
-
-
-def require_matplotlib() -> None:
-    """Raise a `UserError` where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "the plot needs matplotlib, which is not installed here. "
-            "Install it with `pip install 'structsam[eval]'`"
-        ) from None
 
 
 def draw(report: SpectrumReport) -> bytes:

@@ -20,12 +20,12 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.image_file import read_image
+from structsam_export.plot_style import require_matplotlib
 from structsam_export.preprocessing import preprocess
 from structsam_export.spectrum_report import (
     BlockSpectrum,
     SpectrumReport,
     SpectrumRow,
-    require_matplotlib,
     save_report,
 )
 from structsam_export.weights_source import describe_weights, weights_title
@@ -70,6 +70,7 @@ def run(
         UserError: any input that cannot be used; nothing is written then.
     """
     import structsam
+    from structsam.methods import choose_methods
     from structsam.models import model_spec
     from structsam_export.pipeline import SAMPLE_IMAGE
 
@@ -93,22 +94,6 @@ def run(
         rows=tuple(rows),
     )
     return replace(report, files=save_report(report, Path(out)))
-
-
-def choose_methods(text: str | Sequence[str]) -> list[str]:
-    """Return the names in `all`, `a,b` or a sequence, each once, in that order.
-
-    Raises:
-        UserError: an unknown name, or none at all.
-    """
-    from structsam.methods import METHODS, find_method
-
-    if isinstance(text, str):
-        text = list(METHODS) if text == "all" else [part.strip() for part in text.split(",")]
-    names = [find_method(name).name for name in dict.fromkeys(text)]
-    if not names:
-        raise UserError(f"no method was given. Choose from: {', '.join(METHODS)}, or say all")
-    return names
 
 
 def _checked_rates(rates: float | Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from structsam_export import atomic
-from structsam_export.spectrum_report import require_matplotlib
+from structsam_export.plot_style import require_matplotlib
 from structsam_export.tune import Candidate, TuneReport, mean
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from structsam.errors import UserError
 from structsam.methods.algm import ALGM
 from structsam.methods.base import MergeMethod
@@ -25,7 +27,14 @@ METHODS: dict[str, type[MergeMethod]] = {
     "cubistmerge": CubistMerge,
 }
 
-__all__ = ["METHODS", "MergeMethod", "find_method", "methods_allowing", "rate_limits"]
+__all__ = [
+    "METHODS",
+    "MergeMethod",
+    "choose_methods",
+    "find_method",
+    "methods_allowing",
+    "rate_limits",
+]
 
 #: A grid that every method can cut, to ask a method for its limits.
 _ANY_GRID = (16, 16)
@@ -61,3 +70,17 @@ def methods_allowing(rate: float) -> list[str]:
         if allowed:
             found.append(name if "" in allowed else f"{name} with {allowed[0]}")
     return found
+
+
+def choose_methods(text: str | Sequence[str]) -> list[str]:
+    """Return the names in `all`, `a,b` or a sequence, each once, in that order.
+
+    Raises:
+        UserError: an unknown name, or none at all.
+    """
+    if isinstance(text, str):
+        text = list(METHODS) if text == "all" else [part.strip() for part in text.split(",")]
+    names = [find_method(name).name for name in dict.fromkeys(text)]
+    if not names:
+        raise UserError(f"no method was given. Choose from: {', '.join(METHODS)}, or say all")
+    return names

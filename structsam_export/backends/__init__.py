@@ -10,6 +10,7 @@ from structsam_export.backends.onnxruntime_backend import OnnxRuntimeBackend
 from structsam_export.backends.tensorrt_backend import TensorRTBackend
 from structsam_export.backends.tensorrt_module import FLAVOURS
 from structsam_export.backends.torch_backend import TorchBackend
+from structsam_export.backends.torch_compile_backend import TorchCompileBackend
 from structsam_export.bundle import Bundle, PartName
 
 BACKENDS: dict[str, Backend] = {
@@ -18,6 +19,7 @@ BACKENDS: dict[str, Backend] = {
     "onnxruntime-cuda": OnnxRuntimeBackend("onnxruntime-cuda", "CUDAExecutionProvider"),
     "onnxruntime": OnnxRuntimeBackend("onnxruntime", "CPUExecutionProvider"),
     "torch": TorchBackend(),
+    "torch-compile": TorchCompileBackend(),
 }
 
 __all__ = ["BACKENDS", "Backend", "BackendUnavailable", "RunOptions", "Runner", "find_backend"]

@@ -58,6 +58,7 @@ class TensorRTRunner(Runner):
         self._graph: Any = None
         self._graph_note = "not used: shapes are dynamic"
         self._gpu: Gpu | None = None
+        self._device_memory_mib: float | None = None
 
     def open(self) -> None:
         """Check and deserialize the engine, and allocate buffers of the largest shape.
@@ -71,6 +72,7 @@ class TensorRTRunner(Runner):
         self._gpu = self._cuda.gpu()
         if damage := file_damage(self.folder, self.entry):
             raise UserError(f"{damage}. Build the engine again with `structsam-export build`")
+        free = self._cuda.free_memory()
         try:
             self._engine = self._deserialize(trt)
             self._check_tensors(trt)
@@ -82,6 +84,7 @@ class TensorRTRunner(Runner):
             self._buffers = DeviceBuffers(self._cuda, sizes)
             for spec in specs:
                 self._context.set_tensor_address(spec.name, self._buffers.address(spec.name))
+            self._device_memory_mib = round((free - self._cuda.free_memory()) / 2**20, 1)
         except BaseException:
             self.close()
             raise
@@ -234,6 +237,7 @@ class TensorRTRunner(Runner):
             "version": self.entry["fingerprint"]["backend_version"],
             "gpu": self._gpu.name if self._gpu else None,
             "cuda_graph": self._graph_note,
+            "device_memory_mib": self._device_memory_mib,
         }
 
 

@@ -67,8 +67,13 @@ class TorchRunner(Runner):
         self._module = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the device."""
-        return {"device": self._device}
+        """Return the device, and on a GPU the peak of torch's allocator."""
+        if self._device == "cpu":
+            return {"device": "cpu"}
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        return {"device": self._device, "device_memory_mib": round(peak, 1)}
 
 
 class TorchBackend(Backend):
@@ -90,7 +95,7 @@ class TorchBackend(Backend):
         load = partial(load_merged_sam, bundle, options)
         return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
 
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner:
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
         """Return the encoder's runner: it gives the plans beside the embedding."""
         return self.runner(bundle, "encoder", options)
 
@@ -136,7 +141,7 @@ class LoadedSam(TorchBackend):
 
 
 def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
-    """Rebuild the merged SAM of a bundle in float32.
+    """Rebuild the merged SAM of a bundle in float32; of a benchmark's stock row the stock SAM.
 
     Raises:
         UserError: the checkpoint is not the one that was exported.
@@ -162,4 +167,6 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"({model['checkpoint']['file']})"
             )
         sam = load_sam(model["name"], checkpoint=path)
+    if merging["attention"] == "stock":
+        return sam
     return apply_config(sam, MergeConfig.from_dict(merging))

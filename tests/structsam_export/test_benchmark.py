@@ -16,11 +16,17 @@ from rich.console import Console
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam.evaluation.read_results import FORMAT
+from structsam.evaluation.results import RLE_COLUMNS, ROW_COLUMNS
 from structsam.flops import encoder_flops
 from structsam.models import MODELS, ModelSpec
 from structsam_export import benchmark, benchmark_process
-from structsam_export.backends import RunOptions
+from structsam_export.backends import BACKENDS, RunOptions
 from structsam_export.benchmark import BenchReport, bench, render_table
+from structsam_export.benchmark_encoders import batch_of, make_merged, make_stock
+from structsam_export.benchmark_fidelity import add_fidelity
+from structsam_export.benchmark_plot import draw_benchmark
+from structsam_export.benchmark_report import markdown
 from structsam_export.benchmark_row import feeds_of, peak_memory_mib
 from structsam_export.bundle import Bundle, Part, TensorSpec, open_bundle
 from structsam_export.cost_card import cost_card
@@ -71,9 +77,9 @@ def test_report_has_every_bundle_backend_and_network(bundle: Bundle, tmp_path: P
     )
     assert report
     assert [(r.bundle, r.backend, r.part) for r in report.rows] == [
-        (name, "onnxruntime", part)
-        for part in ("encoder", "decoder")
-        for name in ("small", "other")
+        ("small", "onnxruntime", "encoder"),
+        ("other", "onnxruntime", "encoder"),
+        ("small", "onnxruntime", "decoder"),  # the same file as the other's
     ]
     for row in report.rows:
         assert row.status == "measured"
@@ -85,7 +91,9 @@ def test_report_has_every_bundle_backend_and_network(bundle: Bundle, tmp_path: P
         assert row.speedup == {}
         if sys.platform != "win32":
             assert row.peak_memory_mib is not None and row.peak_memory_mib > 10
-    encoder, decoder = report.rows[0], report.rows[2]
+    encoder, other_encoder, decoder = report.rows
+    for row in (encoder, other_encoder):
+        assert row.with_decoder_ms == pytest.approx(row.median_ms + decoder.median_ms)
     assert encoder.gmac == pytest.approx(bundle.manifest["flops"]["total"] / 1e9)
     assert encoder.of_gemm_rate is not None
     assert decoder.gmac is None and decoder.of_gemm_rate is None
@@ -98,8 +106,9 @@ def test_report_survives_json_and_says_how_it_was_measured(bundle: Bundle) -> No
     data = report.to_dict()
     assert json.loads(json.dumps(data)) == data
     assert {"rows", "cards", "settings", "hardware", "versions", "date", "command"} == set(data)
-    settings = {k: data["settings"][k] for k in ("runs", "warmup", "batch", "threads")}
-    assert settings == {"runs": 2, "warmup": 0, "batch": 1, "threads": 1}
+    settings = {k: data["settings"][k] for k in ("runs", "warmup", "threads")}
+    assert settings == {"runs": 2, "warmup": 0, "threads": 1}
+    assert [row["batch"] for row in data["rows"]] == [1, 1]
     assert data["hardware"]["cpu"] and data["versions"]["onnxruntime"] and data["command"]
     assert data["cards"][0]["intensity"] > 0
 
@@ -310,6 +319,119 @@ def test_baselines_stand_beside_a_real_bundle(
     assert "x unmerged" in text_of(report)
 
 
-def test_the_stock_encoder_is_not_measured_in_torch(bundle: Bundle) -> None:
-    with pytest.raises(benchmark_process.RowNotRun, match="ONNX file"):
-        benchmark_process.RowProcess(bundle, "torch", "encoder", "stock", RunOptions())
+@pytest.fixture
+def two_blocks(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """A model of two tiny blocks that has a name."""
+    spec = replace(tiny_spec, depth=2)
+    monkeypatch.setitem(MODELS, spec.name, spec)
+    return spec
+
+
+@pytest.mark.slow
+def test_encoders_of_a_model_are_made_kept_and_measured_in_batches(
+    tmp_path: Path, two_blocks: ModelSpec
+) -> None:
+    configs = [MergeConfig(rate=0.5), MergeConfig(rate=0.5, placement="block")]
+    said: list[str] = []
+
+    def make() -> list[Bundle]:
+        said.clear()
+        return list(make_merged(two_blocks.name, configs, "fp32", 2, tmp_path, said.append))
+
+    first, second = make()
+    assert len(said) == 2 and all("random weights" in line for line in said)
+    assert (batch_of(first), first.part("encoder").outputs[0].shape[0]) == (2, 2)
+    assert (first.path / "decoder.onnx").read_bytes() == (second.path / "decoder.onnx").read_bytes()
+    make()
+    assert said == []
+    (first.path / "encoder.onnx").write_bytes(b"cut off")
+    make()
+    assert said == [f"exporting {first.name} (random weights, for latency only)"]
+
+    report = bench([first, second], ("onnxruntime",), baselines=True, runs=1, keep=tmp_path)
+    encoders = [row for row in report.rows if row.part == "encoder"]
+    assert [row.role for row in encoders] == ["stock", "unmerged", "bundle", "bundle"]
+    assert {(row.status, row.batch) for row in encoders} == {("measured", 2)}
+    assert all(row.with_decoder_ms is None for row in encoders), "a decoder takes one image"
+    assert all(set(row.speedup) == {"stock", "unmerged"} for row in encoders)
+    assert "batch" in text_of(report)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [first.name, second.name, f"stock-{two_blocks.name}-batch2",
+         f"unmerged-{two_blocks.name}-fp32-batch2"]
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "torch-compile"])
+def test_stock_and_merged_run_in_torch_as_in_onnx(
+    tmp_path: Path, two_blocks: ModelSpec, backend: str, one_torch_thread: None
+) -> None:
+    if reason := BACKENDS[backend].why_unavailable():
+        pytest.skip(reason)
+    configs = [MergeConfig(rate=0.5)]
+    (merged,) = make_merged(two_blocks.name, configs, "fp32", 1, tmp_path / "m", lambda text: None)
+    stock = make_stock(merged, tmp_path / "stock", lambda text: None)
+    found = {}
+    for bundle in (stock, merged):
+        feeds = feeds_of(bundle.part("encoder"))
+        for name in ("onnxruntime", backend):
+            with BACKENDS[name].runner(bundle, "encoder", RunOptions()) as runner:
+                found[name, bundle.name] = runner.run(feeds)["image_embeddings"]
+        np.testing.assert_allclose(
+            found[backend, bundle.name], found["onnxruntime", bundle.name], rtol=1e-3, atol=1e-4
+        )
+    difference = found[backend, stock.name] - found[backend, merged.name]
+    assert np.abs(difference).max() > 1e-3, "merging changes the embedding"
+
+
+def evaluated(folder: Path, model: str) -> Path:
+    """Results of an unmerged run and of one merged as `small`'s, ten points worse."""
+    runs = []
+    for name, merging, values in (
+        ("unmerged", None, (0.8, 0.6)), ("merged", MergeConfig(), (0.7, 0.5)),
+    ):  # fmt: skip
+        runs.append({
+            "name": name, "label": name, "complete": True, "backend": "torch",
+            "merging": None if merging is None else json.loads(json.dumps(merging.to_dict())),
+        })  # fmt: skip
+        rows = [",".join((*ROW_COLUMNS, "iou", *RLE_COLUMNS))]
+        for image in range(8):
+            cells = {
+                "image_id": str(image), "object_id": "1", "objects": "1", "category": "",
+                "height": "10", "width": "10", "area": "4", "crowd": "0", "box": "0 0 2 2",
+                "score": "0.9", "truth_rle": "x", "rle": "x", "iou": str(values[image % 2]),
+            }  # fmt: skip
+            rows.append(",".join(cells.get(name, "") for name in rows[0].split(",")))
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+        (folder / "rows" / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    facts = {
+        "format": FORMAT, "model": {"name": model, "weights": "embedded"}, "dataset": {},
+        "protocol": {}, "runs": runs,
+    }  # fmt: skip
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_an_evaluation_of_the_same_merging_stands_beside_the_latency(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle.manifest["merging"] = json.loads(json.dumps(MergeConfig().to_dict()))
+    other = small(tmp_path / "other")
+    other.manifest["merging"] = bundle.manifest["merging"] | {"rate": 0.25}
+    report = bench([bundle, other], ("onnxruntime",), runs=1)
+    assert draw_benchmark(report), "latency alone"
+    add_fidelity(report, [bundle, other], [evaluated(tmp_path / "of_vit_b", "vit_b")])
+    assert {row.fidelity for row in report.rows} == {"not evaluated"}
+    add_fidelity(report, [bundle, other], [evaluated(tmp_path / "of_vit_t", "vit_t")])
+    first, second, decoder = report.rows
+    assert first.fidelity == "mIoU 60.0, -10.0 [-10.0, -10.0]"
+    assert first.quality["value"] == pytest.approx(0.6) and first.quality["masks"] == 8
+    assert (second.fidelity, decoder.fidelity) == ("not evaluated", "not evaluated")
+    assert "-10.0 [-10.0, -10.0]" in text_of(report)
+    told = markdown(report)
+    table = [line for line in told.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3 and len({line.count("|") for line in table}) == 1
+    assert "mIoU 60.0" in table[2] and set(table[1]) <= set("|-:")
+    assert report.command in told and "random weights" in told
+    picture = draw_benchmark(report)
+    assert picture and picture.startswith(b"\x89PNG")

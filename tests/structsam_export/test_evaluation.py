@@ -22,10 +22,9 @@ from structsam_export.evaluation import (
     BASELINE,
     bundle_runs,
     evaluate_runs,
-    label_of,
-    merge_configs,
     model_runs,
 )
+from structsam_export.merging_choices import label_of, merge_configs
 from structsam_export.predictor import Predictor
 from tests.structsam.evaluation.toy import ToyDataset, toy_sample
 

@@ -18,7 +18,7 @@ from segment_anything.modeling.image_encoder import window_partition
 from structsam import apply_merging
 from structsam.apply import merged_blocks
 from structsam.errors import UserError
-from structsam.methods import METHODS
+from structsam.methods import METHODS, choose_methods
 from structsam.methods.structsam import StructSAM
 from structsam.spectrum import layer_discrepancy
 from structsam_export.spectrum_report import (
@@ -29,7 +29,7 @@ from structsam_export.spectrum_report import (
     save_report,
     spectrum_table,
 )
-from structsam_export.spectrum_study import choose_methods, run, spectrum_study
+from structsam_export.spectrum_study import run, spectrum_study
 
 
 @dataclass(frozen=True)
