@@ -55,7 +55,9 @@ def check(
         UserError: unknown backend, unreadable image, or a required backend cannot run.
     """
     options = options or RunOptions()
-    names = [n for n in BACKENDS if n != "torch"] if backend == "auto" else [backend]
+    names = (
+        [n for n, b in BACKENDS.items() if not b.needs_weights] if backend == "auto" else [backend]
+    )
     names += [name for name in require if name not in names]
     chosen = [find_backend(name) for name in names]
     references = _references(bundle, images, options, say)

@@ -120,6 +120,8 @@ class Backend(ABC):
     name: str
     title: str
     needs_engine: ClassVar[bool] = False
+    #: It rebuilds the model from weights, which a bundle does not hold.
+    needs_weights: ClassVar[bool] = False
 
     @abstractmethod
     def why_unavailable(self) -> str | None:

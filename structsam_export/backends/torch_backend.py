@@ -81,6 +81,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     title = "PyTorch (reference)"
+    needs_weights = True
 
     def why_unavailable(self) -> str | None:
         """Return None when torch, segment-anything and safetensors are installed."""

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Measure every GPU row of docs/performance.md in one run of under eight minutes.
+
+    python scripts/bench_gpu.py prepare FOLDER     # no GPU needed: exports, and engines where
+                                                   # TensorRT for RTX builds them ahead of time
+    python scripts/bench_gpu.py run FOLDER         # on the machine with the GPU
+
+`prepare` takes about half an hour of two CPU cores and 20 GB, and resumes. `run` first checks the
+masks of a trained bundle on every GPU backend (parity), then times groups of rows in the order of
+their worth, and writes FOLDER/bench_gpu.json and bench_gpu.md after each; a group that no time is
+left for is named as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from structsam.errors import UserError
+from structsam_export import atomic
+from structsam_export.backends import BACKENDS
+from structsam_export.benchmark import bench
+from structsam_export.benchmark_encoders import make_merged, make_stock, make_unmerged, prepare
+from structsam_export.benchmark_report import BenchReport, markdown
+from structsam_export.bundle import Bundle, open_bundle
+from structsam_export.parity import check
+
+_ENGINES = ("tensorrt-rtx", "tensorrt")
+_GPU_BACKENDS = (*_ENGINES, "onnxruntime-cuda", "torch", "torch-compile")
+_RATES = (0.25, 0.5, 0.7)
+_PLACEMENTS = ("attention", "block", "stage")
+_PARITY_BUNDLE = "vit_t-structsam-r0.50"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that take turns: encoders of one model and batch on some backends.
+
+    Args:
+        seconds: that it is expected to take; it is left out when less is left.
+    """
+
+    title: str
+    model: str
+    settings: tuple[tuple[str, float, str], ...]  # method, rate, placement
+    backends: tuple[str, ...]
+    batch: int = 1
+    seconds: float = 60.0
+
+
+_SWEEP = tuple(("structsam", rate, place) for place in _PLACEMENTS for rate in _RATES)
+_BIPARTITE = tuple((name, 0.5, "attention") for name in ("tome", "pitome", "tomesd"))
+_MIDDLE = tuple(("structsam", 0.5, place) for place in _PLACEMENTS)
+
+#: The most wanted first. No rate above 0.5: that is all that bipartite matching can remove.
+GROUPS = (
+    Group("ViT-B, engines", "vit_b", _SWEEP + _BIPARTITE, _ENGINES, seconds=90),
+    Group("ViT-L, engines", "vit_l", _MIDDLE, _ENGINES, seconds=60),
+    Group("ViT-B, torch and ONNX Runtime", "vit_b", _MIDDLE, ("torch", "onnxruntime-cuda")),
+    Group("ViT-B, batch 4, engines", "vit_b", _MIDDLE, _ENGINES, batch=4),
+    Group("ViT-B, torch.compile", "vit_b", _MIDDLE[::2], ("torch-compile",), seconds=120),
+)
+
+
+def prepared(group: Group, folder: Path) -> list[Bundle]:
+    """Return the group's merged encoders, and make them and their baselines where missing."""
+    from structsam.config import MergeConfig
+
+    configs = [
+        MergeConfig.of(method, rate, "all", placement=placement)
+        for method, rate, placement in group.settings
+    ]
+    bundles = list(make_merged(group.model, configs, "fp16", group.batch, folder, say))
+    many = f"-batch{group.batch}" if group.batch > 1 else ""
+    make_stock(bundles[0], folder / f"stock-{group.model}{many}", say)
+    make_unmerged(bundles[0], folder / f"unmerged-{group.model}-fp16{many}", say)
+    return bundles
+
+
+def prepare_all(folder: Path, groups: Sequence[Group]) -> None:
+    """Export everything, and build what can be built here."""
+    from structsam_export import export
+
+    if not (folder / _PARITY_BUNDLE).is_dir():
+        say("exporting the trained bundle for parity")
+        export("vit_t", rate=0.5, out=folder, backend="onnxruntime", say=say)
+    for group in groups:
+        say(f"preparing {group.title}")
+        names = {bundle.name for bundle in prepared(group, folder / "encoders")}
+        if "tensorrt-rtx" in group.backends:
+            for name in sorted(names):
+                prepare(open_bundle(folder / "encoders" / name), "tensorrt-rtx", say)
+
+
+def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
+    """Check parity, time the groups, and save after each; True when nothing failed."""
+    end = time.monotonic() + 60 * minutes
+    told = [_parity(folder)]
+    reports: dict[str, BenchReport] = {}
+    usable = [name for name in _GPU_BACKENDS if not BACKENDS[name].why_unavailable()]
+    for group in groups:
+        backends = tuple(name for name in group.backends if name in usable)
+        left = end - time.monotonic()
+        if not backends:
+            reasons = [f"{n}: {BACKENDS[n].why_unavailable()}" for n in group.backends]
+            told.append(f"## {group.title}\n\nNot run. {'; '.join(reasons)}\n")
+        elif left < group.seconds:
+            told.append(f"## {group.title}\n\nNot run: {left:.0f} s were left.\n")
+        else:
+            say(group.title)
+            bundles = prepared(group, folder / "encoders")
+            reports[group.title] = bench(
+                bundles, backends, baselines=True, runs=20, warmup=5,
+                keep=folder / "encoders", say=say,
+            )  # fmt: skip
+            told.append(f"## {group.title}\n\n{markdown(reports[group.title])}")
+        _save(folder, told, reports)
+    print((folder / "bench_gpu.md").read_text(encoding="utf-8"))
+    return bool(reports) and all(reports.values())
+
+
+def _parity(folder: Path) -> str:
+    bundle = open_bundle(folder / _PARITY_BUNDLE)
+    lines = [
+        "## Parity of the trained bundle",
+        "",
+        "| backend | status | numbers |",
+        "|---|---|---|",
+    ]
+    for name in _GPU_BACKENDS[:3]:
+        prepare(bundle, name, say)
+        for row in check(bundle, name, say=say).rows:
+            numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.metrics.items())
+            lines.append(f"| {row.backend} | {row.status} | {numbers or row.reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _save(folder: Path, told: Sequence[str], reports: dict[str, BenchReport]) -> None:
+    data = {title: report.to_dict() for title, report in reports.items()}
+    atomic.write_text(folder / "bench_gpu.json", json.dumps(data, indent=1) + "\n")
+    atomic.write_text(folder / "bench_gpu.md", "\n".join(told))
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("prepare", "run"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=7.5, help="of `run`")
+    parser.add_argument("--group", type=int, action="append", help="1 to 5; default all; repeat it")
+    options = parser.parse_args(arguments)
+    try:
+        wrong = [n for n in options.group or () if not 1 <= n <= len(GROUPS)]
+        if wrong:
+            raise UserError(f"there is no group {wrong[0]}. Use 1 to {len(GROUPS)}")
+        groups = [GROUPS[n - 1] for n in options.group] if options.group else GROUPS
+        if options.step == "prepare":
+            prepare_all(options.folder, groups)
+            return 0
+        return 0 if run_all(options.folder, groups, options.minutes) else 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
