@@ -197,6 +197,7 @@ def encoder_flops(
     height, width = spec.grid
     tokens, channels = height * width, spec.embed_dim
     pixels = 3 * spec.patch_size**2
+    firsts = {run[0] for run in config.stages(is_global)}
     neck = channels * _NECK_CHANNELS + 9 * _NECK_CHANNELS**2  # 1x1, then 3x3 convolution
     return EncoderFlops(
         model=spec.name,
@@ -206,9 +207,10 @@ def encoder_flops(
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
         blocks=tuple(
-            _block(spec, config, placement, index, rates[index], index == run[0])
-            for run in config.stages(is_global)
-            for index in run
+            _block(spec, config, placement, index, rate, index in firsts, index == planner)
+            for index, (rate, planner) in enumerate(
+                zip(rates, config.planners(is_global), strict=True)
+            )
         ),
     )
 
@@ -219,8 +221,20 @@ def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
 
 
 def _block(
-    spec: ModelSpec, config: MergeConfig, placement: str, index: int, rate: float, plans: bool
+    spec: ModelSpec,
+    config: MergeConfig,
+    placement: str,
+    index: int,
+    rate: float,
+    merges: bool,
+    plans: bool,
 ) -> BlockFlops:
+    """Count a block.
+
+    Args:
+        merges: it merges tokens itself; within a stage only the first block does.
+        plans: it makes the plan by which it merges.
+    """
     height, width = spec.grid
     side, is_global = spec.window_size, index in spec.global_blocks
     grid = spec.grid if is_global else (side, side)
@@ -239,7 +253,9 @@ def _block(
     if rate and placement == "block":
         units["pooling"] *= 2  # the MLP's input is merged as well
     if rate and not plans:
-        units |= {"energy": 0, "matching": 0, "pooling": 0}
+        units |= {"energy": 0, "matching": 0}
+    if rate and not merges:
+        units["pooling"] = 0
     units["widest"] = max(units["widest"], 4 * in_mlp * channels)
     units["traffic"] += in_mlp * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from structsam_export.benchmark_report import BenchReport
 
 #: Fields of `MergeConfig` that change masks; `attention` and `align` keep or round them.
-_SETTINGS = ("method", "rate", "layers", "placement", "options", "proportional", "prompt_aware")
+_SETTINGS = (
+    "method", "rate", "layers", "placement", "reuse", "options", "proportional", "prompt_aware",
+)  # fmt: skip
 _PREFERRED = ("iou", "boundary_iou")
 
 
@@ -50,7 +52,7 @@ def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:
     if merging is None or merging.get("rate") == 0:
         return None
     found = {name: merging.get(name) for name in _SETTINGS}
-    return found | {"placement": found["placement"] or "attention"}
+    return found | {"placement": found["placement"] or "attention", "reuse": found["reuse"] or 1}
 
 
 def _find(summary: Summary, wanted: dict[str, Any] | None) -> RunSummary | None:

@@ -18,6 +18,7 @@ from structsam_export.cli_arguments import (
     PromptAware,
     PromptForm,
     Proportional,
+    Reuse,
     ScheduleFile,
     Seed,
     Threads,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 #: What a bundle decides.
 _OF_A_MODEL = (
-    "model", "checkpoint", "weights", "methods", "rates", "layers", "placement", "option",
+    "model", "checkpoint", "weights", "methods", "rates", "layers", "placement", "reuse", "option",
     "schedule", "proportional", "prompt_aware", "prompt_form", "precision",
 )  # fmt: skip
 
@@ -60,6 +61,7 @@ def evaluate(
     placement: Annotated[
         list[str] | None, typer.Option(help="attention, block or stage; repeat it.")
     ] = None,
+    reuse: Reuse = 1,
     option: Options = None,
     schedule: ScheduleFile = None,
     proportional: Proportional = False,
@@ -130,6 +132,7 @@ def evaluate(
         merging = {
             "options": option or (),
             "schedule": schedule,
+            "reuse": reuse,
             "proportional": proportional,
             "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
         }

@@ -23,6 +23,7 @@ from structsam_export.cli_arguments import (
     PromptForm,
     Proportional,
     Rate,
+    Reuse,
     Seed,
     Weights,
     make_terminal,
@@ -47,6 +48,7 @@ def flops(
         str,
         typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
     ] = "attention",
+    reuse: Reuse = 1,
     json_only: Json = False,
 ) -> None:
     """Multiply-adds of the encoder per block and in all, merging included."""
@@ -64,6 +66,7 @@ def flops(
         "align": align,
         "proportional": proportional,
         "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
+        "reuse": reuse,
     }
     title = f"{model}, {method}, rate {rate}, layers {layers}, placement {placement}"
     if method == "all":
