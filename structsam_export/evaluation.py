@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam_export.bundle import Bundle, open_bundle
-from structsam_export.evaluation_record import add_runs, open_record, shared_facts, write_record
+from structsam_export.evaluation_record import (
+    add_runs,
+    alone,
+    open_record,
+    shared_facts,
+    write_record,
+)
 from structsam_export.merging_choices import label_of
 from structsam_export.predictor import Predictor
 
@@ -171,14 +177,32 @@ def evaluate_runs(
         limit: only so many images, spread over the set.
 
     Raises:
-        UserError: `out` holds an evaluation of something else; a broken results file; with
+        UserError: `out` holds an evaluation of something else, or another process writes into it
+            now; a broken results file; with
             `strict`, the first problem.
     """
-    from structsam.evaluation.evaluate import evaluate, evenly
-    from structsam.evaluation.results import ProblemFile
+    from structsam.evaluation.evaluate import evenly
 
     image_ids = evenly(setting.dataset.image_ids, limit)
-    record = open_record(out, shared_facts(model, setting, image_ids))
+    facts = shared_facts(model, setting, image_ids)
+    open_record(out, facts)  # refuses another folder before anything is written
+    with alone(out):
+        record = open_record(out, facts)
+        return _evaluate_alone(record, runs, setting, image_ids, out, left_out, progress)
+
+
+def _evaluate_alone(
+    record: dict[str, Any],
+    runs: Sequence[Run],
+    setting: Setting,
+    image_ids: Sequence[str],
+    out: Path,
+    left_out: Sequence[Mapping[str, str]],
+    progress: Progress,
+) -> dict[str, Any]:
+    from structsam.evaluation.evaluate import evaluate
+    from structsam.evaluation.results import ProblemFile
+
     add_runs(record, [run.to_dict() for run in runs], out)
     record["left_out"] = [dict(entry) for entry in left_out]
     write_record(out, record)

@@ -29,12 +29,11 @@ def sensitivities(
     base: MergeConfig,
     rates: Sequence[float],
     photos: Sequence[Path],
-    folder: Path,
+    path: Path,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss and median ms, both [B, R], of merging each block alone."""
+    """Mean loss and median ms, both [B, R], of merging each block alone; rows go to `path`."""
     depth = len(judge.sam.image_encoder.blocks)
-    path = folder / "sensitivity.csv"
     known = {(r["image"], int(r["block"]), float(r["rate"])): r for r in _read_rows(path)}
     total, done = len(photos) * depth * len(rates), 0
     loss, times = np.zeros((2, len(photos), depth, len(rates)))
@@ -48,7 +47,7 @@ def sensitivities(
                 loss[number, block, column] = float(row["embedding"]) + float(row["masks"])
                 times[number, block, column] = float(row["ms"])
                 done += 1
-                progress("merging block by block", done, total)
+                progress(f"merging block by block ({base.placement})", done, total)
     return loss.mean(0), np.median(times, 0)
 
 

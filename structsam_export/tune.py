@@ -2,7 +2,8 @@
 
 1. Every block is merged alone at every candidate rate, on every search photo: how far do embedding
    and masks move from the unmerged model's?
-2. Dynamic programming finds the rates of least summed loss at the cost of the uniform rate.
+2. Dynamic programming finds the rates of least summed loss at the cost of the uniform rate, for
+   every placement that may be chosen.
 3. The candidates run end to end on the search photos, the uniform rate among them; the best stays.
 4. It is compared with the uniform rate on photos that neither step saw.
 """
@@ -37,6 +38,7 @@ class Candidate:
     """Rates per block, their cost, and their loss per search and per held-out photo."""
 
     name: str
+    placement: str
     rates: tuple[float, ...]
     cost: float
     search: tuple[Loss, ...] = ()
@@ -49,8 +51,9 @@ class TuneReport:
 
     Args:
         best: the candidate of least loss on the search photos.
-        uniform: the uniform rate at the same budget.
-        pareto: (cost, predicted loss) of the schedules for other budgets.
+        uniform: the uniform rate in the first placement: the budget.
+        sensitivity: [B, R], the loss if a block alone merges at a rate, in the best placement.
+        pareto: (cost, predicted loss) of the schedules for other budgets, in the best placement.
         files: what was written.
     """
 
@@ -105,7 +108,7 @@ def tune(
     images: Sequence[str | Path],
     budget: float = 0.5,
     method: str = "structsam",
-    placement: str = "attention",
+    placements: Sequence[str] = ("attention",),
     options: Mapping[str, Any] | None = None,
     rates: Sequence[float] = RATES,
     cost: str = "gmac",
@@ -120,7 +123,7 @@ def tune(
     Args:
         images: photos or folders of them, unlabelled; every third is held out.
         budget: the uniform rate whose cost is the budget.
-        placement: `attention` or `block`.
+        placements: that may be chosen, `attention` or `block`; the budget is that of the first.
         rates: candidates; `budget` is added to them, and what the method cannot do is dropped.
         cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
 
@@ -133,40 +136,52 @@ def tune(
     from structsam_export.weights_source import describe_weights
 
     spec = model_spec(model)
-    if placement not in ("attention", "block"):
-        raise UserError(
-            f"placement {placement!r} cannot be tuned: blocks of a stage share one rate. "
-            "Use attention or block"
-        )
+    for placement in placements:
+        if placement not in ("attention", "block"):
+            raise UserError(
+                f"placement {placement!r} cannot be tuned: blocks of a stage share one rate. "
+                "Use attention or block"
+            )
     if cost not in COSTS:
         raise UserError(f"unknown cost {cost!r}. Choose one of: {', '.join(COSTS)}")
     if budget <= 0:
         raise UserError(f"budget {budget:g} saves nothing. Use a rate above 0, such as 0.5")
-    base = MergeConfig.of(method, budget, "all", options=options or {}, placement=placement)
+    bases = [
+        MergeConfig.of(method, budget, "all", options=options or {}, placement=placement)
+        for placement in dict.fromkeys(placements)
+    ]
+    base = bases[0]
     photos = find_photos(images)
     search = [photo for i, photo in enumerate(photos) if i % 3 != 2]
     held_out = [photo for i, photo in enumerate(photos) if i % 3 == 2]
-    macs, allowed = _allowed_rates(spec, base, sorted({*rates, 0.0, budget}))
+    allowed = _allowed_rates(spec, base, sorted({*rates, 0.0, budget}))
     source = describe_weights(model, checkpoint, weights, seed)
     folder = Path(out)
     asked = {
         "format": 1,
         "model": source,
-        "merging": {**base.to_dict(), "rate": None},
+        "merging": [{**each.to_dict(), "rate": None} for each in bases],
         "rates": list(allowed),
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
     claim(folder, asked)
+    depth = spec.depth
     judge = Judge(structsam.load_sam(model, checkpoint, weights, seed), spec)
-    table, times = sensitivities(judge, base, allowed, search, folder, progress)
-    costs = macs if cost == "gmac" else times
-    uniform_index = allowed.index(budget)
-    spent = float(costs[:, uniform_index].sum())
-    candidates = _candidates(table, costs, allowed, spent, uniform_index)
+    uniform_index, spent = allowed.index(budget), 0.0
+    candidates, tables = [], {}
+    for each in bases:
+        path = folder / f"sensitivity_{each.placement}.csv"
+        table, times = sensitivities(judge, each, allowed, search, path, progress)
+        costs = _macs(spec, each, allowed) if cost == "gmac" else times
+        if each is base:
+            spent = float(costs[:, uniform_index].sum())
+            candidates.append(_candidate("uniform", base, allowed, costs, [uniform_index] * depth))
+        candidates += _searched(each, table, costs, allowed, spent)
+        tables[each.placement] = table, costs
     verified = []
     for number, candidate in enumerate(candidates):
         progress("verifying schedules", number, len(candidates))
-        config = replace(base, rate=candidate.rates)
+        config = replace(base, rate=candidate.rates, placement=candidate.placement)
         verified.append(
             replace(candidate, search=tuple(judge.losses(config, photo) for photo in search))
         )
@@ -176,10 +191,14 @@ def tune(
     best, uniform = (
         replace(
             one,
-            held_out=tuple(judge.losses(replace(base, rate=one.rates), p) for p in held_out),
+            held_out=tuple(
+                judge.losses(replace(base, rate=one.rates, placement=one.placement), photo)
+                for photo in held_out
+            ),
         )
         for one in (best, verified[0])
     )
+    table, costs = tables[best.placement]
     progress("comparing on held-out photos", 2, 2)
     found = {
         "photos": {"search": len(search), "held_out": len(held_out)},
@@ -188,7 +207,7 @@ def tune(
         "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(uniform.held_out)},
         "weights": source["weights"],
     }
-    schedule = Schedule(model, method, best.rates, placement, dict(base.options), found)
+    schedule = Schedule(model, method, best.rates, best.placement, dict(base.options), found)
     return TuneReport(
         schedule,
         best,
@@ -201,39 +220,49 @@ def tune(
     )
 
 
-def _allowed_rates(
-    spec: ModelSpec, base: MergeConfig, rates: Sequence[float]
-) -> tuple[np.ndarray, list[float]]:
-    """Multiply-adds [B, R] of every block at the rates that method and grid allow."""
+def _allowed_rates(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> list[float]:
+    """Return the rates that method and grid allow; raises `UserError` where the budget is none."""
     from structsam.flops import encoder_flops
 
-    columns, allowed = [], []
+    allowed = []
     for rate in rates:
         try:
-            counted = encoder_flops(spec, replace(base, rate=(rate,) * spec.depth))
+            encoder_flops(spec, replace(base, rate=(rate,) * spec.depth))
+            allowed.append(rate)
         except UserError:
             if rate == base.rate:
                 raise
-            continue
-        columns.append([block.total / 1e9 for block in counted.blocks])
-        allowed.append(rate)
-    return np.array(columns).T, allowed
+    return allowed
 
 
-def _candidates(
-    loss: np.ndarray, cost: np.ndarray, rates: Sequence[float], spent: float, uniform: int
+def _macs(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> np.ndarray:
+    """Multiply-adds [B, R] / 10^9 of every block at every rate."""
+    from structsam.flops import encoder_flops
+
+    counted = [encoder_flops(spec, replace(base, rate=(rate,) * spec.depth)) for rate in rates]
+    return np.array([[block.total / 1e9 for block in one.blocks] for one in counted]).T
+
+
+def _candidate(
+    name: str, base: MergeConfig, rates: Sequence[float], cost: np.ndarray, picked: Sequence[int]
+) -> Candidate:
+    total = float(cost[range(len(cost)), picked].sum())
+    return Candidate(name, base.placement, tuple(rates[i] for i in picked), total)
+
+
+def _searched(
+    base: MergeConfig, loss: np.ndarray, cost: np.ndarray, rates: Sequence[float], spent: float
 ) -> list[Candidate]:
-    """The uniform rate first, then what the search proposes for each way losses may add up."""
+    """What the search proposes for each way losses may add up."""
     from structsam.schedule import choose_rates
 
-    depth = len(loss)
-    chosen = {"uniform": [uniform] * depth}
-    for power in _POWERS:
-        chosen[f"sum of losses^{power:g}"] = choose_rates(loss**power, cost, spent)
     return [
-        Candidate(name, tuple(rates[i] for i in picked), float(cost[range(depth), picked].sum()))
-        for name, picked in chosen.items()
-    ]
+        _candidate(
+            f"{base.placement}, sum of losses^{power:g}",
+            base, rates, cost, choose_rates(loss**power, cost, spent),
+        )
+        for power in _POWERS
+    ]  # fmt: skip
 
 
 def _pareto(loss: np.ndarray, cost: np.ndarray, spent: float) -> tuple[tuple[float, float], ...]:

@@ -29,7 +29,8 @@ def save_report(report: TuneReport, out: Path) -> TuneReport:
     FigureCanvasAgg(figure_of(report)).print_figure(buffer, format="png", dpi=130)
     atomic.write_bytes(picture, buffer.getvalue())
     report.schedule.save(schedule)
-    return replace(report, files=(schedule, picture, out / "sensitivity.csv"))
+    table = out / f"sensitivity_{report.best.placement}.csv"
+    return replace(report, files=(schedule, picture, table))
 
 
 def figure_of(report: TuneReport) -> Figure:
@@ -72,7 +73,10 @@ def figure_of(report: TuneReport) -> Figure:
 
 def tune_table(report: TuneReport) -> Table:
     """Show the schedule beside the uniform rate."""
-    table = Table(title=f"{report.schedule.model}: rates per block")
+    title = f"{report.schedule.model}: rates per block, placement {report.best.placement}"
+    if report.best.placement != report.uniform.placement:
+        title += f" (uniform: {report.uniform.placement})"
+    table = Table(title=title)
     for column in ("", "rates", _UNITS[report.cost_unit], "search photos", "held-out photos"):
         table.add_column(column, justify="left" if column in ("", "rates") else "right")
     for name, candidate in (("uniform", report.uniform), ("schedule", report.best)):
@@ -102,7 +106,13 @@ def facts(report: TuneReport) -> dict[str, Any]:
         "schedule": {**vars(report.schedule), "rates": list(report.schedule.rates)},
         "beats_uniform": report.beats_uniform,
         "candidates": [
-            {"name": c.name, "rates": list(c.rates), "cost": c.cost, "search_loss": mean(c.search)}
+            {
+                "name": c.name,
+                "placement": c.placement,
+                "rates": list(c.rates),
+                "cost": c.cost,
+                "search_loss": mean(c.search),
+            }
             for c in report.candidates
         ],
         "sensitivity": {"rates": list(report.rates), "loss": report.sensitivity.tolist()},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,3 +233,25 @@ def test_strict_and_listing_problems(tiny_model, tmp_path):
     strict.dataset.listing_problems.append(Problem("ghost", "missing partner", "no mask"))
     with pytest.raises(UserError, match="ghost: missing partner"):
         evaluate_runs(facts, runs[:1], strict, tmp_path / "strict")
+
+
+def test_two_at_once_into_one_folder_are_refused(tiny_model, tmp_path):
+    """The other one lives in another process, and its end frees the folder."""
+    code = (
+        "import pathlib, sys; from structsam_export.evaluation_record import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    out = tmp_path / "out"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        facts, runs = runs_of(tiny_model)
+        with pytest.raises(UserError, match="another evaluation is writing into"):
+            evaluate_runs(facts, runs[:1], setting(1), out)
+        assert not (out / "evaluation.json").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    assert evaluate_runs(facts, runs[:1], setting(1), out)["runs"][0]["complete"]

@@ -80,6 +80,28 @@ def test_a_schedule_costs_no_more_and_loses_no_more_on_its_photos(tiny_model, fo
     assert costs == sorted(costs) and losses == sorted(losses, reverse=True)
 
 
+def test_the_better_placement_is_chosen_at_the_first_ones_cost(
+    tiny_model, folder, tmp_path, monkeypatch
+):
+    """By what the search photos lose, where both cost at most the first one's uniform rate."""
+
+    def by_rate(self, config, photo, start=0):
+        rates = config.rate if isinstance(config.rate, tuple) else (config.rate,) * 3
+        worse = {"attention": 1.0, "block": self.factor}[config.placement]
+        return Loss(worse * sum(rates), 0.0)
+
+    monkeypatch.setattr(merging_loss.Judge, "losses", by_rate)
+    for factor, expected in ((0.1, "block"), (9.0, "attention")):
+        monkeypatch.setattr(merging_loss.Judge, "factor", factor, raising=False)
+        report = found(tiny_model, folder, tmp_path / expected, placements=("attention", "block"))
+        assert report.best.placement == report.schedule.placement == expected
+        assert report.uniform.placement == "attention"
+        assert report.best.cost <= report.uniform.cost * (1 + 1e-9)
+        saved = save_report(report, tmp_path / expected)
+        assert saved.files[2].name == f"sensitivity_{expected}.csv"
+        assert {c.placement for c in report.candidates} == {"attention", "block"}
+
+
 def test_the_search_takes_rates_from_where_they_cost_most_quality(
     tiny_model, folder, tmp_path, monkeypatch
 ):
@@ -126,7 +148,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
         patch.setattr(Judge, "losses", stops)
         with pytest.raises(KeyboardInterrupt):
             found(tiny_model, folder, out)
-    table = out / "sensitivity.csv"
+    table = out / "sensitivity_attention.csv"
     table.write_text(table.read_text()[:-5])  # and its last line is cut
     again = found(tiny_model, folder, out)
     assert again.best.rates == whole.best.rates
@@ -141,7 +163,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"placement": "stage"}, "Use attention or block"),
+        ({"placements": ["stage"]}, "Use attention or block"),
         ({"cost": "watts"}, "gmac, latency"),
         ({"budget": 0.0}, "above 0"),
         ({"budget": 0.9}, "outside"),
