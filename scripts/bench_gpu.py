@@ -57,7 +57,7 @@ _SWEEP = tuple(("structsam", rate, place) for place in _PLACEMENTS for rate in _
 _BIPARTITE = tuple((name, 0.5, "attention") for name in ("tome", "pitome", "tomesd"))
 _MIDDLE = tuple(("structsam", 0.5, place) for place in _PLACEMENTS)
 
-#: The most wanted first. No rate above 0.5: that is all that bipartite matching can remove.
+#: The most wanted first. Bipartite matching of halves cannot remove more than 0.5.
 GROUPS = (
     Group("ViT-B, engines", "vit_b", _SWEEP + _BIPARTITE, _ENGINES, seconds=90),
     Group("ViT-L, engines", "vit_l", _MIDDLE, _ENGINES, seconds=60),
@@ -68,7 +68,7 @@ GROUPS = (
 
 
 def prepared(group: Group, folder: Path) -> list[Bundle]:
-    """Return the group's merged encoders, and make them and their baselines where missing."""
+    """Return the group's encoders, merged ones first; those that are missing are made."""
     from structsam.config import MergeConfig
 
     configs = [
@@ -77,12 +77,12 @@ def prepared(group: Group, folder: Path) -> list[Bundle]:
     ]
     bundles = list(make_merged(group.model, configs, "fp16", group.batch, folder, say))
     many = f"-batch{group.batch}" if group.batch > 1 else ""
-    make_stock(bundles[0], folder / f"stock-{group.model}{many}", say)
-    make_unmerged(bundles[0], folder / f"unmerged-{group.model}-fp16{many}", say)
-    return bundles
+    stock = make_stock(bundles[0], folder / f"stock-{group.model}{many}", say)
+    unmerged = make_unmerged(bundles[0], folder / f"unmerged-{group.model}-fp16{many}", say)
+    return [*bundles, stock, unmerged]
 
 
-def prepare_all(folder: Path, groups: Sequence[Group]) -> None:
+def prepare_all(folder: Path, groups: Sequence[Group], targets: Sequence[str]) -> None:
     """Export everything, and build what can be built here."""
     from structsam_export import export
 
@@ -91,17 +91,18 @@ def prepare_all(folder: Path, groups: Sequence[Group]) -> None:
         export("vit_t", rate=0.5, out=folder, backend="onnxruntime", say=say)
     for group in groups:
         say(f"preparing {group.title}")
-        names = {bundle.name for bundle in prepared(group, folder / "encoders")}
-        if "tensorrt-rtx" in group.backends:
-            for name in sorted(names):
-                prepare(open_bundle(folder / "encoders" / name), "tensorrt-rtx", say)
+        for bundle in prepared(group, folder / "encoders"):
+            if "tensorrt-rtx" in group.backends:
+                prepare(bundle, "tensorrt-rtx", say, targets)
 
 
 def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
     """Check parity, time the groups, and save after each; True when nothing failed."""
     end = time.monotonic() + 60 * minutes
-    told = [_parity(folder)]
+    parity, matches = _parity(folder)
+    told = [parity]
     reports: dict[str, BenchReport] = {}
+    _save(folder, told, reports)
     usable = [name for name in _GPU_BACKENDS if not BACKENDS[name].why_unavailable()]
     for group in groups:
         backends = tuple(name for name in group.backends if name in usable)
@@ -113,7 +114,7 @@ def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
             told.append(f"## {group.title}\n\nNot run: {left:.0f} s were left.\n")
         else:
             say(group.title)
-            bundles = prepared(group, folder / "encoders")
+            bundles = prepared(group, folder / "encoders")[: len(group.settings)]
             reports[group.title] = bench(
                 bundles, backends, baselines=True, runs=20, warmup=5,
                 keep=folder / "encoders", say=say,
@@ -121,10 +122,12 @@ def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
             told.append(f"## {group.title}\n\n{markdown(reports[group.title])}")
         _save(folder, told, reports)
     print((folder / "bench_gpu.md").read_text(encoding="utf-8"))
-    return bool(reports) and all(reports.values())
+    return matches and bool(reports) and all(reports.values())
 
 
-def _parity(folder: Path) -> str:
+def _parity(folder: Path) -> tuple[str, bool]:
+    """A table of the backends' masks against PyTorch, and whether none failed."""
+    matches = True
     bundle = open_bundle(folder / _PARITY_BUNDLE)
     lines = [
         "## Parity of the trained bundle",
@@ -136,8 +139,9 @@ def _parity(folder: Path) -> str:
         prepare(bundle, name, say)
         for row in check(bundle, name, say=say).rows:
             numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.metrics.items())
+            matches &= row.status != "failed"
             lines.append(f"| {row.backend} | {row.status} | {numbers or row.reason} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", matches
 
 
 def _save(folder: Path, told: Sequence[str], reports: dict[str, BenchReport]) -> None:
@@ -158,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=7.5, help="of `run`")
     parser.add_argument("--group", type=int, action="append", help="1 to 5; default all; repeat it")
+    parser.add_argument(
+        "--target", action="append", help="of `prepare`, such as sm89 or all; repeat it"
+    )
     options = parser.parse_args(arguments)
     try:
         wrong = [n for n in options.group or () if not 1 <= n <= len(GROUPS)]
@@ -165,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no group {wrong[0]}. Use 1 to {len(GROUPS)}")
         groups = [GROUPS[n - 1] for n in options.group] if options.group else GROUPS
         if options.step == "prepare":
-            prepare_all(options.folder, groups)
+            prepare_all(options.folder, groups, options.target or ())
             return 0
         return 0 if run_all(options.folder, groups, options.minutes) else 2
     except UserError as error:

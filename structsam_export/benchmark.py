@@ -21,6 +21,7 @@ from structsam_export.benchmark_encoders import (
     STOCK,
     UNMERGED,
     batch_of,
+    is_made_here,
     make_stock,
     make_unmerged,
     prepare,
@@ -79,7 +80,7 @@ def bench(
     }
     names = list(dict.fromkeys(name for _, name in chosen))
     rates = {("cpu", "fp32"): gemm_rate(threads)}
-    for precision in {bundle.precision for bundle in opened}:
+    for precision in {"fp32", *(bundle.precision for bundle in opened)}:
         rates["gpu", precision] = gpu_gemm_rate(precision)
     with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
         base = list(_make_baselines(opened, keep or Path(scratch), say)) if baselines else []
@@ -93,6 +94,8 @@ def bench(
                 prepare(bundle, name, say)
                 jobs.append((_row(bundle, role, name, "encoder"), bundle))
             own = [b for index, b in enumerate(opened) if (index, name) in chosen]
+            for bundle in filter(is_made_here, own):
+                prepare(bundle, name, say)
             jobs += [(_row(bundle, "bundle", name, "encoder"), bundle) for bundle in own]
             decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
             for bundle in reversed(decoders.values()):
@@ -201,18 +204,21 @@ def _measure(
                 alive.append((row, process, []))
             except (RowNotRun, RowDied) as reason:
                 _give_up(row, reason, require, say)
-        for turn in range(warmup + runs):
+        for _ in range(warmup + runs):
             for entry in list(alive):
                 row, process, samples = entry
                 try:
                     samples.append(process.run())
-                    if turn == warmup + runs - 1:
-                        row.runtime, row.peak_memory_mib = process.finish()
-                        row.set_samples(samples, warmup)
-                        say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
                 except (RowNotRun, RowDied) as reason:
                     alive.remove(entry)
                     _give_up(row, reason, require, say)
+        for row, process, samples in alive:  # an ending process would disturb the others' turns
+            try:
+                row.runtime, row.peak_memory_mib = process.finish()
+                row.set_samples(samples, warmup)
+                say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
+            except (RowNotRun, RowDied) as reason:
+                _give_up(row, reason, require, say)
 
 
 def _give_up(row: BenchRow, reason: Exception, require: Sequence[str], say: Say) -> None:

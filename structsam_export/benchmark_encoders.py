@@ -5,6 +5,8 @@ All have random weights of the model: they are for latency and memory only.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +18,12 @@ from structsam_export import atomic
 from structsam_export.bundle import (
     DECODER_ONNX,
     ENCODER_ONNX,
+    MANIFEST,
     SCHEMA_VERSION,
     Bundle,
     Part,
     open_bundle,
+    sha256_of,
 )
 from structsam_export.machine import tool_versions
 
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from structsam.config import MergeConfig
 
 Say = Callable[[str], None]
+
+_MADE_BY = "bench"
+#: What writes a graph: another version of these may write another one.
+_WRITERS = ("structsam", "torch", "segment-anything", "onnx", "onnxscript")
 
 STOCK = "stock"
 UNMERGED = "unmerged"
@@ -85,8 +93,13 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
         return part, _copied_decoder(like.onnx_path("decoder"), staged), merging
 
     flops = unmerged_flops(spec).to_dict()
-    wanted = _wanted(model, merging, "fp32", batch, flops)
+    wanted = _wanted(model, merging, "fp32", batch, flops, like.onnx_path("decoder"))
     return _reused_or_made(folder, f"the stock {model} encoder", wanted, write, say)
+
+
+def is_made_here(bundle: Bundle) -> bool:
+    """Whether `bench` made this bundle, and not its user."""
+    return bundle.manifest.get("made_by") == _MADE_BY
 
 
 def batch_of(bundle: Bundle) -> int:
@@ -94,8 +107,12 @@ def batch_of(bundle: Bundle) -> int:
     return int(bundle.part("encoder").inputs[0].shape[0])
 
 
-def prepare(bundle: Bundle, backend: str, say: Say) -> None:
-    """Build the engines that `backend` needs; what cannot be built is reported by its row."""
+def prepare(bundle: Bundle, backend: str, say: Say, targets: Sequence[str] = ()) -> None:
+    """Build the engines that `backend` needs; what cannot be built is reported by its row.
+
+    Args:
+        targets: as in `build`.
+    """
     from structsam_export.backends import find_backend
     from structsam_export.engine_build import build
 
@@ -103,7 +120,7 @@ def prepare(bundle: Bundle, backend: str, say: Say) -> None:
         return
     say(f"building {backend} engines of {bundle.name}")
     try:
-        build(bundle, backend)
+        build(bundle, backend, targets)
     except UserError as reason:
         say(f"{bundle.name} on {backend}: not built: {reason}")
 
@@ -137,24 +154,46 @@ def _merged(
         return first, last, {"blocks": counts_per_block(encoder), "plan_tensors": []}
 
     flops = encoder_flops(spec, config).to_dict()
-    wanted = _wanted(model, config.to_dict(), precision, batch, flops)
+    wanted = _wanted(model, config.to_dict(), precision, batch, flops, decoder)
     what = f"{folder.name}" if config.rate else f"{model} without merging"
     return _reused_or_made(folder, what, wanted, write, say)
 
 
 def _wanted(
-    model: str, merging: dict[str, Any], precision: str, batch: int, flops: dict[str, Any]
+    model: str,
+    merging: dict[str, Any],
+    precision: str,
+    batch: int,
+    flops: dict[str, Any],
+    decoder: Path | None,
 ) -> dict[str, Any]:
     """Return the part of the manifest that is known before anything is exported."""
-    return {
+    wanted: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "made_by": _MADE_BY,
         "model": {"name": model, "weights": "random", "seed": 0, "checkpoint": None},
         "merging": merging,
         "precision": {"name": precision},
         "batch": batch,
         "flops": flops,
-        "tool_versions": tool_versions(),
+        "writers": {n: v for n, v in tool_versions().items() if n in _WRITERS},
+        "sources": _sources(),
     }
+    if decoder is not None:
+        wanted["decoder_sha256"] = sha256_of(decoder)
+    found: dict[str, Any] = json.loads(json.dumps(wanted))
+    return found
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a digest of the code that decides what a graph computes."""
+    import structsam
+
+    own = ("graph_modules.py", "onnx_graph.py", "mixed_precision.py")
+    files = sorted(Path(structsam.__file__).parent.rglob("*.py"))
+    files += [Path(__file__).with_name(name) for name in own]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _reused_or_made(
@@ -164,16 +203,22 @@ def _reused_or_made(
     write: Callable[[Path], tuple[Part, Part, dict[str, Any]]],
     say: Say,
 ) -> Bundle:
-    """Return the bundle in `folder` if it is the wanted one, whole and of these versions."""
-    wanted = json.loads(json.dumps(wanted))
-    try:
-        bundle = open_bundle(folder)
-        manifest = dict(bundle.manifest)
-        known = {name: manifest["merging"].get(name) for name in wanted["merging"]}
-        if {name: manifest.get(name) for name in wanted} | {"merging": known} == wanted:
-            return bundle
-    except UserError:
-        pass  # not there, or damaged
+    """Return the bundle in `folder` if it is the wanted one, whole, and written by this code.
+
+    Raises:
+        UserError: something else is in its place.
+    """
+    if folder.exists():
+        _refuse_to_replace(folder)
+        try:
+            bundle = open_bundle(folder)
+            merging = bundle.manifest["merging"]
+            known = {name: merging.get(name) for name in wanted["merging"]}
+            found = {name: bundle.manifest.get(name) for name in wanted}
+            if found | {"merging": known} == wanted:
+                return bundle
+        except UserError:
+            pass  # damaged
     say(f"exporting {what} (random weights, for latency only)")
     with atomic.staged_folder(folder) as staged:
         encoder, decoder, merging = write(staged)
@@ -191,6 +236,19 @@ def _reused_or_made(
             bundle.record_file(file.name)
         bundle.save_manifest()
     return open_bundle(folder, verify=False)
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """A folder of the same name may be an export with real weights."""
+    try:
+        made_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("made_by")
+    except (OSError, ValueError, AttributeError):
+        made_by = None
+    if made_by != _MADE_BY:
+        raise UserError(
+            f"{folder} exists and was not made by `bench`, which would replace it. Choose another "
+            "--keep, or move it away"
+        )
 
 
 def _copied_decoder(file: Path, folder: Path) -> Part:

@@ -10,64 +10,95 @@ from structsam_export.bundle import Bundle
 
 if TYPE_CHECKING:
     from structsam.evaluation.summary import RunSummary, Summary
-    from structsam_export.benchmark_report import BenchReport
+    from structsam_export.benchmark_report import BenchReport, BenchRow
 
-#: Fields of `MergeConfig` that change masks; `attention` and `align` keep or round them.
+#: Fields of `MergeConfig` that change masks; the form of attention only rounds differently.
 _SETTINGS = (
-    "method", "rate", "layers", "placement", "reuse", "options", "proportional", "prompt_aware",
+    "method", "rate", "layers", "placement", "reuse", "options", "align", "proportional",
+    "prompt_aware",
 )  # fmt: skip
 _PREFERRED = ("iou", "boundary_iou")
 
 
-def add_fidelity(report: BenchReport, bundles: Sequence[Bundle], results: Sequence[Path]) -> None:
-    """Give every encoder row that an evaluation of its model and merging covers its quality.
-
-    `quality` holds `metric`, `title`, `value`, `low`, `high`, and for merged rows `difference`
-    with `difference_low` and `difference_high`, all in 0..1, and `masks`.
-
-    Args:
-        bundles: what was measured, by name.
-        results: folders that `structsam-export evaluate` wrote.
+def read_fidelity(results: Sequence[Path]) -> list[Summary]:
+    """Read folders that `structsam-export evaluate` wrote; random weights say nothing.
 
     Raises:
-        UserError: no results folder.
+        UserError: no results folder, or a damaged one.
     """
     from structsam.evaluation.summary import summarise
 
-    merging = {bundle.name: bundle.manifest["merging"] for bundle in bundles}
     summaries = [summarise(folder, from_masks=False) for folder in results]
+    return [summary for summary in summaries if not summary.random_weights]
+
+
+def add_fidelity(
+    report: BenchReport, bundles: Sequence[Bundle], summaries: Sequence[Summary]
+) -> None:
+    """Give every encoder row that an evaluation of its model and merging covers its quality.
+
+    A bundle with random weights stands for the model that was evaluated; one with others must
+    hold the same. `quality` holds `metric`, `title`, `dataset`, `value`, `low`, `high`, and for
+    merged rows `difference` with `difference_low` and `difference_high`, all in 0..1, and `masks`.
+
+    Args:
+        bundles: what was measured.
+        summaries: see `read_fidelity`; the first that covers a row counts.
+    """
+    of_name = {bundle.name: bundle for bundle in bundles}
     for row in report.rows:
         if row.part != "encoder":
             continue
-        wanted = None if row.role != "bundle" else _settings(merging[row.bundle])
+        bundle = of_name.get(row.bundle) if row.role == "bundle" else None
+        wanted = None if bundle is None else _settings(bundle.manifest["merging"])
         for summary in summaries:
-            if summary.facts["model"].get("name") == row.model and (run := _find(summary, wanted)):
-                row.quality = _quality(run)
+            run = _find(summary, row, wanted) if _same_weights(summary, row, bundle) else None
+            if run is not None:
+                row.quality = _quality(run, summary)
                 row.fidelity = _words(row.quality)
                 break
+
+
+def _same_weights(summary: Summary, row: BenchRow, bundle: Bundle | None) -> bool:
+    evaluated = summary.facts["model"]
+    if evaluated.get("name") != row.model:
+        return False
+    if bundle is None or bundle.has_random_weights:
+        return True
+    checkpoint = bundle.manifest["model"]["checkpoint"] or {}
+    return bool(evaluated.get("sha256") == checkpoint.get("sha256"))
 
 
 def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what decides masks; None where nothing is merged."""
     if merging is None or merging.get("rate") == 0:
         return None
-    found = {name: merging.get(name) for name in _SETTINGS}
-    return found | {"placement": found["placement"] or "attention", "reuse": found["reuse"] or 1}
+    usual = {"placement": "attention", "reuse": 1, "align": 1}
+    return {name: merging.get(name) or usual.get(name) for name in _SETTINGS}
 
 
-def _find(summary: Summary, wanted: dict[str, Any] | None) -> RunSummary | None:
-    for run in summary.runs:
-        if run.metrics and _settings(run.facts.get("merging")) == wanted:
-            return run
-    return None
+def _find(summary: Summary, row: BenchRow, wanted: dict[str, Any] | None) -> RunSummary | None:
+    """The finished run of this merging, of the row's precision where there is one."""
+    found = [
+        run
+        for run in summary.runs
+        if run.facts.get("complete") and _settings(run.facts.get("merging")) == wanted
+        and any(metric.mean.value is not None for metric in run.metrics.values())
+    ]  # fmt: skip
+    found.sort(key=lambda run: run.facts.get("precision") != row.precision)
+    return found[0] if found else None
 
 
-def _quality(run: RunSummary) -> dict[str, Any]:
-    name = next((n for n in _PREFERRED if n in run.metrics), next(iter(run.metrics)))
-    metric = run.metrics[name]
+def _quality(run: RunSummary, summary: Summary) -> dict[str, Any]:
+    names = [name for name, metric in run.metrics.items() if metric.mean.value is not None]
+    name = next((n for n in _PREFERRED if n in names), names[0])
+    metric, dataset = run.metrics[name], summary.facts["dataset"]
+    where = Path(str(dataset.get("root") or "")).name
     found: dict[str, Any] = {
         "metric": name,
         "title": metric.title,
+        "dataset": f"{metric.title} on {dataset.get('name', 'a dataset')} {where}, "
+        f"{run.images} images, {run.masks} masks, evaluated at {run.facts.get('precision')}",
         "value": metric.mean.value,
         "low": metric.mean.low,
         "high": metric.mean.high,

@@ -127,7 +127,7 @@ _COLUMNS = (
     _Column("batch", "d", lambda row: row.batch if row.part == "encoder" else None),
     _Column("GMAC", ".1f", lambda row: row.gmac),
     _Column("first ms", ".0f", lambda row: row.first_ms),
-    _Column("x stock", ".2f", lambda row: row.first_speedup.get(STOCK)),
+    _Column("first x stock", ".2f", lambda row: row.first_speedup.get(STOCK)),
     _Column("median ms", ".4g", lambda row: row.median_ms),
     _Column("p10", ".4g", lambda row: row.p10_ms),
     _Column("p90", ".4g", lambda row: row.p90_ms),
@@ -192,13 +192,15 @@ def caption(report: BenchReport) -> str:
     if any(row.with_decoder_ms for row in report.rows):
         parts.append("+ decoder: sum of the two medians; bundles with one decoder share its row")
     if any(row.gpu_memory_mib for row in report.rows):
-        parts.append("GPU MiB: what the network takes of the device's memory")
+        parts.append("GPU MiB: torch: peak of its allocator; engines: what opening them took")
     for device, rate in settings["gemm_gflops"].items():
         parts.append(f"of GEMM: share of {rate:g} GFLOP/s measured with a matrix product, {device}")
     if any(row.random_weights for row in report.rows):
         parts.append("*: random weights, latency only")
     if any(row.role != "bundle" for row in report.rows):
-        parts.append("stock and unmerged: baselines made on the fly")
+        parts.append("stock (always FP32) and unmerged: baselines made on the fly")
+    for told in dict.fromkeys(row.quality["dataset"] for row in report.rows if row.quality):
+        parts.append(f"fidelity: {told}; differences with 95 % intervals")
     return "\n".join(parts)
 
 

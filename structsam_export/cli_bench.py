@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from structsam.errors import UserError
+from structsam_export import atomic
 from structsam_export.cli_arguments import (
     Checkpoint,
     Methods,
+    Reuse,
     Threads,
     make_terminal,
     parse_rates,
+    refuse_beside,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +28,12 @@ if TYPE_CHECKING:
     from structsam_export.terminal import Terminal
 
 
+#: Only of encoders that are made here.
+_OF_A_MODEL = ("methods", "rates", "placement", "layers", "reuse", "precision", "batch")
+
+
 def bench(
+    context: typer.Context,
     bundles: Annotated[
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Measure these.")
     ] = None,
@@ -40,6 +48,7 @@ def bench(
     layers: Annotated[
         list[str] | None, typer.Option(help="With --model: all, global, window or 7,8,9; repeat.")
     ] = None,
+    reuse: Reuse = 1,
     precision: Annotated[str, typer.Option(help="With --model: fp16 or fp32.")] = "fp16",
     batch: Annotated[int, typer.Option(min=1, help="With --model: images per call.")] = 1,
     backend: Annotated[list[str] | None, typer.Option(help="Backend; repeat it.")] = None,
@@ -70,22 +79,30 @@ def bench(
     terminal = make_terminal()
     if bool(bundles) == bool(model):
         raise UserError("give bundles to measure, or --model for encoders that are made here")
+    if bundles:
+        refuse_beside(context, "a bundle", _OF_A_MODEL)
+    elif checkpoint:
+        raise UserError("--model measures random weights. Leave --checkpoint out, or export first")
     from structsam_export.benchmark import bench as run
     from structsam_export.benchmark import render_table
-    from structsam_export.benchmark_fidelity import add_fidelity
+    from structsam_export.benchmark_fidelity import add_fidelity, read_fidelity
     from structsam_export.bundle import open_bundle
     from structsam_export.plot_style import require_matplotlib
 
+    summaries = read_fidelity(fidelity or ())  # a wrong path is told before the work
     if out is not None:
         require_matplotlib()
+        atomic.write_text(out / ".bench", "")  # so is a folder that cannot be written
+        (out / ".bench").unlink()
     scratch = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="structsam-bench-")
     with scratch as folder:
         if model is None:
             opened = [open_bundle(path) for path in bundles or ()]
         else:
             opened = _made_here(
-                terminal, model, methods, rates, placement, layers, precision, batch, Path(folder)
-            )
+                terminal, model, methods, rates, placement, layers, reuse, precision, batch,
+                Path(folder),
+            )  # fmt: skip
         report = run(
             opened,
             backends=tuple(backend or ["auto"]),
@@ -99,7 +116,7 @@ def bench(
             keep=Path(folder),
             say=terminal.say,
         )
-    add_fidelity(report, opened, fidelity or ())
+    add_fidelity(report, opened, summaries)
     terminal.table(render_table(report))
     if out is not None:
         _save(report, out, terminal)
@@ -114,6 +131,7 @@ def _made_here(
     rates: str,
     placement: list[str] | None,
     layers: list[str] | None,
+    reuse: int,
     precision: str,
     batch: int,
     folder: Path,
@@ -133,6 +151,7 @@ def _made_here(
         parsed if isinstance(parsed, tuple) else (parsed,),
         layers or ["all"],
         placement or ["attention"],
+        reuse=reuse,
     )
     for entry in left_out:
         terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
@@ -142,12 +161,13 @@ def _made_here(
 
 
 def _save(report: BenchReport, out: Path, terminal: Terminal) -> None:
-    from structsam_export import atomic
     from structsam_export.benchmark_plot import draw_benchmark
     from structsam_export.benchmark_report import markdown
 
     atomic.write_text(out / "bench.json", json.dumps(report.to_dict(), indent=1) + "\n")
     atomic.write_text(out / "bench.md", markdown(report))
+    names = ["bench.json", "bench.md"]
     if picture := draw_benchmark(report):
         atomic.write_bytes(out / "bench.png", picture)
-    terminal.print(f"{out}: bench.json, bench.md, bench.png")
+        names.append("bench.png")
+    terminal.print(f"{out}: {', '.join(names)}")

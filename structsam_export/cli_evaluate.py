@@ -108,6 +108,7 @@ def evaluate(
     from structsam.evaluation.prompts import Prompting
     from structsam.evaluation.protocols import find_protocol
     from structsam_export.evaluation import bundle_runs, evaluate_runs
+    from structsam_export.torch_on_cpu import use_fast_settings
 
     if boxes is not None and prompt != "box":
         raise UserError("--boxes gives box prompts. Leave --prompt out")
@@ -125,6 +126,7 @@ def evaluate(
         workers,
         strict,
     )
+    use_fast_settings()
     left_out: list[dict[str, str]] = []
     if bundle:
         facts, runs = bundle_runs(bundle, backend, threads)
@@ -194,7 +196,8 @@ def _model_runs(
         **merging,
     )
     if schedule is not None:
-        configs.append(read_schedule(schedule).config(model))
+        more_of_it = {name: value for name, value in merging.items() if name != "options"}
+        configs.append(read_schedule(schedule).config(model, **more_of_it))
     return *model_runs(model, configs, **more), left_out
 
 

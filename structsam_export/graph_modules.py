@@ -56,20 +56,27 @@ class EncoderModule(nn.Module):
     def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
         """Encode; see the class."""
         plans: list[MergePlan] = []
+        for block in self.merging.values():
+            block.on_plan = plans.append
+        try:
+            embedding = self.encode(image, prompt_box)
+        finally:
+            for block in self.merging.values():
+                block.on_plan = None
+        return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
+
+    def encode(self, image: Tensor, prompt_box: Tensor | None = None) -> Tensor:
+        """Return the embedding alone."""
         prompts = {block.prompt for block in self.merging.values() if block.prompt}
         before = {prompt: prompt.tokens for prompt in prompts}
         if prompt_box is not None:
             set_prompt_box(self.encoder, prompt_box)
-        for block in self.merging.values():
-            block.on_plan = plans.append
         try:
-            embedding = self.encoder(image.half() if self.half_inside else image).float()
+            embedding: Tensor = self.encoder(image.half() if self.half_inside else image).float()
         finally:
-            for block in self.merging.values():
-                block.on_plan = None
             for prompt, tokens in before.items():  # a box belongs to this call alone
                 prompt.tokens = tokens
-        return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
+        return embedding
 
     def part(self, file: str, batch: int = 1) -> Part:
         """Return the encoder's contract for so many images a call."""

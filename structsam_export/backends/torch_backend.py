@@ -18,7 +18,11 @@ _INSTALL = "install it with `pip install 'structsam[export]'`"
 
 
 class TorchRunner(Runner):
-    """The encoder or decoder module, in the bundle's precision, on CUDA where there is one."""
+    """The encoder or decoder module, in the bundle's precision, on CUDA where there is one.
+
+    Args:
+        with_plans: the encoder gives every block's merge plan beside the embedding.
+    """
 
     def __init__(
         self,
@@ -27,8 +31,10 @@ class TorchRunner(Runner):
         load: Callable[[], Sam],
         precision: str,
         threads: int | None = None,
+        with_plans: bool = False,
     ) -> None:
         super().__init__(part)
+        self._with_plans = with_plans
         self._name, self._load, self._precision, self._threads = name, load, precision, threads
         self._module: Any = None
         self._device = "cpu"
@@ -56,11 +62,19 @@ class TorchRunner(Runner):
 
         with torch.inference_mode():
             inputs = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.part.inputs]
-            outputs = self._module(*inputs)
-            names = [spec.name for spec in self.part.outputs] + getattr(
-                self._module, "plan_names", []
-            )
+            found = self._call(*inputs)
+            outputs = found if isinstance(found, tuple) else (found,)
+            names = [spec.name for spec in self.part.outputs]
+            if self._with_plans:
+                names += self._module.plan_names
             return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
+
+    @property
+    def _call(self) -> Any:
+        """What maps inputs to outputs: the plans are only computed to be looked at."""
+        if self._name == "encoder" and not self._with_plans:
+            return self._module.encode
+        return self._module
 
     def close(self) -> None:
         """Drop the module."""
@@ -97,8 +111,10 @@ class TorchBackend(Backend):
         return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
 
     def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
-        """Return the encoder's runner: it gives the plans beside the embedding."""
-        return self.runner(bundle, "encoder", options)
+        """Return a runner of the encoder that gives the plans beside the embedding."""
+        self._require_weights(bundle, options)
+        load, part = partial(load_merged_sam, bundle, options), bundle.part("encoder")
+        return TorchRunner(part, "encoder", load, bundle.precision, options.threads, True)
 
     def _require_weights(self, bundle: Bundle, options: RunOptions) -> None:
         if reason := self.why_unavailable():
@@ -139,6 +155,10 @@ class LoadedSam(TorchBackend):
         return TorchRunner(
             bundle.part(part), part, lambda: self.sam, self.precision, options.threads
         )
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> None:
+        """None: there is nothing on disk to compare it with."""
+        return None
 
 
 def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:

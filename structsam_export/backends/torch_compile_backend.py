@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from structsam_export.backends.base import Arrays, BackendUnavailable, RunOptions
+from structsam_export.backends.base import BackendUnavailable, RunOptions
 from structsam_export.backends.torch_backend import TorchBackend, TorchRunner, load_merged_sam
 from structsam_export.bundle import Bundle, PartName
 
@@ -23,30 +23,15 @@ class TorchCompileRunner(TorchRunner):
 
         super().open()
         mode = "reduce-overhead" if self._device == "cuda" else "default"
-        if self._name == "encoder":
-            module = self._module
-            half = module.half_inside
+        self._compiled: Any = torch.compile(super()._call, mode=mode)
 
-            def encode(image: torch.Tensor) -> torch.Tensor:
-                return module.encoder(image.half() if half else image).float()
-
-            self._call: Any = torch.compile(encode, mode=mode)
-        else:
-            self._call = torch.compile(self._module, mode=mode)
-
-    def _run(self, feeds: Arrays) -> Arrays:
-        import torch
-
-        with torch.inference_mode():
-            inputs = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.part.inputs]
-            found = self._call(*inputs)
-            outputs = found if isinstance(found, tuple) else (found,)
-            names = [spec.name for spec in self.part.outputs]
-            return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
+    @property
+    def _call(self) -> Any:
+        return self._compiled
 
     def close(self) -> None:
         """Drop the module and what was compiled."""
-        self._call = None
+        self._compiled = None
         super().close()
 
 

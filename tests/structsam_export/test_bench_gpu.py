@@ -40,7 +40,7 @@ def test_it_prepares_measures_and_names_what_was_left_out(
     script: Any, tmp_path: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tiny_bundle.path, tmp_path / tiny_bundle.path.name)
-    assert script.main(["prepare", str(tmp_path)]) == 0
+    assert script.main(["prepare", str(tmp_path), "--target", "sm89"]) == 0
     capsys.readouterr()
     assert script.main(["run", str(tmp_path)]) == 0
     captured = capsys.readouterr()

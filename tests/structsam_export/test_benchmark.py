@@ -24,11 +24,12 @@ from structsam_export import benchmark, benchmark_process
 from structsam_export.backends import BACKENDS, RunOptions
 from structsam_export.benchmark import BenchReport, bench, render_table
 from structsam_export.benchmark_encoders import batch_of, make_merged, make_stock
-from structsam_export.benchmark_fidelity import add_fidelity
+from structsam_export.benchmark_fidelity import add_fidelity, read_fidelity
 from structsam_export.benchmark_plot import draw_benchmark
 from structsam_export.benchmark_report import markdown
 from structsam_export.benchmark_row import feeds_of, peak_memory_mib
 from structsam_export.bundle import Bundle, Part, TensorSpec, open_bundle
+from structsam_export.cli import main
 from structsam_export.cost_card import cost_card
 from tests.structsam_export.small_bundle import make_bundle
 
@@ -420,9 +421,9 @@ def test_an_evaluation_of_the_same_merging_stands_beside_the_latency(
     other.manifest["merging"] = bundle.manifest["merging"] | {"rate": 0.25}
     report = bench([bundle, other], ("onnxruntime",), runs=1)
     assert draw_benchmark(report), "latency alone"
-    add_fidelity(report, [bundle, other], [evaluated(tmp_path / "of_vit_b", "vit_b")])
+    add_fidelity(report, [bundle, other], read_fidelity([evaluated(tmp_path / "b", "vit_b")]))
     assert {row.fidelity for row in report.rows} == {"not evaluated"}
-    add_fidelity(report, [bundle, other], [evaluated(tmp_path / "of_vit_t", "vit_t")])
+    add_fidelity(report, [bundle, other], read_fidelity([evaluated(tmp_path / "t", "vit_t")]))
     first, second, decoder = report.rows
     assert first.fidelity == "mIoU 60.0, -10.0 [-10.0, -10.0]"
     assert first.quality["value"] == pytest.approx(0.6) and first.quality["masks"] == 8
@@ -435,3 +436,109 @@ def test_an_evaluation_of_the_same_merging_stands_beside_the_latency(
     assert report.command in told and "random weights" in told
     picture = draw_benchmark(report)
     assert picture and picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "merging"),
+    [
+        ({"complete": False}, {}),
+        ({}, {"align": 64}),
+        ({}, {"reuse": 2}),
+        ({}, {"layers": "global"}),
+        ({}, {"options": {"operator": "central"}}),
+    ],
+)
+def test_another_or_an_unfinished_evaluation_says_nothing(
+    bundle: Bundle, tmp_path: Path, change: dict[str, Any], merging: dict[str, Any]
+) -> None:
+    bundle.manifest["merging"] = json.loads(json.dumps(MergeConfig().to_dict()))
+    report = bench([bundle], ("onnxruntime",), runs=1)
+    folder = evaluated(tmp_path / "results", "vit_t")
+    facts = json.loads((folder / "evaluation.json").read_text())
+    facts["runs"][1] |= change
+    facts["runs"][1]["merging"] |= merging
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    add_fidelity(report, [bundle], read_fidelity([folder]))
+    assert report.rows[0].fidelity == "not evaluated"
+
+
+def test_real_weights_need_an_evaluation_of_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.manifest["merging"] = json.loads(json.dumps(MergeConfig().to_dict()))
+    report = bench([bundle], ("onnxruntime",), runs=1)
+    folder = evaluated(tmp_path / "results", "vit_t")
+    bundle.manifest["model"] |= {"weights": "checkpoint", "checkpoint": {"sha256": "abc"}}
+    add_fidelity(report, [bundle], read_fidelity([folder]))
+    assert report.rows[0].fidelity == "not evaluated"
+    facts = json.loads((folder / "evaluation.json").read_text())
+    facts["model"]["sha256"] = "abc"
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    add_fidelity(report, [bundle], read_fidelity([folder]))
+    assert report.rows[0].fidelity.startswith("mIoU 60.0")
+    facts["model"]["weights"] = "random"
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    assert read_fidelity([folder]) == []
+
+
+def test_a_folder_that_bench_did_not_make_is_never_replaced(
+    bundle: Bundle, tmp_path: Path, tiny_model: str
+) -> None:
+    name = f"{tiny_model}-structsam-r0.50-fp32"
+    bundle.path.rename(tmp_path / name)
+    before = (tmp_path / name / "manifest.json").read_bytes()
+    made = make_merged(tiny_model, [MergeConfig()], "fp32", 1, tmp_path, lambda text: None)
+    with pytest.raises(UserError, match="was not made by `bench`"):
+        list(made)
+    assert (tmp_path / name / "manifest.json").read_bytes() == before
+
+
+def run_cli(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.slow
+def test_one_command_from_a_model_to_a_table_and_a_picture(
+    two_blocks: ModelSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = (
+        "bench", "--model", two_blocks.name, "--rates", "0.25,0.5", "--placement", "block",
+        "--precision", "fp32", "--backend", "onnxruntime", "--runs", 1, "--warmup", 0,
+        "--out", out,
+    )  # fmt: skip
+    assert run_cli(*asked) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out.splitlines()[-1])
+    name = two_blocks.name
+    assert [(row["bundle"], row["part"]) for row in report["rows"]] == [
+        (f"{name}-structsam-r0.25-block-fp32", "encoder"),
+        (f"{name}-structsam-r0.50-block-fp32", "encoder"),
+        (f"{name}-structsam-r0.25-block-fp32", "decoder"),
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert json.loads((out / "bench.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give bundles to measure, or --model"),
+        (("{bundle}", "--model", "vit_t"), "give bundles to measure, or --model"),
+        (("{bundle}", "--rates", "0.7"), "a bundle says what --rates would"),
+        (("{bundle}", "--batch", "4"), "a bundle says what --batch would"),
+        (("--model", "vit_t", "--checkpoint", "x.pth"), "--model measures random weights"),
+        (("--model", "vit_t", "--precision", "int8"), "unknown precision 'int8'"),
+        (("--model", "vit_t", "--rates", "0"), "nothing merges at rate 0"),
+        (("--model", "vit_q"), "Unknown model 'vit_q'"),
+        (("{bundle}", "--fidelity", "{bundle}"), "is no results folder"),
+        (("{bundle}", "--out", "{bundle}/manifest.json"), "cannot write"),
+    ],
+)
+def test_wrong_arguments_are_told_before_any_work(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run_cli("bench", *(a.format(bundle=bundle.path) for a in arguments)) == 2
+    captured = capsys.readouterr()
+    assert message in " ".join(captured.err.split()) and captured.out == ""
+    assert captured.err.count("error:") == 1 and "opening" not in captured.err
