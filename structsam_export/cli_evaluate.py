@@ -126,7 +126,8 @@ def evaluate(
         workers,
         strict,
     )
-    use_fast_settings()
+    if not bundle or backend == "torch":
+        use_fast_settings()
     left_out: list[dict[str, str]] = []
     if bundle:
         facts, runs = bundle_runs(bundle, backend, threads)

@@ -20,6 +20,30 @@ FORMAT = 1
 _SECTIONS = {"model": dict, "dataset": dict, "protocol": dict, "runs": list}
 
 
+class StoredColumn(Sequence[str]):
+    """Cells of one column, read from the file when they are asked for: masks fill no memory.
+
+    Args:
+        path: the file of rows.
+        column: number of the column.
+        offsets: int [M], where the line of each mask begins, in bytes.
+    """
+
+    def __init__(self, path: Path, column: int, offsets: np.ndarray) -> None:
+        self._path, self._column, self._offsets = path, column, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        with self._path.open("rb") as stream:
+            stream.seek(int(self._offsets[index]))
+            line = stream.readline().decode()
+        return next(csv.reader([line]))[self._column]
+
+
 @dataclass(eq=False)
 class RunRows:
     """The whole images of one run, a mask after the other.
@@ -40,8 +64,7 @@ class RunRows:
         values: float [M, K]; NaN where the metric says nothing.
         sizes: (H, W) of each mask's image.
         scores: predicted IoU of each mask.
-        rle, truth_rle: COCO counts of each mask, "" where there is none; empty lists unless
-            asked for.
+        rle, truth_rle: COCO counts of each mask, "" where there is none; empty unless asked for.
         partial: images that were left out because rows are missing or doubled.
         damaged: lines that were left out because they break off.
     """
@@ -59,8 +82,8 @@ class RunRows:
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     sizes: list[tuple[int, int]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    rle: list[str] = field(default_factory=list)
-    truth_rle: list[str] = field(default_factory=list)
+    rle: Sequence[str] = ()
+    truth_rle: Sequence[str] = ()
     partial: list[str] = field(default_factory=list)
     damaged: int = 0
 
@@ -101,7 +124,7 @@ def rows_path(folder: Path, run: str) -> Path:
 def read_rows(folder: Path, run: str, with_rle: bool = False) -> RunRows | None:
     """Read the rows of a run; None where there are none yet.
 
-    Keeps about 100 bytes per mask, and its two run lengths where `with_rle`.
+    Keeps about 100 bytes per mask; run lengths stay in the file.
 
     Raises:
         UserError: other columns, or a cell that is no number.
@@ -110,7 +133,7 @@ def read_rows(folder: Path, run: str, with_rle: bool = False) -> RunRows | None:
     if not path.is_file():
         return None
     lines = _lines(path)
-    header = next(lines, None)
+    _, header = next(lines, (0, None))
     if not header:
         return None
     missing = [name for name in (*ROW_COLUMNS, *RLE_COLUMNS) if name not in header]
@@ -122,13 +145,18 @@ def read_rows(folder: Path, run: str, with_rle: bool = False) -> RunRows | None:
     known = (*ROW_COLUMNS, *RLE_COLUMNS)
     found = RunRows(run, tuple(name for name in header if name not in known))
     records = []
-    for number, cells in enumerate(lines, start=2):
+    for number, (offset, cells) in enumerate(lines, start=2):
         if cells is None or len(cells) != len(header):
             found.damaged += 1
             continue
         row = dict(zip(header, cells, strict=True))
-        records.append(_record(row, found.metrics, with_rle, f"{path}, line {number}"))
-    _fill(found, records)
+        records.append(_record(row, found.metrics, offset, f"{path}, line {number}"))
+    kept = _fill(found, records)
+    if with_rle:
+        offsets = np.array([record.offset for record in kept], np.int64)
+        found.rle, found.truth_rle = (
+            StoredColumn(path, header.index(name), offsets) for name in ("rle", "truth_rle")
+        )
     return found
 
 
@@ -138,11 +166,11 @@ def read_latency(folder: Path, run: str) -> np.ndarray:
     if not path.is_file():
         return np.zeros(0)
     lines = _lines(path)
-    header = next(lines, None) or []
+    header = next(lines, (0, None))[1] or []
     if "encode_ms" not in header:
         return np.zeros(0)
     column = header.index("encode_ms")
-    cells = [line[column] for line in lines if line and len(line) == len(header)]
+    cells = [line[column] for _, line in lines if line and len(line) == len(header)]
     return np.array([_number(cell, str(path)) for cell in cells if cell])
 
 
@@ -159,10 +187,10 @@ class _Record:
     crowd: bool
     scored: bool
     values: tuple[float, ...]
-    rle: tuple[str, str] | None
+    offset: int
 
 
-def _record(row: dict[str, str], metrics: Sequence[str], with_rle: bool, where: str) -> _Record:
+def _record(row: dict[str, str], metrics: Sequence[str], offset: int, where: str) -> _Record:
     crowd = row["crowd"] not in ("0", "")
     scored = bool(row["box"] and row["truth_rle"]) and not crowd
     values = [_number(row[name], where) if row[name] else np.nan for name in metrics]
@@ -178,12 +206,12 @@ def _record(row: dict[str, str], metrics: Sequence[str], with_rle: bool, where: 
         crowd,
         scored,
         tuple(values if scored else [np.nan] * len(metrics)),
-        (row["rle"], row["truth_rle"]) if with_rle else None,
+        offset,
     )
 
 
-def _fill(found: RunRows, records: list[_Record]) -> None:
-    """Sort records into whole images and others."""
+def _fill(found: RunRows, records: list[_Record]) -> list[_Record]:
+    """Sort records into whole images and others; return those of whole images."""
     rows, distinct = Counter(r.image_id for r in records), Counter[str]()
     for image_id, _ in {(r.image_id, r.object_id) for r in records}:
         distinct[image_id] += 1
@@ -204,16 +232,18 @@ def _fill(found: RunRows, records: list[_Record]) -> None:
     found.values = np.array([r.values for r in kept], float).reshape(len(kept), len(found.metrics))
     found.sizes = [r.size for r in kept]
     found.scores = [r.score for r in kept]
-    found.rle = [r.rle[0] for r in kept if r.rle]
-    found.truth_rle = [r.rle[1] for r in kept if r.rle]
+    return kept
 
 
-def _lines(path: Path) -> Iterator[list[str] | None]:
-    """Yield the cells of each line; None for a last line that breaks off."""
+def _lines(path: Path) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield where each line begins and its cells; None for a last line that breaks off."""
     csv.field_size_limit(LONGEST_CELL)
-    with path.open(newline="", encoding="utf-8") as stream:
-        for line in stream:
-            yield next(csv.reader([line]), []) if line.endswith("\n") else None
+    offset = 0
+    with path.open("rb") as stream:
+        for raw in stream:
+            line = raw.decode("utf-8", "replace")
+            yield offset, next(csv.reader([line]), []) if line.endswith("\n") else None
+            offset += len(raw)
 
 
 def _number(cell: str, where: str) -> float:

@@ -157,8 +157,8 @@ def summarise(
         folder: what `structsam-export evaluate` wrote.
         by: adds the metrics' means by category, or by size of the object (COCO's 32^2, 96^2).
         from_masks: also compare masks with the unmerged run's, and compute average precision
-            where the set has categories. Keeps the run lengths of two runs in memory, about
-            2 KB per mask.
+            where the set has categories; only that keeps all masks of a run in memory, about
+            2 KB each.
         level: of the intervals, in 0..1.
         resamples: of the bootstrap.
 
@@ -188,7 +188,6 @@ def summarise(
                 set_metrics=set_metrics(rows) if from_masks else {},
                 notes=tuple(_run_notes(run, rows, pairs, facts)),
             )
-            rows.truth_rle = []  # no longer needed, and the unmerged run's rows stay
         runs.append(found)
     return Summary(folder, facts, tuple(runs), tuple(_folder_notes(facts, runs)))
 

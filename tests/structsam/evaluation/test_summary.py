@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from structsam.errors import UserError
 from structsam.evaluation.read_results import read_rows
 from structsam.evaluation.summary import find_baseline, named, pooled, summarise
 from tests.structsam.evaluation.small_results import (
+    rle,
     row_of,
     run_facts,
     square,
@@ -320,12 +322,53 @@ def test_it_is_json_and_the_same_every_time(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("run", ["unmerged", "structsam-r0.50"])
-def test_without_run_lengths_memory_holds_none(tmp_path, run) -> None:
+def test_run_lengths_stay_in_the_file(tmp_path, run) -> None:
     rows = read_rows(two_runs(tmp_path), run)
-    assert rows.rle == rows.truth_rle == []
+    assert len(rows.rle) == len(rows.truth_rle) == 0
     summary = summarise(tmp_path, from_masks=False)
     assert merged(summary).disagreement is None
     assert merged(summary).metrics["iou"].difference.value == pytest.approx(-0.22)
+
+    rows = read_rows(tmp_path, run, with_rle=True)
+    with (tmp_path / "rows" / f"{run}.csv").open(newline="", encoding="utf-8") as stream:
+        cells = [(row["rle"], row["truth_rle"]) for row in csv.DictReader(stream)]
+    assert list(zip(rows.rle, rows.truth_rle, strict=True)) == cells
+    assert rows.rle[-1] == cells[-1][0] and rows.rle[1:3] == [cells[1][0], cells[2][0]]
+
+
+def test_lines_are_found_behind_names_of_many_bytes_and_broken_images(tmp_path) -> None:
+    truth = square(10, 10, 10, 10)
+    found = [square(10, 10, 10 - i, 10) for i in range(4)]
+    rows = [
+        row_of("Ä, \u6f22\u5b57", "1", 1, truth, found[0]),
+        row_of("half", "1", 2, truth, found[1]),  # its second mask is missing
+        row_of("b", "1", 1, truth, found[2]),
+        row_of("c", "1", 1, truth, found[3]),
+    ]
+    write_rows(tmp_path, "unmerged", rows)
+    kept = read_rows(tmp_path, "unmerged", with_rle=True)
+    assert kept.image_ids == ["Ä, \u6f22\u5b57", "b", "c"] and kept.partial == ["half"]
+    assert list(kept.rle) == [rle(found[i]) for i in (0, 2, 3)]
+
+
+def test_masks_of_many_images_fill_no_memory(tmp_path) -> None:
+    """Two runs of 1,500 long masks, 6 MB of run lengths each, within a few MB."""
+    long = "0" * 4000
+    truth = square(10, 10, 10, 10)
+    for name in ("unmerged", "structsam-r0.50"):
+        row = row_of("", "1", 1, truth, truth, truth_rle=long, rle=rle(truth))
+        write_rows(tmp_path, name, [{**row, "image_id": f"i{n}"} for n in range(1500)])
+    runs = [run_facts("structsam-r0.50", "structsam", 0.5), run_facts("unmerged")]
+    write_facts(tmp_path, runs)
+    assert (tmp_path / "rows" / "unmerged.csv").stat().st_size > 6_000_000
+    tracemalloc.start()
+    try:
+        summary = summarise(tmp_path, resamples=10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert merged(summary).disagreement.value == 0
+    assert peak < 5_000_000
 
 
 def test_random_weights_are_known(tmp_path) -> None:
