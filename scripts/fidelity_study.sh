@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What merging costs in quality: every table of docs/fidelity.md.
+# What merging costs in quality: every table of docs/fidelity.md, in OUT/tables.md.
 #
 #   scripts/fidelity_study.sh DATA/test OUT [IMAGES] [PART...]
 #
@@ -48,4 +48,5 @@ for part in $parts; do
     *) echo "unknown part $part" >&2; exit 2 ;;
   esac
 done
+python "$(dirname "$0")/fidelity_tables.py" "$out/results" > "$out/tables.md"
 structsam-export report "$out/results" --out "$out/report" --title "What merging costs"

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""The tables of docs/fidelity.md from the results of `fidelity_study.sh`.
+
+    python scripts/fidelity_tables.py OUT/results > tables.md
+
+Every merged run against the unmerged one, in groups; then every method against StructSAM at the
+same rate and layers, paired mask by mask, with 95 % bootstrap intervals over images.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam.evaluation.bootstrap import Estimate, intervals, per_image
+from structsam.evaluation.read_results import RunRows, read_rows
+from structsam.evaluation.run_metrics import pair
+from structsam.evaluation.summary import RunSummary, Summary, summarise
+from structsam_export.evaluation_table import kept_share
+
+_METRICS = ("iou", "boundary_iou")
+_USUAL = {
+    "layers": "all", "placement": "attention", "reuse": 1, "proportional": False,
+    "prompt_aware": None, "options": {},
+}  # fmt: skip
+
+
+def points(estimate: Estimate | None) -> str:
+    """Percentage points with their interval, such as `-0.2 [-0.7, +0.3]`."""
+    if estimate is None or estimate.value is None:
+        return ""
+    text = f"{100 * estimate.value:+.1f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def main_table(summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
+    base = summary.baseline
+    assert base is not None
+    lines = [
+        "| run | kept | GMAC | encoder ms | mIoU | boundary IoU | disagreement |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in (base, *runs):
+        cells = []
+        for name in _METRICS:
+            metric = run.metrics[name]
+            if run.baseline:
+                m = metric.mean
+                cells.append(f"{100 * m.value:.1f} [{100 * m.low:.1f}, {100 * m.high:.1f}]")
+            else:
+                mark = {"worse": ", worse", "better": ", better"}.get(metric.verdict, "")
+                cells.append(points(metric.difference) + mark)
+        share = kept_share(run.facts.get("kept_tokens"))
+        moved = run.disagreement.value if run.disagreement and not run.baseline else None
+        cells = [
+            run.label,
+            "" if share is None else f"{share:.0%}",
+            f"{run.facts['gmac']:.1f}",
+            f"{run.latency.median_ms:.0f}" if run.latency else "",
+            *cells,
+            "" if moved is None else f"{100 * moved:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def paired(rows: RunRows, other: RunRows) -> list[Estimate]:
+    """Mean difference `rows` - `other` of both metrics over the masks that both have."""
+    pairs = pair(rows, other)
+    table = np.full((len(rows.image), len(_METRICS)), np.nan)
+    for column, name in enumerate(_METRICS):
+        mine = rows.values[pairs.run, rows.metrics.index(name)]
+        theirs = other.values[pairs.base, other.metrics.index(name)]
+        table[pairs.run, column] = mine - theirs
+    return intervals(*per_image(table, rows.image, len(rows.image_ids)))
+
+
+def against_structsam(folder: Path, runs: Iterable[RunSummary]) -> list[str]:
+    """Every other method minus StructSAM at the same rate, layers and placement."""
+    of_key = {_key(run.facts["merging"]): run for run in runs}
+    lines = ["| run | mIoU minus StructSAM's | boundary IoU |", "|---|---|---|"]
+    for (method, *rest), run in of_key.items():
+        partner = of_key.get(("structsam", *rest))
+        if method == "structsam" or partner is None:
+            continue
+        mine, theirs = read_rows(folder, run.name), read_rows(folder, partner.name)
+        assert mine is not None and theirs is not None
+        lines.append(f"| {run.label} | {' | '.join(map(points, paired(mine, theirs)))} |")
+    return lines
+
+
+def _key(merging: dict[str, Any]) -> tuple[str, ...]:
+    rest = {**_USUAL, **{name: merging.get(name, usual) for name, usual in _USUAL.items()}}
+    return merging["method"], str(merging["rate"]), *(str(rest[name]) for name in _USUAL)
+
+
+def group_of(merging: dict[str, Any]) -> str:
+    """The table that a run belongs to: by what is not usual about it."""
+    unusual = [name for name, usual in _USUAL.items() if merging.get(name, usual) != usual]
+    return ", ".join(unusual) or "methods"
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1])
+    try:
+        summary = summarise(folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    groups: dict[str, list[RunSummary]] = {}
+    for run in summary.runs:
+        if not run.baseline and run.metrics:
+            groups.setdefault(group_of(run.facts["merging"]), []).append(run)
+    for name, runs in groups.items():
+        print(f"## {name}\n")
+        print("\n".join(main_table(summary, runs)) + "\n")
+        compared = against_structsam(folder, runs)
+        if len(compared) > 2:
+            print("\n".join(compared) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
