@@ -1,4 +1,4 @@
-"""scripts/fidelity_tables.py: every run against the unmerged one, every method against StructSAM."""
+"""scripts/fidelity_tables.py: runs against the unmerged one, methods against StructSAM."""
 
 from __future__ import annotations
 
