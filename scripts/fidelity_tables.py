@@ -18,6 +18,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam.evaluation.bootstrap import Estimate, intervals, per_image
+from structsam.evaluation.mask_rle import rle_iou
 from structsam.evaluation.read_results import RunRows, read_rows
 from structsam.evaluation.run_metrics import pair
 from structsam.evaluation.summary import RunSummary, Summary, summarise
@@ -71,28 +72,39 @@ def main_table(summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
     return lines
 
 
-def paired(rows: RunRows, other: RunRows) -> list[Estimate]:
-    """Mean difference `rows` - `other` of both metrics over the masks that both have."""
+def with_disagreement(rows: RunRows, base: RunRows) -> np.ndarray:
+    """Both metrics and the disagreement with the unmerged run of every mask, [M, 3]."""
+    columns = [rows.values[:, rows.metrics.index(name)] for name in _METRICS]
+    moved = np.full(len(rows.image), np.nan)
+    pairs = pair(rows, base)
+    for i, j in zip(pairs.run.tolist(), pairs.base.tolist(), strict=True):
+        moved[i] = 1 - rle_iou(rows.rle[i], base.rle[j], rows.sizes[i])
+    return np.stack([*columns, moved], axis=1)
+
+
+def paired(rows: RunRows, other: RunRows, base: RunRows) -> list[Estimate]:
+    """Mean difference `rows` - `other` of metrics and disagreement over the masks of both."""
     pairs = pair(rows, other)
-    table = np.full((len(rows.image), len(_METRICS)), np.nan)
-    for column, name in enumerate(_METRICS):
-        mine = rows.values[pairs.run, rows.metrics.index(name)]
-        theirs = other.values[pairs.base, other.metrics.index(name)]
-        table[pairs.run, column] = mine - theirs
+    table = np.full((len(rows.image), len(_METRICS) + 1), np.nan)
+    mine, theirs = with_disagreement(rows, base), with_disagreement(other, base)
+    table[pairs.run] = mine[pairs.run] - theirs[pairs.base]
     return intervals(*per_image(table, rows.image, len(rows.image_ids)))
 
 
-def against_structsam(folder: Path, runs: Iterable[RunSummary]) -> list[str]:
+def against_structsam(folder: Path, baseline: RunSummary, runs: Iterable[RunSummary]) -> list[str]:
     """Every other method minus StructSAM at the same rate, layers and placement."""
     of_key = {_key(run.facts["merging"]): run for run in runs}
-    lines = ["| run | mIoU minus StructSAM's | boundary IoU |", "|---|---|---|"]
+    lines = [
+        "| run | mIoU minus StructSAM's | boundary IoU | disagreement |",
+        "|---|---|---|---|",
+    ]
     for (method, *rest), run in of_key.items():
         partner = of_key.get(("structsam", *rest))
         if method == "structsam" or partner is None:
             continue
-        mine, theirs = read_rows(folder, run.name), read_rows(folder, partner.name)
-        assert mine is not None and theirs is not None
-        lines.append(f"| {run.label} | {' | '.join(map(points, paired(mine, theirs)))} |")
+        found = [read_rows(folder, one.name, with_rle=True) for one in (run, partner, baseline)]
+        differences = paired(*found)  # type: ignore[arg-type]
+        lines.append(f"| {run.label} | {' | '.join(map(points, differences))} |")
     return lines
 
 
@@ -121,10 +133,13 @@ def main() -> int:
     for run in summary.runs:
         if not run.baseline and run.metrics:
             groups.setdefault(group_of(run.facts["merging"]), []).append(run)
+    if summary.baseline is None:
+        print(f"error: {folder} has no unmerged run to compare with", file=sys.stderr)
+        return 2
     for name, runs in groups.items():
         print(f"## {name}\n")
         print("\n".join(main_table(summary, runs)) + "\n")
-        compared = against_structsam(folder, runs)
+        compared = against_structsam(folder, summary.baseline, runs)
         if len(compared) > 2:
             print("\n".join(compared) + "\n")
     return 0

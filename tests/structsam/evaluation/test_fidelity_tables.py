@@ -33,7 +33,9 @@ def test_rows_and_paired_differences(tmp_path: Path) -> None:
     assert code == 0
     assert "| unmerged | 100% | 40.0 |  | 100.0 [100.0, 100.0] | 90.0 [90.0, 90.0] |  |" in out
     assert "| structsam 0.5 | 50% | 32.0 |  | -20.0 [-20.0, -20.0], worse |" in out
-    assert "| tome 0.5 | -20.0 [-20.0, -20.0] | -20.0 [-20.0, -20.0] |" in out
+    assert (
+        "| tome 0.5 | -20.0 [-20.0, -20.0] | -20.0 [-20.0, -20.0] | +20.0 [+20.0, +20.0] |" in out
+    )
 
 
 def test_another_folder_is_one_line(tmp_path: Path) -> None:
