@@ -10,7 +10,7 @@ OUT ?= demo
 demo: $(VENV)/.demo-installed
 	$(BIN)/structsam-export export --model vit_t --rate 0.5 --precision fp32 --out $(OUT)
 	$(BIN)/structsam-export predict $(OUT)/vit_t-structsam-r0.50-fp32 structsam_export/assets/coffee.png \
-	  --box 135,60,470,345 --point 300,190 --out $(OUT)/masks
+	  --box 172,15,428,328 --box 210,100,368,200 --out $(OUT)/masks
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
