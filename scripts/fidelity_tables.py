@@ -91,26 +91,38 @@ def paired(rows: RunRows, other: RunRows, base: RunRows) -> list[Estimate]:
     return intervals(*per_image(table, rows.image, len(rows.image_ids)))
 
 
-def against_structsam(folder: Path, baseline: RunSummary, runs: Iterable[RunSummary]) -> list[str]:
-    """Every other method minus StructSAM at the same rate, layers and placement."""
-    of_key = {_key(run.facts["merging"]): run for run in runs}
+def against_structsam(folder: Path, summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
+    """Every run minus plain StructSAM at the same rate, layers and placement."""
+    plain = {
+        _place(run.facts["merging"]): run for run in summary.runs if _is_plain(run.facts["merging"])
+    }
     lines = [
         "| run | mIoU minus StructSAM's | boundary IoU | disagreement |",
         "|---|---|---|---|",
     ]
-    for (method, *rest), run in of_key.items():
-        partner = of_key.get(("structsam", *rest))
-        if method == "structsam" or partner is None:
+    for run in runs:
+        partner = plain.get(_place(run.facts["merging"]))
+        if partner is None or partner is run:
             continue
-        found = [read_rows(folder, one.name, with_rle=True) for one in (run, partner, baseline)]
+        three = (run, partner, summary.baseline)
+        found = [read_rows(folder, one.name, with_rle=True) for one in three if one]
         differences = paired(*found)  # type: ignore[arg-type]
         lines.append(f"| {run.label} | {' | '.join(map(points, differences))} |")
     return lines
 
 
-def _key(merging: dict[str, Any]) -> tuple[str, ...]:
-    rest = {**_USUAL, **{name: merging.get(name, usual) for name, usual in _USUAL.items()}}
-    return merging["method"], str(merging["rate"]), *(str(rest[name]) for name in _USUAL)
+def _place(merging: dict[str, Any] | None) -> tuple[str, ...]:
+    merging = merging or {}
+    names = ("layers", "placement")
+    return str(merging.get("rate")), *(str(merging.get(name, _USUAL[name])) for name in names)
+
+
+def _is_plain(merging: dict[str, Any] | None) -> bool:
+    """StructSAM as it is by default."""
+    rest = [name for name in _USUAL if name not in ("layers", "placement")]
+    return bool(merging) and merging["method"] == "structsam" and all(
+        merging.get(name, _USUAL[name]) == _USUAL[name] for name in rest
+    )  # fmt: skip
 
 
 def group_of(merging: dict[str, Any]) -> str:
@@ -139,7 +151,7 @@ def main() -> int:
     for name, runs in groups.items():
         print(f"## {name}\n")
         print("\n".join(main_table(summary, runs)) + "\n")
-        compared = against_structsam(folder, summary.baseline, runs)
+        compared = against_structsam(folder, summary, runs)
         if len(compared) > 2:
             print("\n".join(compared) + "\n")
     return 0
