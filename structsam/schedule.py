@@ -39,7 +39,8 @@ def choose_rates(loss: np.ndarray, cost: np.ndarray, budget: float) -> list[int]
     # what cannot be saved is taken out first, so that all bins resolve the choice itself
     floor = cost.min(1)
     unit = max((budget - float(floor.sum())) / _BINS, np.finfo(float).tiny)
-    steps = np.ceil((cost - floor[:, None]) / unit - 1e-9)
+    with np.errstate(over="ignore"):  # a budget of just the floor: any step is too many
+        steps = np.ceil((cost - floor[:, None]) / unit - 1e-9)
     steps = np.minimum(steps, _BINS + 1).astype(np.int64)
     best = np.full(_BINS + 1, np.inf)
     best[0] = 0.0
