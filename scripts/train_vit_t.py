@@ -18,7 +18,6 @@ over the budget, be it minutes or steps; exported are moving averages of the wei
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import multiprocessing
 import os
@@ -47,7 +46,7 @@ from structsam.errors import UserError
 from structsam.models import ModelSpec, model_spec
 from structsam.models.load import build_sam
 from structsam_export.atomic import staged_file
-from structsam_export.torch_on_cpu import flush_denormals
+from structsam_export.torch_on_cpu import use_fast_settings
 
 _CLOCKLESS = 200  # steps; until then nothing depends on the clock, so that runs repeat exactly
 _WARMUP = 60  # steps of a rising learning rate
@@ -401,21 +400,6 @@ def export_weights(run: Path, target: Path, spec: ModelSpec) -> None:
 # ------------------------------------------------------------------------------------ start
 
 
-def _keep_freed_memory() -> None:
-    """On glibc: large buffers stay in the process, instead of being mapped anew in every step.
-
-    Only where one thread allocates: other threads' heaps end at 64 MB, and without mappings a
-    larger block there overflows their stack (glibc 2.36).
-    """
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-                libc.mallopt(option, value)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        except (OSError, AttributeError):
-            pass  # another C library: only slower
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -457,8 +441,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if not 0 <= options.start_at < 1:
         raise UserError(f"--start-at {options.start_at} is out of range: use 0 up to below 1.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    flush_denormals()
-    _keep_freed_memory()
+    use_fast_settings()
     settings = Settings(
         minutes=options.minutes,
         steps=options.steps,

@@ -59,9 +59,9 @@ def serve(request: dict[str, Any], commands: Iterable[str], answers: TextIO) -> 
     feeds = feeds_of(part)
     backend = find_backend(request["backend"], bundle)
     if backend.needs_weights and backend.why_unavailable() is None:
-        from structsam_export.torch_on_cpu import flush_denormals
+        from structsam_export.torch_on_cpu import use_fast_settings
 
-        flush_denormals()
+        use_fast_settings()
     with backend.runner(bundle, request["part"], options) as runner:
         _answer(answers, ready=True)
         for command in commands:

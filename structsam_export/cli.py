@@ -88,9 +88,9 @@ def export(
     from structsam.methods.options import parse_options
     from structsam_export.pipeline import export as run
     from structsam_export.schedule_file import read_schedule
-    from structsam_export.torch_on_cpu import flush_denormals
+    from structsam_export.torch_on_cpu import use_fast_settings
 
-    flush_denormals()
+    use_fast_settings()
     if schedule is not None:
         said = ("rate", "method", "layers", "placement", "option")
         refuse_beside(context, "--schedule", said)

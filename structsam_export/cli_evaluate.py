@@ -108,7 +108,7 @@ def evaluate(
     from structsam.evaluation.prompts import Prompting
     from structsam.evaluation.protocols import find_protocol
     from structsam_export.evaluation import bundle_runs, evaluate_runs
-    from structsam_export.torch_on_cpu import flush_denormals
+    from structsam_export.torch_on_cpu import use_fast_settings
 
     if boxes is not None and prompt != "box":
         raise UserError("--boxes gives box prompts. Leave --prompt out")
@@ -127,7 +127,7 @@ def evaluate(
         strict,
     )
     if not bundle or backend == "torch":
-        flush_denormals()
+        use_fast_settings()
     left_out: list[dict[str, str]] = []
     if bundle:
         facts, runs = bundle_runs(bundle, backend, threads)

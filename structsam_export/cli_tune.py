@@ -55,13 +55,13 @@ def tune(
     from structsam.methods import find_method
     from structsam.methods.options import parse_options
     from structsam_export.plot_style import require_matplotlib
-    from structsam_export.torch_on_cpu import flush_denormals
+    from structsam_export.torch_on_cpu import use_fast_settings
     from structsam_export.tune import RATES
     from structsam_export.tune import tune as run
     from structsam_export.tune_report import facts, save_report, tune_table
 
     require_matplotlib()
-    flush_denormals()
+    use_fast_settings()
     parsed = RATES if rates is None else parse_rates(rates)
     if threads:
         import torch

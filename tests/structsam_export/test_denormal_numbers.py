@@ -15,9 +15,9 @@ pytestmark = pytest.mark.skipif(
 COUNT = 1 << 22
 CODE = f"""
 import sys, torch
-from structsam_export.torch_on_cpu import flush_denormals
+from structsam_export.torch_on_cpu import use_fast_settings
 if sys.argv[1] == "fast":
-    flush_denormals()
+    use_fast_settings()
 torch.set_num_threads(2)
 tiny = torch.full(({COUNT},), 1e-30)
 print(int((tiny * 1e-10 != 0).sum()))
@@ -75,3 +75,29 @@ def test_onnxruntime_flushes_them_in_a_fresh_process(
         check=True,
     )
     assert int(done.stdout) == expected
+
+
+SCORE = """
+import threading
+import numpy as np
+from structsam.evaluation.metrics.nsd import NormalizedSurfaceDistance
+from structsam_export.torch_on_cpu import use_fast_settings
+
+use_fast_settings()
+truth = np.zeros((400, 1024), bool)
+truth[:166] = True
+truth[100:, 300:] = False
+predicted = np.roll(truth, 3, 1)
+score = threading.Thread(target=lambda: print(NormalizedSurfaceDistance()(predicted, truth)))
+score.start()
+score.join()
+"""
+
+
+def test_masks_are_scored_in_threads_that_flush_them() -> None:
+    """scipy's tree steps from a coordinate of 0 to the number next to it, which is then 0 again."""
+    pytest.importorskip("torch")
+    pytest.importorskip("scipy")
+    done = subprocess.run([sys.executable, "-c", SCORE], capture_output=True, text=True)
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
+    assert 0.5 < float(done.stdout) < 1
