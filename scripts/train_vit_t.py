@@ -95,7 +95,10 @@ class Trainer:
 
     def __init__(self, spec: ModelSpec, settings: Settings, out: Path, device: str) -> None:
         self.spec, self.settings, self.out, self.device = spec, settings, out, device
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # products round differently on several: a seed is to say it all
         self.sam = initialised_sam(spec, settings.seed).to(device).train()
+        torch.set_num_threads(threads)
         self.parameters = [p for p in self.sam.parameters() if p.requires_grad]
         decayed = [p for p in self.parameters if p.ndim >= 2]
         plain = [p for p in self.parameters if p.ndim < 2]

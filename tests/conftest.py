@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,14 @@ from structsam.models.load import build_sam
 # The same examples in every run: a red build means a change, not luck.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def denormals_as_usual() -> Iterator[None]:
+    """Commands flush them in their process; here only the main thread would, from then on."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture
