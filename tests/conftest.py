@@ -22,7 +22,12 @@ settings.load_profile("same")
 @pytest.fixture(autouse=True)
 def denormals_as_usual() -> Iterator[None]:
     """Commands flush them in their process; here only the main thread would, from then on."""
+    _flush_no_denormals()  # a fixture of a whole file may have run a command
     yield
+    _flush_no_denormals()
+
+
+def _flush_no_denormals() -> None:
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
 
