@@ -80,7 +80,7 @@ def merge_first_cells(
         anchor_of_cell: [B, N/s^2] or [N/s^2] grid position that stands for a merged cell.
     """
     height, width = grid
-    batch, cells = rank.shape
+    batch = rank.shape[0]
     ranked_cell = invert_ranks(rank)
     table = tokens_of_cells(grid, s, rank.device)
     first_slot = torch.where(rank < merged, rank, merged + (rank - merged) * s * s)
@@ -95,5 +95,5 @@ def merge_first_cells(
         slot_of_token=slot.transpose(2, 3).reshape(batch, height * width),
         anchor_of_slot=torch.cat([anchors, kept_tokens], 1),
         size_of_slot=torch.tensor(sizes, device=rank.device).expand(batch, -1),
-        features=CellMean(grid, s, torch.cat([merged_cells, kept_tokens + cells], 1)),
+        features=CellMean(grid, s, merged_cells, kept_tokens),
     )

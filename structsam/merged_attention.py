@@ -285,8 +285,24 @@ class _Merging:
         results = []
         for group in self.groups:
             own = tokens if group.windows is None else tokens.index_select(0, group.windows)
-            results.append(group.plan.unmerge(run(group.plan.merge(own), group)))
-        return self.maps.put_back(self._in_window_order(results))
+            results.append(run(group.plan.merge(own), group))
+        return self._unmerge(results)
+
+    def _unmerge(self, slots: list[Tensor]) -> Tensor:
+        """Give every token its slot's row: [B', M, C] of every group -> [B, H', W', C].
+
+        One gather for unmerging and putting the windows back: only indices are moved, not features.
+        """
+        start, rows = 0, []
+        for group, found in zip(self.groups, slots, strict=True):
+            maps, num_slots, channels = found.shape
+            first = torch.arange(start, start + maps * num_slots, num_slots, device=found.device)
+            rows.append(group.plan.slot_of_token + first[:, None])
+            start += maps * num_slots
+        row_of_token = self.maps.put_back(self._in_window_order(rows).unsqueeze(-1))
+        table = torch.cat([found.flatten(0, 1) for found in slots])
+        picked = table.index_select(0, row_of_token.flatten())
+        return picked.reshape(*row_of_token.shape[:3], channels)
 
     @property
     def plan(self) -> MergePlan:

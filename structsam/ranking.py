@@ -59,4 +59,4 @@ def invert_ranks(rank: Tensor, first: int = 0, last: int | None = None) -> Tenso
         return inverse[..., first:last]
     has_rank = rank.unsqueeze(-2) == position[first:last, None]  # [..., wanted rank, element]
     # A masked sum, not a matmul: TensorRT for RTX has no FP32 matmul on Turing.
-    return torch.where(has_rank, position.float(), 0.0).sum(-1).long()
+    return (has_rank.float() * position.float()).sum(-1).long()

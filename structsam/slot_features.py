@@ -25,28 +25,29 @@ class SlotFeatures(Protocol):
 
 @dataclass(frozen=True)
 class CellMean:
-    """Means of whole cells beside single tokens: one row gather among all candidates.
+    """Means of whole cells, then single tokens: one row gather each.
 
     Args:
         grid: (H, W).
         cell: side s of the square cells.
-        source_of_slot: [B, M] int64, row of the slot's feature among the candidates, which are
-            the N/s^2 cell means followed by the N tokens.
+        merged_cells: [B, K] int64 in 0..N/s^2-1, the cells of the first K slots.
+        kept_tokens: [B, M - K] int64, the tokens of the others.
     """
 
     grid: tuple[int, int]
     cell: int
-    source_of_slot: Tensor
+    merged_cells: Tensor
+    kept_tokens: Tensor
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Gather the cells' means and the single tokens."""
         height, width = self.grid
         batch, _, channels = tokens.shape
         s = self.cell
-        # [B, N, C] -> [B, H/s, s, W/s, s, C] -> cell means [B, N/s^2, C]
-        cells = tokens.reshape(batch, height // s, s, width // s, s, channels).mean((2, 4))
-        candidates = torch.cat([cells.flatten(1, 2), tokens], 1)
-        return gather_rows(candidates, self.source_of_slot)
+        # [B, N, C] -> [B, H/s, s, W/s, s, C] -> means of all cells [B, N/s^2, C]
+        means = tokens.reshape(batch, height // s, s, width // s, s, channels).mean((2, 4))
+        merged = gather_rows(means.flatten(1, 2), self.merged_cells)
+        return torch.cat([merged, gather_rows(tokens, self.kept_tokens)], 1)
 
 
 @dataclass(frozen=True)
