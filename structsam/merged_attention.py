@@ -202,7 +202,8 @@ class MergedBlock(nn.Module):
         for block in self._stage:
             normed = block.norm1(x)
             if group.is_padding is not None:  # SAM pads with zeros after the norm, in every block
-                normed = normed.masked_fill(group.is_padding.unsqueeze(-1), 0.0)
+                # a product: ONNX Runtime's Where takes three times as long
+                normed = normed * (~group.is_padding).unsqueeze(-1).to(normed.dtype)
             x = x + block._attention_on_slots(normed, group)
             x = x + block.mlp(block.norm2(x))
         return x - slots

@@ -31,7 +31,9 @@ def tune(
     checkpoint: Checkpoint = None,
     weights: Weights = None,
     seed: Seed = 0,
-    budget: Annotated[float, typer.Option(help="The uniform rate whose cost may be spent.")] = 0.5,
+    budget: Annotated[
+        float, typer.Option(help="The uniform rate to beat: its cost, or loss.")
+    ] = 0.5,
     method: Method = "structsam",
     option: Options = None,
     placement: Annotated[
@@ -40,13 +42,20 @@ def tune(
     ] = None,
     rates: Annotated[str | None, typer.Option(help="Candidates, such as 0,0.25,0.5,0.75.")] = None,
     cost: Annotated[str, typer.Option(help="gmac, or latency in PyTorch here.")] = "gmac",
+    least: Annotated[
+        str, typer.Option(help="loss, at the budget's cost; or cost, at the budget's loss.")
+    ] = "loss",
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="With --least cost: this loss instead of that of the budget's rate."),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Folder for schedule.json and the plot.")] = Path(
         "tune"
     ),
     json_only: Json = False,
 ) -> None:
-    """Which rate at which block: less loss than one rate everywhere, at its cost."""
+    """Which rate at which block: less loss than one rate everywhere at its cost, or less cost."""
     terminal = make_terminal()
     if not images:
         raise UserError("--images is missing: give a folder of photos like those of your task")
@@ -77,6 +86,8 @@ def tune(
             dict(parse_options(find_method(method), option or ())),
             parsed if isinstance(parsed, tuple) else (parsed,),
             cost,
+            least,
+            max_loss,
             checkpoint,
             weights,
             seed,

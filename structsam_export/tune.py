@@ -2,8 +2,8 @@
 
 1. Every block is merged alone at every candidate rate, on every search photo: how far do embedding
    and masks move from the unmerged model's?
-2. Dynamic programming finds the rates of least summed loss at the cost of the uniform rate, for
-   every placement that may be chosen.
+2. Dynamic programming finds the rates of least summed loss at a cost, for every placement that may
+   be chosen: at the cost of the uniform rate, or at the least one that keeps its loss.
 3. The candidates run end to end on the search photos, the uniform rate among them; the best stays.
 4. It is compared with the uniform rate on photos that neither step saw.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.merging_loss import Judge, Loss
 from structsam_export.schedule_file import Schedule
+from structsam_export.schedule_search import TRIES, Candidate, Sensitivity, mean
 from structsam_export.sensitivity import Progress, claim, sensitivities
 
 if TYPE_CHECKING:
@@ -28,21 +29,11 @@ if TYPE_CHECKING:
 
 RATES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75)
 COSTS = ("gmac", "latency")
+GOALS = tuple(TRIES)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
-_POWERS = (2.0, 1.0)  # of the blocks' losses in their sum: independent errors, or aligned ones
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Rates per block, their cost, and their loss per search and per held-out photo."""
-
-    name: str
-    placement: str
-    rates: tuple[float, ...]
-    cost: float
-    search: tuple[Loss, ...] = ()
-    held_out: tuple[Loss, ...] = ()
+_LARGEST_LOSS = 10.0  # far above what no embedding and no mask in common make, 2 or so
+_ROUNDING = 1e-9  # of sums of costs
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,10 @@ class TuneReport:
     """What was found.
 
     Args:
-        best: the candidate of least loss on the search photos.
+        best: the candidate of least loss, or of least cost, on the search photos.
         uniform: the uniform rate in the first placement: the budget.
-        sensitivity: [B, R], the loss if a block alone merges at a rate, in the best placement.
-        pareto: (cost, predicted loss) of the schedules for other budgets, in the best placement.
+        sensitivity: of the best placement.
+        goal: one of `GOALS`.
         files: what was written.
     """
 
@@ -61,21 +52,18 @@ class TuneReport:
     best: Candidate
     uniform: Candidate
     candidates: tuple[Candidate, ...]
-    sensitivity: np.ndarray
-    rates: tuple[float, ...]
+    sensitivity: Sensitivity
     cost_unit: str
-    pareto: tuple[tuple[float, float], ...] = ()
+    goal: str = "loss"
     files: tuple[Path, ...] = field(default=())
 
     @property
     def beats_uniform(self) -> bool:
-        """Whether the mean loss on the held-out photos is below the uniform rate's."""
-        return mean(self.best.held_out) < mean(self.uniform.held_out)
-
-
-def mean(losses: Sequence[Loss]) -> float:
-    """Mean total loss of some photos."""
-    return sum(loss.total for loss in losses) / len(losses)
+        """Whether, on the held-out photos, it is better in loss or cost and worse in neither."""
+        loss, uniform_loss = mean(self.best.held_out), mean(self.uniform.held_out)
+        no_dearer = self.best.cost <= self.uniform.cost * (1 + _ROUNDING)
+        cheaper = self.best.cost < self.uniform.cost * (1 - _ROUNDING)
+        return no_dearer and loss <= uniform_loss and (cheaper or loss < uniform_loss)
 
 
 def find_photos(images: Sequence[str | Path]) -> list[Path]:
@@ -112,6 +100,8 @@ def tune(
     options: Mapping[str, Any] | None = None,
     rates: Sequence[float] = RATES,
     cost: str = "gmac",
+    least: str = "loss",
+    max_loss: float | None = None,
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     seed: int = 0,
@@ -126,6 +116,9 @@ def tune(
         placements: that may be chosen, `attention` or `block`; the budget is that of the first.
         rates: candidates; `budget` is added to them, and what the method cannot do is dropped.
         cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
+        least: `loss`, at the cost of the uniform rate; or `cost`, at its loss.
+        max_loss: with `least="cost"`, the mean loss of the search photos that is allowed; None
+            takes that of the uniform rate.
 
     Raises:
         UserError: any input that cannot be used, or a folder `out` of another search.
@@ -136,16 +129,7 @@ def tune(
     from structsam_export.weights_source import describe_weights
 
     spec = model_spec(model)
-    for placement in placements:
-        if placement not in ("attention", "block"):
-            raise UserError(
-                f"placement {placement!r} cannot be tuned: blocks of a stage share one rate. "
-                "Use attention or block"
-            )
-    if cost not in COSTS:
-        raise UserError(f"unknown cost {cost!r}. Choose one of: {', '.join(COSTS)}")
-    if budget <= 0:
-        raise UserError(f"budget {budget:g} saves nothing. Use a rate above 0, such as 0.5")
+    _refuse_mistakes(budget, placements, cost, least, max_loss)
     bases = [
         MergeConfig.of(method, budget, "all", options=options or {}, placement=placement)
         for placement in dict.fromkeys(placements)
@@ -165,59 +149,104 @@ def tune(
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
     claim(folder, asked)
-    depth = spec.depth
     judge = Judge(structsam.load_sam(model, checkpoint, weights, seed), spec)
-    uniform_index, spent = allowed.index(budget), 0.0
-    candidates, tables = [], {}
+    found_in = {}
     for each in bases:
         path = folder / f"sensitivity_{each.placement}.csv"
-        table, times = sensitivities(judge, each, allowed, search, path, progress)
+        loss, times = sensitivities(judge, each, allowed, search, path, progress)
         costs = _macs(spec, each, allowed) if cost == "gmac" else times
-        if each is base:
-            spent = float(costs[:, uniform_index].sum())
-            candidates.append(_candidate("uniform", base, allowed, costs, [uniform_index] * depth))
-        candidates += _searched(each, table, costs, allowed, spent)
-        tables[each.placement] = table, costs
-    verified = []
-    for number, candidate in enumerate(candidates):
-        progress("verifying schedules", number, len(candidates))
-        config = replace(base, rate=candidate.rates, placement=candidate.placement)
-        verified.append(
-            replace(candidate, search=tuple(judge.losses(config, photo) for photo in search))
-        )
-    progress("verifying schedules", len(candidates), len(candidates))
-    best = min(verified, key=lambda candidate: mean(candidate.search))
+        found_in[each.placement] = Sensitivity(each.placement, tuple(allowed), loss, costs)
+
+    verify = _Verifier(judge, base, search, progress, 1 + TRIES[least] * len(found_in))
+    uniform = verify(found_in[base.placement].uniform(budget))
+    if least == "loss":
+        for one in found_in.values():
+            for candidate in one.within_cost(uniform.cost):
+                verify(candidate)
+        best = min(verify.done, key=lambda candidate: mean(candidate.search))
+    else:
+        limit = mean(uniform.search) if max_loss is None else max_loss
+        within = [c for one in found_in.values() for c in one.within_loss(limit, verify)]
+        within += [uniform] if mean(uniform.search) <= limit else []
+        if not within:
+            raise UserError(
+                f"no schedule of these rates keeps the loss below {limit:g}: the uniform rate "
+                f"{budget:g} has {mean(uniform.search):.3g}. Allow more loss, or add lower rates"
+            )
+        best = min(within, key=lambda candidate: candidate.cost)
     progress("comparing on held-out photos", 0, 2)
-    best, uniform = (
-        replace(
-            one,
-            held_out=tuple(
-                judge.losses(replace(base, rate=one.rates, placement=one.placement), photo)
-                for photo in held_out
-            ),
-        )
-        for one in (best, verified[0])
-    )
-    table, costs = tables[best.placement]
+    best, uniform = (replace(c, held_out=verify.losses(c, held_out)) for c in (best, uniform))
     progress("comparing on held-out photos", 2, 2)
     found = {
         "photos": {"search": len(search), "held_out": len(held_out)},
-        "budget": f"cost of the uniform rate {budget:g}",
+        "budget": _budget_text(budget, least, max_loss),
         "cost": {"unit": cost, "schedule": best.cost, "uniform": uniform.cost},
         "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(uniform.held_out)},
         "weights": source["weights"],
     }
     schedule = Schedule(model, method, best.rates, best.placement, dict(base.options), found)
     return TuneReport(
-        schedule,
-        best,
-        uniform,
-        tuple(verified),
-        table,
-        tuple(allowed),
-        cost,
-        _pareto(table, costs, spent),
+        schedule, best, uniform, tuple(verify.done), found_in[best.placement], cost, least
     )
+
+
+class _Verifier:
+    """Runs candidates end to end on the search photos, each once."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        base: MergeConfig,
+        photos: Sequence[Path],
+        progress: Progress,
+        count: int,
+    ) -> None:
+        self.done: list[Candidate] = []
+        self._judge, self._base, self._photos = judge, base, photos
+        self._progress, self._count = progress, count
+        self._known: dict[tuple[str, tuple[float, ...]], tuple[Loss, ...]] = {}
+
+    def __call__(self, candidate: Candidate) -> Candidate:
+        """Return the candidate with its losses on the search photos."""
+        key = candidate.placement, candidate.rates
+        if key not in self._known:
+            self._known[key] = self.losses(candidate, self._photos)
+        self.done.append(replace(candidate, search=self._known[key]))
+        self._progress("verifying schedules", len(self.done), self._count)
+        return self.done[-1]
+
+    def losses(self, candidate: Candidate, photos: Sequence[Path]) -> tuple[Loss, ...]:
+        """Measure the loss on every photo."""
+        config = replace(self._base, rate=candidate.rates, placement=candidate.placement)
+        return tuple(self._judge.losses(config, photo) for photo in photos)
+
+
+def _refuse_mistakes(
+    budget: float, placements: Sequence[str], cost: str, least: str, max_loss: float | None
+) -> None:
+    for placement in placements:
+        if placement not in ("attention", "block"):
+            raise UserError(
+                f"placement {placement!r} cannot be tuned: blocks of a stage share one rate. "
+                "Use attention or block"
+            )
+    if cost not in COSTS:
+        raise UserError(f"unknown cost {cost!r}. Choose one of: {', '.join(COSTS)}")
+    if least not in GOALS:
+        raise UserError(f"unknown goal {least!r}. Choose one of: {', '.join(GOALS)}")
+    if max_loss is not None and (least != "cost" or not 0 < max_loss <= _LARGEST_LOSS):
+        raise UserError(
+            f"a largest loss of {max_loss:g} cannot be met. It goes with the goal `cost`, and lies "
+            f"between 0 and {_LARGEST_LOSS:g}"
+        )
+    if budget <= 0:
+        raise UserError(f"budget {budget:g} saves nothing. Use a rate above 0, such as 0.5")
+
+
+def _budget_text(budget: float, least: str, max_loss: float | None) -> str:
+    if max_loss is not None:
+        return f"mean loss {max_loss:g} on the search photos"
+    return f"{'cost' if least == 'loss' else 'loss'} of the uniform rate {budget:g}"
 
 
 def _allowed_rates(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> list[float]:
@@ -241,39 +270,3 @@ def _macs(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> np.ndar
 
     counted = [encoder_flops(spec, replace(base, rate=(rate,) * spec.depth)) for rate in rates]
     return np.array([[block.total / 1e9 for block in one.blocks] for one in counted]).T
-
-
-def _candidate(
-    name: str, base: MergeConfig, rates: Sequence[float], cost: np.ndarray, picked: Sequence[int]
-) -> Candidate:
-    total = float(cost[range(len(cost)), picked].sum())
-    return Candidate(name, base.placement, tuple(rates[i] for i in picked), total)
-
-
-def _searched(
-    base: MergeConfig, loss: np.ndarray, cost: np.ndarray, rates: Sequence[float], spent: float
-) -> list[Candidate]:
-    """What the search proposes for each way losses may add up."""
-    from structsam.schedule import choose_rates
-
-    return [
-        _candidate(
-            f"{base.placement}, sum of losses^{power:g}",
-            base, rates, cost, choose_rates(loss**power, cost, spent),
-        )
-        for power in _POWERS
-    ]  # fmt: skip
-
-
-def _pareto(loss: np.ndarray, cost: np.ndarray, spent: float) -> tuple[tuple[float, float], ...]:
-    """(cost, predicted loss) for budgets from the cheapest to the dearest."""
-    from structsam.schedule import choose_rates
-
-    rows = range(len(loss))
-    points = []
-    for budget in np.linspace(cost.min(1).sum(), cost.max(1).sum(), 25):
-        picked = choose_rates(loss**2, cost, float(budget))
-        points.append(
-            (float(cost[rows, picked].sum()), float((loss[rows, picked] ** 2).sum()) ** 0.5)
-        )
-    return tuple(points)

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from structsam_export import atomic
 from structsam_export.plot_style import require_matplotlib
-from structsam_export.tune import Candidate, TuneReport, mean
+from structsam_export.schedule_search import Candidate, mean
+from structsam_export.tune import TuneReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,9 @@ def figure_of(report: TuneReport) -> Figure:
 
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     pareto, rates, blocks = figure.subplot_mosaic([["p", "r"], ["p", "b"]]).values()
-    pareto.plot(*zip(*report.pareto, strict=True), color="0.6", label="schedules, predicted")
+    pareto.plot(
+        *zip(*report.sensitivity.pareto(), strict=True), color="0.6", label="schedules, predicted"
+    )
     for candidate in report.candidates:
         first = candidate.name == "uniform"
         pareto.plot(
@@ -58,7 +61,7 @@ def figure_of(report: TuneReport) -> Figure:
     rates.axhline(report.uniform.rates[0], color="C3", label="uniform")
     rates.set_ylabel("rate")
     rates.legend(fontsize=8, frameon=False)
-    for rate, loss in zip(report.rates, report.sensitivity.T, strict=True):
+    for rate, loss in zip(report.sensitivity.rates, report.sensitivity.loss.T, strict=True):
         if rate:
             blocks.plot(depth, loss, marker=".", label=f"{rate:g}")
     blocks.set_yscale("log")
@@ -81,14 +84,19 @@ def tune_table(report: TuneReport) -> Table:
         table.add_column(column, justify="left" if column in ("", "rates") else "right")
     for name, candidate in (("uniform", report.uniform), ("schedule", report.best)):
         table.add_row(name, *_cells(candidate))
-    change = 1 - mean(report.best.held_out) / max(mean(report.uniform.held_out), 1e-12)
+    loss = 1 - mean(report.best.held_out) / max(mean(report.uniform.held_out), 1e-12)
+    cost = 1 - report.best.cost / report.uniform.cost
     count = len(report.best.held_out)
-    verdict = f"{100 * change:.1f} % less loss" if report.beats_uniform else "no less loss"
+    verdict = f"{_less(loss)} loss" + (f" and {_less(cost)} cost" if report.goal == "cost" else "")
     table.caption = (
         f"Loss: relative L2 of the embedding + 1 - IoU of masks at nine points, against the "
         f"unmerged model. On {count} photo(s) that the search did not see: {verdict} than uniform."
     )
     return table
+
+
+def _less(share: float) -> str:
+    return f"{abs(100 * share):.1f} % {'less' if share >= 0 else 'more'}"
 
 
 def _cells(candidate: Candidate) -> tuple[str, ...]:
@@ -115,6 +123,10 @@ def facts(report: TuneReport) -> dict[str, Any]:
             }
             for c in report.candidates
         ],
-        "sensitivity": {"rates": list(report.rates), "loss": report.sensitivity.tolist()},
+        "goal": report.goal,
+        "sensitivity": {
+            "rates": list(report.sensitivity.rates),
+            "loss": report.sensitivity.loss.tolist(),
+        },
         "files": [str(file) for file in report.files],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from structsam_export.image_file import read_image
 from structsam_export.merging_loss import Judge, Loss
 from structsam_export.preprocessing import preprocess
 from structsam_export.schedule_file import Schedule, read_schedule
-from structsam_export.tune import find_photos, mean, tune
+from structsam_export.schedule_search import mean
+from structsam_export.tune import find_photos, tune
 from structsam_export.tune_report import save_report
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -70,13 +72,12 @@ def test_a_schedule_costs_no_more_and_loses_no_more_on_its_photos(tiny_model, fo
     assert mean(report.best.search) <= mean(report.uniform.search)
     assert report.uniform.rates == (0.5,) * 3
     assert len(report.best.search) == 3 and len(report.best.held_out) == 1
-    assert report.sensitivity.shape == (3, 4)
-    assert (report.sensitivity[:, 0] == 0).all()  # rate 0 loses nothing
+    assert report.sensitivity.loss.shape == (3, 4)
+    assert (report.sensitivity.loss[:, 0] == 0).all()  # rate 0 loses nothing
     saved = save_report(report, tmp_path / "tune")
     assert all(file.stat().st_size for file in saved.files)
     assert read_schedule(saved.files[0]) == report.schedule
-    costs = [cost for cost, _ in report.pareto]
-    losses = [loss for _, loss in report.pareto]
+    costs, losses = (list(axis) for axis in zip(*report.sensitivity.pareto(), strict=True))
     assert costs == sorted(costs) and losses == sorted(losses, reverse=True)
 
 
@@ -117,6 +118,37 @@ def test_the_search_takes_rates_from_where_they_cost_most_quality(
     assert report.beats_uniform
 
 
+def test_the_least_cost_at_the_loss_of_the_uniform_rate(tiny_model, folder, tmp_path, monkeypatch):
+    """As cheap as the best of all schedules, but for the step in which budgets are tried."""
+    weights = (1.0, 4.0, 2.0)
+
+    def linear(self, config, photo, start=0):
+        rates = config.rate if isinstance(config.rate, tuple) else (config.rate,) * 3
+        return Loss(float(np.dot(weights, rates)), 0.0)
+
+    monkeypatch.setattr(merging_loss.Judge, "losses", linear)
+    report = found(tiny_model, folder, tmp_path / "tune", least="cost")
+    table, rows = report.sensitivity, range(3)
+    schedules = [np.array(picked) for picked in itertools.product(range(4), repeat=3)]
+
+    def cheapest(limit):
+        losses = [np.dot(weights, np.take(table.rates, picked)) for picked in schedules]
+        costs = [table.cost[rows, picked].sum() for picked in schedules]
+        return min(cost for cost, loss in zip(costs, losses, strict=True) if loss <= limit)
+
+    step = (table.cost.max(1).sum() - table.cost.min(1).sum()) / 2**6
+    assert report.best.search[0].total <= report.uniform.search[0].total == 3.5
+    assert cheapest(3.5) <= report.best.cost * (1 + 1e-9)
+    assert report.best.cost <= cheapest(3.5) + step
+    assert report.beats_uniform == (report.best.cost < report.uniform.cost * (1 - 1e-9))
+    less = found(tiny_model, folder, tmp_path / "less", least="cost", max_loss=1.3)
+    assert less.best.search[0].total <= 1.3 and less.best.cost <= cheapest(1.3) + step
+    assert not less.beats_uniform  # dearer than the uniform rate
+    assert "1.3" in less.schedule.found["budget"]
+    with pytest.raises(UserError, match="keeps the loss below 0.01"):
+        found(tiny_model, folder, tmp_path / "none", least="cost", max_loss=0.01)
+
+
 def test_held_out_photos_do_not_decide(tiny_model, folder, tmp_path):
     """Another held-out photo leaves the schedule as it is."""
     one = found(tiny_model, folder, tmp_path / "one")
@@ -152,7 +184,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
     table.write_text(table.read_text()[:-5])  # and its last line is cut
     again = found(tiny_model, folder, out)
     assert again.best.rates == whole.best.rates
-    np.testing.assert_allclose(again.sensitivity, whole.sensitivity, rtol=1e-4)
+    np.testing.assert_allclose(again.sensitivity.loss, whole.sensitivity.loss, rtol=1e-4)
     with monkeypatch.context() as patch:
         patch.setattr("structsam_export.sensitivity._measured", lambda *a: pytest.fail("again"))
         found(tiny_model, folder, out)
@@ -165,6 +197,10 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
     [
         ({"placements": ["stage"]}, "Use attention or block"),
         ({"cost": "watts"}, "gmac, latency"),
+        ({"least": "time"}, "loss, cost"),
+        ({"max_loss": 0.1}, "goal `cost`"),
+        ({"least": "cost", "max_loss": 0.0}, "between 0 and"),
+        ({"least": "cost", "max_loss": float("nan")}, "between 0 and"),
         ({"budget": 0.0}, "above 0"),
         ({"budget": 0.9}, "outside"),
         ({"method": "none"}, "structsam"),
@@ -212,7 +248,7 @@ def test_from_photos_to_an_export(tiny_model, folder, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     made = run(
         "tune", "--model", tiny_model, "--weights", "random", "--images", folder,
-        "--rates", "0,0.25,0.5,0.75", "--json",
+        "--rates", "0,0.25,0.5,0.75", "--least", "cost", "--json",
     )  # fmt: skip
     rates = json.loads(capsys.readouterr().out)["schedule"]["rates"]
     assert made == 0
