@@ -18,6 +18,7 @@ from structsam.errors import UserError
 from structsam.merge_cost import MergeCost
 from structsam.methods.base import MergeMethod
 from structsam.models.spec import ModelSpec
+from structsam.real_slots import padding_slots_of_maps
 from structsam.relative_attention import folded_channels
 
 _NECK_CHANNELS = 256
@@ -54,6 +55,7 @@ class BlockFlops:
         pooling: products that average tokens into their slots.
         folded_extra: multiply-adds of the folded attention form beyond `qk_av` and `relative`;
             not part of `total`.
+        skipped: multiply-adds of `total` that do not run: those of slots known to be padding.
         logits: elements of the attention matrices, h*M*M per map: memory where attention is not
             fused.
         widest: elements of the largest activation where attention is fused: q, k and v together,
@@ -78,6 +80,7 @@ class BlockFlops:
     matching: int
     pooling: int
     folded_extra: int
+    skipped: int
     logits: int
     widest: int
     traffic: int
@@ -132,9 +135,14 @@ class EncoderFlops:
         return self.sum("folded_extra")
 
     @property
+    def skipped(self) -> int:
+        """Multiply-adds of `total` that do not run (padding)."""
+        return self.sum("skipped")
+
+    @property
     def executed(self) -> int:
-        """What really runs: `total` and `folded_extra`."""
-        return self.total + self.folded_extra
+        """What really runs: `total` and `folded_extra`, without `skipped`."""
+        return self.total + self.folded_extra - self.skipped
 
     @property
     def overhead(self) -> int:
@@ -162,6 +170,7 @@ class EncoderFlops:
             "executed_gmac": round(self.executed / 1e9, 4),
             "total": self.total,
             "folded_extra": self.folded_extra,
+            "skipped": self.skipped,
             "executed": self.executed,
             "overhead": self.overhead,
             **{part.name: self.sum(part.name) for part in fields(MergeCost)},
@@ -256,6 +265,11 @@ def _block(
         units |= {"energy": 0, "matching": 0}
     if rate and not merges:
         units["pooling"] = 0
+    padding = sum(tier.padding for tier in tiers)
+    if placement in ("block", "stage"):
+        units["skipped"] += 8 * padding * channels**2
+    if placement == "stage":
+        units["skipped"] += _NORM_UNITS * 2 * padding * channels
     units["widest"] = max(units["widest"], 4 * in_mlp * channels)
     units["traffic"] += in_mlp * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(
@@ -273,10 +287,15 @@ def _block(
 
 @dataclass(frozen=True)
 class _Tier:
-    """Attention and merging of one tier: counts, and multiply-adds or elements of all its maps."""
+    """Attention and merging of one tier: counts, and multiply-adds or elements of all its maps.
+
+    Args:
+        padding: slots of all maps that linear layers leave out.
+    """
 
     counts: TierFlops
     units: dict[str, int]
+    padding: int
 
 
 def _tier(
@@ -290,12 +309,14 @@ def _tier(
 ) -> _Tier:
     channels, heads, dim = spec.embed_dim, spec.num_heads, spec.head_dim
     tokens = grid[0] * grid[1]
-    slots, stands_on, cost = tokens, grid, MergeCost()
+    slots, stands_on, cost, padding = tokens, grid, MergeCost(), 0
     if rate:
         method = config.make_method(grid, rate, index, spec.depth)
         slots = _slots(method, placement)
         stands_on = method.slot_grid or grid
         cost = method.cost(channels, channels if method.metric == "all" else dim)
+        if placement != THESIS and not config.prompt_aware:
+            padding = sum(padding_slots_of_maps(method, spec.grid, grid) or ())
     rows = maps * slots
     logits = heads * maps * slots**2
     folded = config.attention == "folded" and placement != THESIS
@@ -310,13 +331,15 @@ def _tier(
         "matching": maps * cost.matching,
         "pooling": 0 if placement == THESIS else maps * cost.pooling,
         "folded_extra": logits * extra,
+        # all padding is one row of qkv
+        "skipped": (3 * max(padding - 1, 0) + padding) * channels**2,
         "logits": logits,
         "widest": 3 * rows * channels,
         # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`;
         # the projection C and C
         "traffic": rows * (8 * channels + 2 * heads * extra) + projected * 2 * channels,
     }
-    return _Tier(TierFlops(rate, maps, slots), units)
+    return _Tier(TierFlops(rate, maps, slots), units, padding)
 
 
 def _slots(method: MergeMethod, placement: str) -> int:

@@ -25,6 +25,7 @@ from structsam.errors import UserError
 from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
 from structsam.ranking import invert_ranks, rank_descending
+from structsam.real_slots import RealSlots, padding_slots_of_maps
 from structsam.relative_attention import Positions, attend
 
 #: A distance between windows of one image stays below this, in tokens.
@@ -179,7 +180,7 @@ class MergedBlock(nn.Module):
             return x + merging.around(x, self._stage_on_slots)
         x = x + merging.around(normed, self._attention_on_slots)
         if self.placement == "block":
-            return x + merging.around(self.norm2(x), lambda slots, _: self.mlp(slots))
+            return x + merging.around(self.norm2(x), lambda rows, _: self.mlp(rows))
         return x + self.mlp(self.norm2(x))
 
     def metric_map(self, x: Tensor) -> Tensor:
@@ -192,21 +193,23 @@ class MergedBlock(nn.Module):
         """Return the energy [B, H', W'] of the normed tokens, None if the method has none."""
         return self.method.token_energy(self.metric_map(x)) if self.method else None
 
-    def _attention_on_slots(self, slots: Tensor, group: _Group) -> Tensor:
-        """Attention and output projection of normed slots [B', M, C]."""
-        return attend(self.attn, slots, group.positions, self.attention)
+    def _attention_on_slots(self, rows: Tensor, group: _Group) -> Tensor:
+        """Attention and output projection of normed slots, `group.rows_of(...)`."""
+        return attend(self.attn, rows, group.positions, self.attention, group.real)
 
-    def _stage_on_slots(self, slots: Tensor, group: _Group) -> Tensor:
-        """What the blocks of the stage add to slots [B', M, C] of the residual stream."""
-        x = slots
+    def _stage_on_slots(self, rows: Tensor, group: _Group) -> Tensor:
+        """What the blocks of the stage add to slots of the residual stream, as `rows_of` them."""
+        x = rows
         for block in self._stage:
             normed = block.norm1(x)
-            if group.is_padding is not None:  # SAM pads with zeros after the norm, in every block
+            if (
+                group.real is None and group.is_padding is not None
+            ):  # SAM pads with zeros after the norm, in every block
                 # a product: ONNX Runtime's Where takes three times as long
                 normed = normed * (~group.is_padding).unsqueeze(-1).to(normed.dtype)
             x = x + block._attention_on_slots(normed, group)
             x = x + block.mlp(block.norm2(x))
-        return x - slots
+        return x - rows
 
     def _merging(self, normed: Tensor) -> _Merging:
         """Plan the maps of the normed image [B, H', W', C], tier by tier."""
@@ -225,7 +228,11 @@ class MergedBlock(nn.Module):
             box = self.prompt.of(normed.shape, normed.device)
             scored = replace(scored, box=_box_of_windows(box, (height, width), maps.grid))
         if len(self.tiers) == 1:
-            return _Merging(maps, [self._group(self.method, scored, None)], None)
+            group = self._group(self.method, scored, None)
+            padding = padding_slots_of_maps(self.method, (height, width), maps.grid)
+            if padding and scored.box is None:
+                group = replace(group, real=RealSlots(padding * batch, group.plan.num_slots))
+            return _Merging(maps, [group], None)
         assert scored.box is not None, "several tiers need a prompt box"
         windows = scored.metric.shape[0] // batch
         covered = _closeness(scored.box, maps.grid).reshape(batch, windows)
@@ -259,12 +266,18 @@ class _Group:
     Args:
         is_padding: [B', M] bool, slots of padding; None when there is none.
         windows: [B'] which maps of all these are; None for all of them.
+        real: the slots that linear layers run on; None for all.
     """
 
     plan: MergePlan
     positions: Positions
     is_padding: Tensor | None
     windows: Tensor | None
+    real: RealSlots | None = None
+
+    def rows_of(self, slots: Tensor) -> Tensor:
+        """Return what linear layers run on: slots [B', M, C], or the rows [S, C] of `real`."""
+        return slots if self.real is None else self.real.take(slots)
 
 
 @dataclass(frozen=True)
@@ -286,24 +299,26 @@ class _Merging:
         results = []
         for group in self.groups:
             own = tokens if group.windows is None else tokens.index_select(0, group.windows)
-            results.append(run(group.plan.merge(own), group))
+            results.append(run(group.rows_of(group.plan.merge(own)), group))
         return self._unmerge(results)
 
     def _unmerge(self, slots: list[Tensor]) -> Tensor:
-        """Give every token its slot's row: [B', M, C] of every group -> [B, H', W', C].
+        """Give every token its slot's row: `rows_of` every group -> [B, H', W', C].
 
         One gather for unmerging and putting the windows back: only indices are moved, not features.
         """
         start, rows = 0, []
         for group, found in zip(self.groups, slots, strict=True):
-            maps, num_slots, channels = found.shape
-            first = torch.arange(start, start + maps * num_slots, num_slots, device=found.device)
-            rows.append(group.plan.slot_of_token + first[:, None])
-            start += maps * num_slots
+            slot = group.plan.slot_of_token
+            maps, num_slots = slot.shape[0], group.plan.num_slots
+            slot = slot + torch.arange(0, maps * num_slots, num_slots, device=slot.device)[:, None]
+            rows.append(start + (slot if group.real is None else group.real.row_of(slot)))
+            start += found.shape[:-1].numel()
+        # padding is dropped here, and with it rows that do not exist
         row_of_token = self.maps.put_back(self._in_window_order(rows).unsqueeze(-1))
-        table = torch.cat([found.flatten(0, 1) for found in slots])
+        table = torch.cat([found.flatten(0, -2) for found in slots])
         picked = table.index_select(0, row_of_token.flatten())
-        return picked.reshape(*row_of_token.shape[:3], channels)
+        return picked.reshape(*row_of_token.shape[:3], table.shape[-1])
 
     @property
     def plan(self) -> MergePlan:

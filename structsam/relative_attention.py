@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor
 
+from structsam.real_slots import RealSlots
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -34,25 +36,37 @@ class Positions:
     log_size: Tensor | None = None
 
 
-def attend(attn: Attention, tokens: Tensor, positions: Positions, core: str) -> Tensor:
+def attend(
+    attn: Attention,
+    tokens: Tensor,
+    positions: Positions,
+    core: str,
+    real: RealSlots | None = None,
+) -> Tensor:
     """Run SAM's attention on tokens that stand at `positions`, output projection included.
 
     Args:
         attn: the stock attention module; only its parameters are used.
-        tokens: [B, M, C].
+        tokens: [B, M, C]; with `real`, its rows [S, C].
         core: key of `ATTENTIONS`.
+        real: the slots that `tokens` are; the others attend as zeros, and receive nothing.
 
     Returns:
-        [B, M, C].
+        The shape of `tokens`.
     """
-    batch, slots, channels = tokens.shape
-    heads = attn.num_heads
+    channels, heads = tokens.shape[-1], attn.num_heads
+    if real is None:
+        projected = attn.qkv(tokens)
+    else:
+        projected = real.spread(attn.qkv(torch.cat([tokens, tokens.new_zeros(1, channels)])))
+    batch, slots = projected.shape[:2]
     # [B, M, 3C] -> three of [B, h, M, d]
-    qkv = attn.qkv(tokens).reshape(batch, slots, 3, heads, channels // heads)
+    qkv = projected.reshape(batch, slots, 3, heads, channels // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     rel_h, rel_w = _relative_terms(attn, q, positions)
     out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, positions)
-    return attn.proj(out.transpose(1, 2).reshape(batch, slots, channels))
+    out = out.transpose(1, 2).reshape(batch, slots, channels)
+    return attn.proj(out if real is None else real.take(out))
 
 
 def folded_channels(grid: tuple[int, int], head_dim: int, proportional: bool) -> int:

@@ -93,6 +93,10 @@ def flops_table(title: str, counted: EncoderFlops, unmerged: EncoderFlops) -> Ta
         style="bold",
     )
     table.caption = _CONVENTION
+    if counted.skipped:
+        table.caption += (
+            f" Of the total {counted.skipped / 1e9:.2f} GMAC are padding, which is not computed."
+        )
     return table
 
 

@@ -151,6 +151,18 @@ class MergeMethod(ABC):
                 merges first. Only for methods with `takes_box`.
         """
 
+    def padding_slots(self, real: tuple[int, int]) -> int | None:
+        """How many slots at the start of a map hold padding only, if that is known beforehand.
+
+        Args:
+            real: rows and columns of the map that are no padding.
+
+        Returns:
+            0..M for a method that puts padding first when `plan` is told of it and of no box;
+            None for any other.
+        """
+        return None
+
     @abstractmethod
     def cost(self, channels: int, metric_channels: int) -> MergeCost:
         """Count scoring, matching and pooling of one map.

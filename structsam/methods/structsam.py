@@ -105,8 +105,7 @@ class StructSAM(MergeMethod):
     ) -> MergePlan:
         """Merge the cells of least energy, those outside the box first; ties: lower index.
 
-        Padding needs no rule of its own: its energy is 0 and no cell of SAM's windows mixes it
-        with real tokens.
+        Cells of padding come before all others; no cell of SAM's windows mixes it with real tokens.
         """
         batch = tokens.shape[0]
         height, width = self.grid
@@ -120,13 +119,22 @@ class StructSAM(MergeMethod):
         s = self.cell_size
         in_cell = cells_of(energy, self.grid, s)  # [B, N/s^2, s^2]
         score = self._cell_energy(in_cell)  # [B, N/s^2]
-        if padding is not None and self.cells == "random":
-            score = torch.where(cells_of(padding, self.grid, s).any(-1), -1.0, score)
+        if padding is not None:
+            score = torch.where(cells_of(padding, self.grid, s).all(-1), -1.0, score)
         rank = rank_ascending(score, None if box is None else _inside(box, self.grid, s))
         is_destination = self._destination_rank(in_cell) == 0  # [B, N/s^2, s^2]
         position = tokens_of_cells(self.grid, s, energy.device)
         anchor_of_cell = (is_destination * position).sum(-1)  # [B, N/s^2]
         return merge_first_cells(self.grid, s, rank, self.num_merged_cells, anchor_of_cell)
+
+    def padding_slots(self, real: tuple[int, int]) -> int | None:
+        """Cells of padding are the first in rank order, and their slots the first of the map."""
+        if self.variant == "no_cell":
+            return None
+        s = self.cell_size
+        cells = self.num_cells - -(-real[0] // s) * -(-real[1] // s)
+        kept = max(0, cells - self.num_merged_cells)
+        return cells - kept + kept * s**2
 
     def _cell_energy(self, in_cell: Tensor) -> Tensor:
         """Reduce [B, N/s^2, s^2] to what the cells are ranked by, [B, N/s^2]; low merges first."""

@@ -111,6 +111,21 @@ def check_plan(method, plan, tokens, padding=None) -> None:
         if padding is not None:
             of_slot = padding[b][anchor]
             assert torch.equal(of_slot[slot], padding[b]), "real tokens and padding share a slot"
+            check_padding_slots(method, slot, padding[b])
+
+
+def check_padding_slots(method, slot, padding) -> None:
+    """The slots that a method promises to be padding are so, and no others in SAM's windows."""
+    real = ~padding.reshape(method.grid)
+    rows, columns = int(real.any(1).sum()), int(real.any(0).sum())
+    promised = method.padding_slots((rows, columns))
+    if promised is not None:
+        with_real = torch.zeros(method.num_slots, dtype=torch.bool).scatter(
+            0, slot[~padding], torch.ones(1, dtype=torch.bool).expand(int((~padding).sum()))
+        )
+        assert not with_real[:promised].any(), "a slot of padding holds a real token"
+        if rows % 2 == columns % 2 == 0:  # else cells hold both, and may stay whole
+            assert with_real[promised:].all(), "a slot of padding is not among the first"
 
 
 def check_features(method, plan, tokens) -> None:

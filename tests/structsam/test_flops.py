@@ -208,7 +208,30 @@ def test_windows_around_a_box_merge_less() -> None:
     assert block.qkv == 3 * (8 * 145 + 17 * 73) * 768**2
     assert [tier.slots for tier in flops.blocks[2].tiers] == [2047]
     ranked = encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5, prompt_aware="rank"))
-    assert ranked == encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5))
+    plain = encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5))
+    assert ranked.total == plain.total and ranked.folded_extra == plain.folded_extra
+    assert ranked.skipped == 0 < plain.skipped  # a box may lie on padding: its place is not known
+
+
+@pytest.mark.parametrize(("rate", "padding"), [(0.25, 8 * 33 + 81), (0.5, 201), (0.75, 201)])
+def test_padding_is_counted_but_not_run(rate: float, padding: int) -> None:
+    """64 tokens in windows of 14: eight windows have 8 x 14 real tokens, and the last has 8 x 8.
+
+    These have 21 and 33 cells of padding. At rate 0.25 17 cells merge; of the others every token
+    has a slot: 17 + 4*4 and 17 + 16*4.
+    """
+    for placement, rows in (("attention", 0), ("block", 8), ("stage", 8)):
+        flops = encoder_flops(MODELS["vit_b"], MergeConfig(rate=rate, placement=placement))
+        norms = 10 * padding * 768 if placement == "stage" else 0
+        expected = (3 * (padding - 1) + padding + rows * padding) * 768**2 + norms
+        assert [block.skipped for block in flops.blocks] == [
+            0 if block.kind == "global" else expected for block in flops.blocks
+        ]
+        assert flops.executed == flops.total + flops.folded_extra - 8 * expected
+    tome = encoder_flops(MODELS["vit_b"], MergeConfig("tome", rate=min(rate, 0.5)))
+    assert tome.skipped == 0
+    thesis = encoder_flops(MODELS["vit_b"], MergeConfig(rate=rate), "thesis")
+    assert thesis.skipped == 0
 
 
 def test_one_rate_per_block() -> None:

@@ -183,6 +183,15 @@ def test_a_method_of_one_class_and_one_line_is_checked_like_all_others(monkeypat
     assert contract.check_method("halves") == 3 + 3
 
 
+def test_the_contract_catches_a_false_promise_about_padding(monkeypatch) -> None:
+    """StructSAM keeps it in its place; a method that knows nothing of padding does not."""
+    for base, promise in ((Halves, 4), (METHODS["structsam"], 0), (METHODS["structsam"], 40)):
+        body = {"padding_slots": lambda self, real, promise=promise: promise, "name": "liar"}
+        monkeypatch.setitem(METHODS, "liar", type("Liar", (base,), body))
+        with pytest.raises(AssertionError, match=r"padding|share a slot"):
+            contract.check_method("liar")
+
+
 def test_the_contract_catches_a_wrong_method(monkeypatch) -> None:
     wrong = type("Wrong", (Halves,), {"join_wrongly": True})
     monkeypatch.setitem(METHODS, "halves", wrong)

@@ -1,0 +1,81 @@
+"""Slots that are known to hold padding only, before anything is computed.
+
+SAM pads the token grid with zeros after the norm, so that windows fill it. Padding takes part in
+attention as keys and values, the biases of their projection; what it would receive is dropped.
+Where a method puts padding into the first slots of a map, and their number follows from the
+geometry, linear layers run on the other slots alone: the same function on fewer rows.
+
+Letters: B maps, M slots of a map, S slots of all maps that are not known to be padding, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from structsam.methods.base import MergeMethod
+
+
+class RealSlots:
+    """Rows for all slots but the first `padding[b]` of every map b.
+
+    Args:
+        padding: of B maps, how many slots at the start hold padding only.
+        num_slots: M.
+    """
+
+    def __init__(self, padding: Sequence[int], num_slots: int) -> None:
+        self.shape = len(padding), num_slots
+        is_real = np.arange(num_slots) >= np.asarray(padding)[:, None]  # [B, M]
+        self._slot_of_row = np.flatnonzero(is_real)  # [S]
+        # padding has the row after the last
+        self._row_of_slot = np.where(is_real.ravel(), is_real.cumsum() - 1, len(self._slot_of_row))
+
+    def take(self, slots: Tensor) -> Tensor:
+        """Return the rows of slots [B, M, C]: [S, C]."""
+        return slots.flatten(0, 1).index_select(0, _on(slots, self._slot_of_row))
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Put rows [S + 1, C] into their slots, the last one into padding: [B, M, C]."""
+        spread = rows.index_select(0, _on(rows, self._row_of_slot))
+        return spread.reshape(*self.shape, rows.shape[-1])
+
+    def row_of(self, slot: Tensor) -> Tensor:
+        """Return the row of every slot 0..B*M-1, S for padding."""
+        row = _on(slot, self._row_of_slot).index_select(0, slot.flatten())
+        return row.reshape(slot.shape)
+
+
+def padding_slots_of_maps(
+    method: MergeMethod, image: tuple[int, int], grid: tuple[int, int]
+) -> list[int] | None:
+    """Count the slots of padding at the start of every map that the image's grid is cut into.
+
+    Args:
+        method: which merges the maps, and is told of the padding.
+        image: (H', W') of the whole token grid.
+        grid: (H, W) of a map.
+
+    Returns:
+        One number a map, row-major; None when the method does not say, or there are none.
+
+    >>> from structsam.methods import StructSAM
+    >>> padding_slots_of_maps(StructSAM((14, 14), 0.5), (20, 28), (14, 14))  # 8 rows are padding
+    [0, 0, 28, 28]
+    """
+    rows, columns = (
+        [min(side, length - start) for start in range(0, length, side)]
+        for length, side in zip(image, grid, strict=True)
+    )
+    counts = [method.padding_slots((row, column)) for row in rows for column in columns]
+    known = [count for count in counts if count is not None]
+    return known if len(known) == len(counts) and any(known) else None
+
+
+def _on(like: Tensor, index: np.ndarray) -> Tensor:
+    return torch.as_tensor(index, dtype=torch.int64, device=like.device)
