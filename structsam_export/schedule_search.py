@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from structsam.schedule import choose_rates
 from structsam_export.merging_loss import Loss
 
 _POWERS = (2.0, 1.0)  # of the blocks' losses in their sum: independent errors, or aligned ones
@@ -55,7 +54,7 @@ class Sensitivity:
             UserError: nothing is as cheap as the budget.
         """
         for power in _POWERS:
-            picked = choose_rates(self.loss**power, self.cost, budget)
+            picked = _choose(self.loss**power, self.cost, budget)
             yield self._picked(self._name(power), picked)
 
     def within_loss(
@@ -70,7 +69,7 @@ class Sensitivity:
             low, high = float(self.cost.min(1).sum()), float(self.cost.max(1).sum())
             for _ in range(_HALVINGS):
                 budget = (low + high) / 2
-                picked = choose_rates(self.loss**power, self.cost, budget)
+                picked = _choose(self.loss**power, self.cost, budget)
                 candidate = measured(self._picked(self._name(power), picked))
                 if mean(candidate.search) <= limit:
                     high = min(budget, candidate.cost)
@@ -83,7 +82,7 @@ class Sensitivity:
         rows = range(len(self.loss))
         points = []
         for budget in np.linspace(self.cost.min(1).sum(), self.cost.max(1).sum(), _POINTS):
-            picked = choose_rates(self.loss**2, self.cost, float(budget))
+            picked = _choose(self.loss**2, self.cost, float(budget))
             loss = float((self.loss[rows, picked] ** 2).sum()) ** 0.5
             points.append((float(self.cost[rows, picked].sum()), loss))
         return tuple(points)
@@ -94,6 +93,12 @@ class Sensitivity:
     def _picked(self, name: str, picked: Sequence[int]) -> Candidate:
         cost = float(self.cost[range(len(self.cost)), picked].sum())
         return Candidate(name, self.placement, tuple(self.rates[i] for i in picked), cost)
+
+
+def _choose(loss: np.ndarray, cost: np.ndarray, budget: float) -> list[int]:
+    from structsam.schedule import choose_rates
+
+    return choose_rates(loss, cost, budget)
 
 
 def mean(losses: Sequence[Loss]) -> float:
