@@ -4,8 +4,8 @@
     python scripts/profile_steps.py --model vit_b --rate 0.5 --placement attention,block,stage
 
 Exports each encoder (random weights, FP32) with the steps marked, runs it under ONNX Runtime's
-profiler, and prints a Markdown table: planning (energy, ranks, indices), merge, unmerge, windows
-(cutting and putting back, which stock SAM does too), attention with its projections, MLP, rest.
+profiler, and prints a Markdown table: planning (energy, ranks, indices), merge, unmerge, padding,
+windows (cutting, which stock SAM does too), attention with its projections, MLP, rest.
 Means of `--runs` calls after two; the profiler itself takes a few percent of a call.
 """
 
@@ -28,26 +28,29 @@ from torch import nn
 
 from structsam import MergeConfig, merged_attention
 from structsam.apply import apply_config
+from structsam.config import parse_layers
 from structsam.merge_plan import MergePlan
 from structsam.merged_attention import MergedBlock
 from structsam.models import model_spec
 from structsam.models.load import build_sam
+from structsam.real_slots import RealSlots
 from structsam_export import onnx_graph
 from structsam_export.graph_modules import EncoderModule
 
 _TRACE = "pkg.torch.onnx.stack_trace"
-#: Step -> functions whose work it is. An inner step counts, not the one around it.
+#: Step -> functions whose work it is. Planning and unmerging count whole; else the inner step.
 _STEPS: dict[str, list[tuple[Any, str]]] = {
     "planning": [(MergedBlock, "_merging")],
     "merge": [(MergePlan, "merge")],
     "unmerge": [(merged_attention._Merging, "_unmerge")],
+    "leaving padding out": [(RealSlots, "take"), (RealSlots, "spread")],
     "windows": [(merged_attention._WindowMaps, "cut"), (merged_attention._WindowMaps, "put_back")],
     "attention": [(merged_attention, "attend")],
     "MLP": [(MLPBlock, "forward")],
 }
 _REST = "rest"
 #: What merging adds to an encoder.
-_ADDED = ("planning", "merge", "unmerge")
+_ADDED = ("planning", "merge", "unmerge", "leaving padding out")
 
 
 def mark_steps() -> dict[str, str]:
@@ -87,7 +90,8 @@ def export_with_steps(
         for node in graph.graph:
             files = re.findall(r'File "([^"]+)"', node.metadata_props.get(_TRACE, ""))
             inner = [step_of_file[name] for name in files if name in step_of_file]
-            step_of_node[node.name] = inner[-1] if inner else _REST
+            whole = [step for step in inner if step in ("planning", "unmerge")]
+            step_of_node[node.name] = (whole or inner[::-1] or [_REST])[0]
         save(graph, file)
 
     onnx_graph._save = note_and_save
@@ -143,9 +147,7 @@ def main() -> None:
     step_of_file = mark_steps()
     columns: dict[str, Counter[str]] = {}
     for placement in args.placement.split(","):
-        config = MergeConfig(
-            method=args.method, rate=args.rate, layers=args.layers, placement=placement
-        )
+        config = MergeConfig(args.method, args.rate, parse_layers(args.layers), placement=placement)
         with tempfile.TemporaryDirectory() as folder:
             print(f"{placement}: exporting, then running ...", file=sys.stderr, flush=True)
             file, steps = export_with_steps(args.model, config, Path(folder), step_of_file)
@@ -159,9 +161,7 @@ def main() -> None:
     made = {step for times in columns.values() for step in times} - set(order)
     rows |= {step: [times[step] for times in columns.values()] for step in sorted(made)}
     totals = [times.total() for times in columns.values()]
-    rows["planning, merge and unmerge"] = [
-        sum(times[step] for step in _ADDED) for times in columns.values()
-    ]
+    rows["what merging adds"] = [sum(times[step] for step in _ADDED) for times in columns.values()]
     for step, values in rows.items():
         cells = [f"{v:.0f} ms, {100 * v / t:.1f} %" for v, t in zip(values, totals, strict=True)]
         print(f"| {step} | {' | '.join(cells)} |")

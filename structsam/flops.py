@@ -270,8 +270,9 @@ def _block(
         units["skipped"] += 8 * padding * channels**2
     if placement == "stage":
         units["skipped"] += _NORM_UNITS * 2 * padding * channels
-    units["widest"] = max(units["widest"], 4 * in_mlp * channels)
-    units["traffic"] += in_mlp * 10 * channels  # the MLP's C, 4C, 4C and C
+    run = in_mlp - (padding if placement in ("block", "stage") else 0)
+    units["widest"] = max(units["widest"], 4 * run * channels)
+    units["traffic"] += run * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(
         index=index,
         kind="global" if is_global else "window",
@@ -315,7 +316,7 @@ def _tier(
         slots = _slots(method, placement)
         stands_on = method.slot_grid or grid
         cost = method.cost(channels, channels if method.metric == "all" else dim)
-        if placement != THESIS and not config.prompt_aware:
+        if placement != THESIS and config.prompt_aware != "windows":
             padding = sum(padding_slots_of_maps(method, spec.grid, grid) or ())
     rows = maps * slots
     logits = heads * maps * slots**2
@@ -337,7 +338,9 @@ def _tier(
         "widest": 3 * rows * channels,
         # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`;
         # the projection C and C
-        "traffic": rows * (8 * channels + 2 * heads * extra) + projected * 2 * channels,
+        "traffic": rows * (8 * channels + 2 * heads * extra)
+        + projected * 2 * channels
+        - padding * 6 * channels,
     }
     return _Tier(TierFlops(rate, maps, slots), units, padding)
 

@@ -1,10 +1,11 @@
 """SAM's transformer block with merging inside.
 
 Order inside a block: norm -> energy -> windows -> merge -> qkv -> attention -> output projection
--> unmerge -> windows back -> residual at full resolution -> MLP. Projecting before unmerging is
-the same function as after it, on fewer tokens. Placement `block` runs the MLP on the slots of the
-same plan, too; `stage` merges the residual stream once for a run of blocks with one window layout,
-runs them on the slots, and adds the difference to every token's own residual.
+-> unmerge and windows back, one gather -> residual at full resolution -> MLP. Projecting before
+unmerging is the same function as after it, on fewer tokens. Placement `block` runs the MLP on the
+slots of the same plan, too; `stage` merges the residual stream once for a run of blocks with one
+window layout, runs them on the slots, and adds the difference to every token's own residual.
+Linear layers leave out slots that are known to be padding (`real_slots.py`).
 
 Letters: B images, W windows of an image (1 where a block attends over the whole grid), H' W' token
 grid of the image, N tokens of one map, C = h*d channels of h heads.
@@ -27,6 +28,7 @@ from structsam.methods.base import MergeMethod
 from structsam.ranking import invert_ranks, rank_descending
 from structsam.real_slots import RealSlots, padding_slots_of_maps
 from structsam.relative_attention import Positions, attend
+from structsam.slot_features import gather_rows
 
 #: A distance between windows of one image stays below this, in tokens.
 _AREA_BEFORE_DISTANCE = 1000.0
@@ -230,8 +232,9 @@ class MergedBlock(nn.Module):
         if len(self.tiers) == 1:
             group = self._group(self.method, scored, None)
             padding = padding_slots_of_maps(self.method, (height, width), maps.grid)
-            if padding and scored.box is None:
-                group = replace(group, real=RealSlots(padding * batch, group.plan.num_slots))
+            if padding:
+                real = RealSlots(padding * batch, group.plan.num_slots, normed.device)
+                group = replace(group, real=real)
             return _Merging(maps, [group], None)
         assert scored.box is not None, "several tiers need a prompt box"
         windows = scored.metric.shape[0] // batch
@@ -280,7 +283,7 @@ class _Group:
         return slots if self.real is None else self.real.take(slots)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Merging:
     """The plans of one block, and how to compute on slots instead of tokens.
 
@@ -293,6 +296,9 @@ class _Merging:
     groups: list[_Group]
     place: Tensor | None
 
+    def __post_init__(self) -> None:
+        self._row_of_token = self._find_rows()
+
     def around(self, x: Tensor, run: Callable[[Tensor, _Group], Tensor]) -> Tensor:
         """Merge [B, H', W', C], run on the slots of every group, unmerge: [B, H', W', C]."""
         tokens = self.maps.cut(x)
@@ -303,22 +309,26 @@ class _Merging:
         return self._unmerge(results)
 
     def _unmerge(self, slots: list[Tensor]) -> Tensor:
-        """Give every token its slot's row: `rows_of` every group -> [B, H', W', C].
+        """Give every token its slot's row: `rows_of` every group -> [B, H', W', C]."""
+        table = torch.cat([found.flatten(0, -2) for found in slots]) if slots[1:] else slots[0]
+        rows = self._row_of_token.reshape(1, -1)
+        picked = gather_rows(table.reshape(1, -1, table.shape[-1]), rows)
+        return picked.reshape(*self._row_of_token.shape, -1)
 
-        One gather for unmerging and putting the windows back: only indices are moved, not features.
+    def _find_rows(self) -> Tensor:
+        """The row of every token of the images among all groups' rows, [B, H', W'] int64.
+
+        Putting windows back is done to these indices, not to features: unmerging is one gather.
         """
         start, rows = 0, []
-        for group, found in zip(self.groups, slots, strict=True):
+        for group in self.groups:
             slot = group.plan.slot_of_token
             maps, num_slots = slot.shape[0], group.plan.num_slots
             slot = slot + torch.arange(0, maps * num_slots, num_slots, device=slot.device)[:, None]
             rows.append(start + (slot if group.real is None else group.real.row_of(slot)))
-            start += found.shape[:-1].numel()
+            start += maps * num_slots  # several groups have all their slots
         # padding is dropped here, and with it rows that do not exist
-        row_of_token = self.maps.put_back(self._in_window_order(rows).unsqueeze(-1))
-        table = torch.cat([found.flatten(0, -2) for found in slots])
-        picked = table.index_select(0, row_of_token.flatten())
-        return picked.reshape(*row_of_token.shape[:3], table.shape[-1])
+        return self.maps.put_back(self._in_window_order(rows).unsqueeze(-1)).squeeze(-1)
 
     @property
     def plan(self) -> MergePlan:

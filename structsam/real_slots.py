@@ -1,4 +1,4 @@
-"""Slots that are known to hold padding only, before anything is computed.
+"""Slots that are known to hold padding, before anything is computed.
 
 SAM pads the token grid with zeros after the norm, so that windows fill it. Padding takes part in
 attention as keys and values, the biases of their projection; what it would receive is dropped.
@@ -11,9 +11,9 @@ Letters: B maps, M slots of a map, S slots of all maps that are not known to be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,30 +25,37 @@ class RealSlots:
     """Rows for all slots but the first `padding[b]` of every map b.
 
     Args:
-        padding: of B maps, how many slots at the start hold padding only.
+        padding: of B maps, how many slots at the start hold padding.
         num_slots: M.
+        device: where the indices lie.
     """
 
-    def __init__(self, padding: Sequence[int], num_slots: int) -> None:
+    def __init__(self, padding: Sequence[int], num_slots: int, device: torch.device) -> None:
         self.shape = len(padding), num_slots
-        is_real = np.arange(num_slots) >= np.asarray(padding)[:, None]  # [B, M]
-        self._slot_of_row = np.flatnonzero(is_real)  # [S]
+        ends = [num_slots * (b + 1) for b in range(len(padding))]
+        real = [num_slots - count for count in padding]
+        # of sizes that are known, so that torch.compile and the export see constants
+        self._slot_of_row = torch.cat(
+            [torch.arange(end - n, end, device=device) for end, n in zip(ends, real, strict=True)]
+        )  # [S]
+        place = (
+            torch.arange(num_slots, device=device) - torch.tensor(padding, device=device)[:, None]
+        )
+        before = torch.tensor([0, *accumulate(real)][:-1], device=device)[:, None]
         # padding has the row after the last
-        self._row_of_slot = np.where(is_real.ravel(), is_real.cumsum() - 1, len(self._slot_of_row))
+        self._row_of_slot = torch.where(place >= 0, place + before, sum(real)).flatten()  # [B*M]
 
     def take(self, slots: Tensor) -> Tensor:
         """Return the rows of slots [B, M, C]: [S, C]."""
-        return slots.flatten(0, 1).index_select(0, _on(slots, self._slot_of_row))
+        return slots.flatten(0, 1).index_select(0, self._slot_of_row)
 
     def spread(self, rows: Tensor) -> Tensor:
         """Put rows [S + 1, C] into their slots, the last one into padding: [B, M, C]."""
-        spread = rows.index_select(0, _on(rows, self._row_of_slot))
-        return spread.reshape(*self.shape, rows.shape[-1])
+        return rows.index_select(0, self._row_of_slot).reshape(*self.shape, rows.shape[-1])
 
     def row_of(self, slot: Tensor) -> Tensor:
         """Return the row of every slot 0..B*M-1, S for padding."""
-        row = _on(slot, self._row_of_slot).index_select(0, slot.flatten())
-        return row.reshape(slot.shape)
+        return self._row_of_slot.index_select(0, slot.flatten()).reshape(slot.shape)
 
 
 def padding_slots_of_maps(
@@ -75,7 +82,3 @@ def padding_slots_of_maps(
     counts = [method.padding_slots((row, column)) for row in rows for column in columns]
     known = [count for count in counts if count is not None]
     return known if len(known) == len(counts) and any(known) else None
-
-
-def _on(like: Tensor, index: np.ndarray) -> Tensor:
-    return torch.as_tensor(index, dtype=torch.int64, device=like.device)

@@ -53,7 +53,7 @@ class CostCard:
         told = [
             f"implied cost of {self.bundle} ({self.precision}), encoder, one image:",
             f"  {self.gmac:.1f} GMAC, of which merging {self.overhead_gmac:.2f}; "
-            f"executed with folded attention {self.executed_gmac:.1f}",
+            f"executed, with folded attention, {self.executed_gmac:.1f}",
             f"  tokens kept: {', '.join(self.kept)}",
             f"  weights {self.weight_bytes / mib:.0f} MiB; largest activation "
             f"{self.largest_activation_bytes / mib:.0f} MiB, and {self.logits_bytes / mib:.0f} MiB "

@@ -95,7 +95,7 @@ def flops_table(title: str, counted: EncoderFlops, unmerged: EncoderFlops) -> Ta
     table.caption = _CONVENTION
     if counted.skipped:
         table.caption += (
-            f" Of the total {counted.skipped / 1e9:.2f} GMAC are padding, which is not computed."
+            f" Of the total {counted.skipped / 1e9:.2f} GMAC are linear layers on padding: not run."
         )
     return table
 

@@ -62,11 +62,12 @@ class Sensitivity:
     ) -> Iterator[Candidate]:
         """Yield ever cheaper candidates whose mean measured loss is at most `limit`.
 
-        The budget is halved between what all blocks cost at least and at most; sums of losses only
-        say which rates fit a budget, never whether their loss is small enough.
+        The range between what all blocks cost at least and at most is halved again and again; sums
+        of losses only say which rates fit a budget, never whether their loss is small enough.
         """
+        high = float(self.cost.max(1).sum())
         for power in _POWERS:
-            low, high = float(self.cost.min(1).sum()), float(self.cost.max(1).sum())
+            low = float(self.cost.min(1).sum())
             for _ in range(_HALVINGS):
                 budget = (low + high) / 2
                 picked = _choose(self.loss**power, self.cost, budget)

@@ -108,11 +108,11 @@ def tune(
     out: str | Path = "tune",
     progress: Progress = lambda title, done, total: None,
 ) -> TuneReport:
-    """Find rates per block that lose less than one rate everywhere, at its cost.
+    """Find rates per block that lose less than one rate everywhere at its cost, or cost less.
 
     Args:
         images: photos or folders of them, unlabelled; every third is held out.
-        budget: the uniform rate whose cost is the budget.
+        budget: the uniform rate to beat; its cost, or its loss, is the budget.
         placements: that may be chosen, `attention` or `block`; the budget is that of the first.
         rates: candidates; `budget` is added to them, and what the method cannot do is dropped.
         cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
@@ -170,8 +170,8 @@ def tune(
         within += [uniform] if mean(uniform.search) <= limit else []
         if not within:
             raise UserError(
-                f"no schedule of these rates keeps the loss below {limit:g}: the uniform rate "
-                f"{budget:g} has {mean(uniform.search):.3g}. Allow more loss, or add lower rates"
+                f"no schedule that saves much has a loss of at most {limit:g}: that of the uniform "
+                f"rate {budget:g} is {mean(uniform.search):.3g}. Allow more loss"
             )
         best = min(within, key=lambda candidate: candidate.cost)
     progress("comparing on held-out photos", 0, 2)
@@ -202,6 +202,7 @@ class _Verifier:
         count: int,
     ) -> None:
         self.done: list[Candidate] = []
+        self._asked = 0
         self._judge, self._base, self._photos = judge, base, photos
         self._progress, self._count = progress, count
         self._known: dict[tuple[str, tuple[float, ...]], tuple[Loss, ...]] = {}
@@ -209,11 +210,14 @@ class _Verifier:
     def __call__(self, candidate: Candidate) -> Candidate:
         """Return the candidate with its losses on the search photos."""
         key = candidate.placement, candidate.rates
+        measured = replace(candidate, search=self._known.get(key, ()))
         if key not in self._known:
-            self._known[key] = self.losses(candidate, self._photos)
-        self.done.append(replace(candidate, search=self._known[key]))
-        self._progress("verifying schedules", len(self.done), self._count)
-        return self.done[-1]
+            measured = replace(candidate, search=self.losses(candidate, self._photos))
+            self._known[key] = measured.search
+            self.done.append(measured)
+        self._asked += 1
+        self._progress("verifying schedules", self._asked, self._count)
+        return measured
 
     def losses(self, candidate: Candidate, photos: Sequence[Path]) -> tuple[Loss, ...]:
         """Measure the loss on every photo."""
@@ -236,7 +240,7 @@ def _refuse_mistakes(
         raise UserError(f"unknown goal {least!r}. Choose one of: {', '.join(GOALS)}")
     if max_loss is not None and (least != "cost" or not 0 < max_loss <= _LARGEST_LOSS):
         raise UserError(
-            f"a largest loss of {max_loss:g} cannot be met. It goes with the goal `cost`, and lies "
+            f"a largest loss of {max_loss:g} cannot be met. It goes with --least cost, and lies "
             f"between 0 and {_LARGEST_LOSS:g}"
         )
     if budget <= 0:

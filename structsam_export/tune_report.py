@@ -43,15 +43,18 @@ def figure_of(report: TuneReport) -> Figure:
     pareto.plot(
         *zip(*report.sensitivity.pareto(), strict=True), color="0.6", label="schedules, predicted"
     )
+    told = set()
     for candidate in report.candidates:
         first = candidate.name == "uniform"
+        label = f"{candidate.name}, measured on the search photos"
         pareto.plot(
             candidate.cost,
             mean(candidate.search),
             "s" if first else "o",
             color="C3" if first else "C0",
-            label=f"{candidate.name}, measured on the search photos",
+            label=None if label in told else label,
         )
+        told.add(label)
     pareto.set_xlabel(_UNITS[report.cost_unit])
     pareto.set_ylabel("embedding distance + mask disagreement")
     pareto.set_ylim(bottom=0)
@@ -88,6 +91,8 @@ def tune_table(report: TuneReport) -> Table:
     cost = 1 - report.best.cost / report.uniform.cost
     count = len(report.best.held_out)
     verdict = f"{_less(loss)} loss" + (f" and {_less(cost)} cost" if report.goal == "cost" else "")
+    if report.best.rates == report.uniform.rates:
+        verdict = "nothing better"
     table.caption = (
         f"Loss: relative L2 of the embedding + 1 - IoU of masks at nine points, against the "
         f"unmerged model. On {count} photo(s) that the search did not see: {verdict} than uniform."

@@ -152,14 +152,15 @@ class MergeMethod(ABC):
         """
 
     def padding_slots(self, real: tuple[int, int]) -> int | None:
-        """How many slots at the start of a map hold padding only, if that is known beforehand.
+        """How many slots at the start of a map hold padding, if that is known beforehand.
+
+        All padding is in these slots, and nothing else.
 
         Args:
             real: rows and columns of the map that are no padding.
 
         Returns:
-            0..M for a method that puts padding first when `plan` is told of it and of no box;
-            None for any other.
+            0..M for a method that puts padding first when `plan` is told of it; None for any other.
         """
         return None
 

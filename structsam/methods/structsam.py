@@ -119,9 +119,12 @@ class StructSAM(MergeMethod):
         s = self.cell_size
         in_cell = cells_of(energy, self.grid, s)  # [B, N/s^2, s^2]
         score = self._cell_energy(in_cell)  # [B, N/s^2]
+        inside = None if box is None else _inside(box, self.grid, s)
         if padding is not None:
-            score = torch.where(cells_of(padding, self.grid, s).all(-1), -1.0, score)
-        rank = rank_ascending(score, None if box is None else _inside(box, self.grid, s))
+            in_padding = cells_of(padding, self.grid, s).all(-1)
+            score = torch.where(in_padding, -1.0, score)
+            inside = None if inside is None else inside & ~in_padding  # a box may reach over it
+        rank = rank_ascending(score, inside)
         is_destination = self._destination_rank(in_cell) == 0  # [B, N/s^2, s^2]
         position = tokens_of_cells(self.grid, s, energy.device)
         anchor_of_cell = (is_destination * position).sum(-1)  # [B, N/s^2]
@@ -129,10 +132,10 @@ class StructSAM(MergeMethod):
 
     def padding_slots(self, real: tuple[int, int]) -> int | None:
         """Cells of padding are the first in rank order, and their slots the first of the map."""
-        if self.variant == "no_cell":
-            return None
         s = self.cell_size
-        cells = self.num_cells - -(-real[0] // s) * -(-real[1] // s)
+        if self.variant == "no_cell" or real[0] % s or real[1] % s:
+            return None  # cells that hold both may stay whole
+        cells = self.num_cells - (real[0] // s) * (real[1] // s)
         kept = max(0, cells - self.num_merged_cells)
         return cells - kept + kept * s**2
 

@@ -115,7 +115,7 @@ def check_plan(method, plan, tokens, padding=None) -> None:
 
 
 def check_padding_slots(method, slot, padding) -> None:
-    """The slots that a method promises to be padding are so, and no others in SAM's windows."""
+    """All padding is in the slots that the method promises, and nothing else."""
     real = ~padding.reshape(method.grid)
     rows, columns = int(real.any(1).sum()), int(real.any(0).sum())
     promised = method.padding_slots((rows, columns))
@@ -124,8 +124,7 @@ def check_padding_slots(method, slot, padding) -> None:
             0, slot[~padding], torch.ones(1, dtype=torch.bool).expand(int((~padding).sum()))
         )
         assert not with_real[:promised].any(), "a slot of padding holds a real token"
-        if rows % 2 == columns % 2 == 0:  # else cells hold both, and may stay whole
-            assert with_real[promised:].all(), "a slot of padding is not among the first"
+        assert with_real[promised:].all(), "a slot of padding is not among the first"
 
 
 def check_features(method, plan, tokens) -> None:

@@ -208,9 +208,8 @@ def test_windows_around_a_box_merge_less() -> None:
     assert block.qkv == 3 * (8 * 145 + 17 * 73) * 768**2
     assert [tier.slots for tier in flops.blocks[2].tiers] == [2047]
     ranked = encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5, prompt_aware="rank"))
-    plain = encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5))
-    assert ranked.total == plain.total and ranked.folded_extra == plain.folded_extra
-    assert ranked.skipped == 0 < plain.skipped  # a box may lie on padding: its place is not known
+    assert ranked == encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.5))
+    assert flops.skipped == 0 < ranked.skipped  # windows in two tiers: which are at the edge?
 
 
 @pytest.mark.parametrize(("rate", "padding"), [(0.25, 8 * 33 + 81), (0.5, 201), (0.75, 201)])

@@ -184,11 +184,11 @@ def test_a_method_of_one_class_and_one_line_is_checked_like_all_others(monkeypat
 
 
 def test_the_contract_catches_a_false_promise_about_padding(monkeypatch) -> None:
-    """StructSAM keeps it in its place; a method that knows nothing of padding does not."""
-    for base, promise in ((Halves, 4), (METHODS["structsam"], 0), (METHODS["structsam"], 40)):
+    """Too few slots, and too many."""
+    for base, promise in ((METHODS["structsam"], 0), (METHODS["structsam"], 40)):
         body = {"padding_slots": lambda self, real, promise=promise: promise, "name": "liar"}
         monkeypatch.setitem(METHODS, "liar", type("Liar", (base,), body))
-        with pytest.raises(AssertionError, match=r"padding|share a slot"):
+        with pytest.raises(AssertionError, match="a slot of padding"):
             contract.check_method("liar")
 
 

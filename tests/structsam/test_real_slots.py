@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structsam.apply import apply_config
+from structsam.apply import apply_config, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.methods import StructSAM
 from structsam.real_slots import RealSlots, padding_slots_of_maps
@@ -41,7 +41,7 @@ def test_other_variants_promise_nothing():
 
 def test_rows_and_slots():
     """Map 0 has no padding, map 1 two slots of it."""
-    real = RealSlots([0, 2], 3)
+    real = RealSlots([0, 2], 3, torch.device("cpu"))
     slots = torch.arange(6.0).reshape(2, 3, 1)
     assert real.take(slots).flatten().tolist() == [0, 1, 2, 5]
     rows = torch.tensor([[10.0], [11], [12], [13], [-1]])
@@ -49,21 +49,47 @@ def test_rows_and_slots():
     assert real.row_of(torch.arange(6).reshape(2, 3)).tolist() == [[0, 1, 2], [4, 4, 3]]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+CONFIGS = {
+    **{placement: {"placement": placement} for placement in PLACEMENTS},
+    "sizes": {"proportional": True, "align": 8},
+    "box": {"prompt_aware": "rank"},  # its box reaches over padding
+    "shared": {"placement": "stage", "reuse": 2},
+}
+
+
+@pytest.mark.parametrize("more", CONFIGS.values(), ids=list(CONFIGS))
 def test_the_same_encoder_with_and_without_padding_slots(
-    tiny_sam_factory, tiny_spec, monkeypatch, placement
+    tiny_sam_factory, tiny_spec, monkeypatch, more
 ):
     """Two images: rows of the second lie behind those of the first."""
     side = tiny_spec.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    config = MergeConfig(rate=0.4, placement=placement)
+    config = MergeConfig(rate=0.4, **more)
     taken = []
     take = RealSlots.take
+
+    def embedding():
+        sam = apply_config(tiny_sam_factory(), config)
+        if config.prompt_aware:
+            set_prompt_box(sam, torch.tensor([[side * 0.6, side * 0.6, side * 1.5, side * 1.5]]))
+        return sam.image_encoder(images)
+
     with torch.inference_mode():
         with monkeypatch.context() as patch:
             patch.setattr(RealSlots, "take", lambda self, x: taken.append(1) or take(self, x))
-            short = apply_config(tiny_sam_factory(), config).image_encoder(images)
+            short = embedding()
         monkeypatch.setattr(StructSAM, "padding_slots", lambda self, real: None)
-        whole = apply_config(tiny_sam_factory(), config).image_encoder(images)
+        whole = embedding()
     assert taken  # the model has windows with padding
     torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_torch_compile_sees_one_graph(tiny_sam_factory, tiny_spec, placement):
+    """Without a break: indices of rows are constants, not results of a search."""
+    side = tiny_spec.image_size
+    encoder = apply_config(tiny_sam_factory(), MergeConfig(placement=placement)).image_encoder
+    torch._dynamo.reset()
+    with torch.no_grad():
+        told = torch._dynamo.explain(encoder)(torch.zeros(1, 3, side, side))
+    assert told.graph_break_count == 0, [reason.reason for reason in told.break_reasons]
