@@ -30,7 +30,7 @@ run() {
 for part in $parts; do
   case $part in
     methods) run --methods all --rates 0.25,0.5,0.7 ;;
-    layers) run --methods all --rates 0.5 --layers global --layers 7,8,9,10,11 ;;
+    layers) run --methods all --rates 0.25,0.5,0.7 --layers global --layers 7,8,9,10,11 ;;
     ablations)
       for option in operator=central flatness=mean destination=max destination=random \
         cells=random variant=no_cell channels=all; do

@@ -146,9 +146,11 @@ def _structsam(here: Map, slot, anchor) -> None:
     keys = energy.max(1) if method.flatness == "max" else energy.mean(1)
     if method.cells == "random":
         keys = method._random_cells.astype(float)
-        if here.padding is not None:
-            keys = np.where(here.padding[cells[:, 0]], -1, keys)
-    _cells(here, slot, anchor, keys, here.late(s), s)
+    late = here.late(s)
+    if here.padding is not None:  # before all others, also where the box reaches over it
+        in_padding = here.padding[cells].all(1)
+        keys, late = np.where(in_padding, -1, keys), late & ~in_padding
+    _cells(here, slot, anchor, keys, late, s)
     chosen = anchor[: method.num_merged_cells]
     of_cell = {int(token): c for c, cell in enumerate(cells) for token in cell}
     own = np.array([of_cell[int(token)] for token in chosen], int)
