@@ -41,7 +41,7 @@ _TRACE = "pkg.torch.onnx.stack_trace"
 #: Step -> functions whose work it is. Planning and unmerging count whole; else the inner step.
 _STEPS: dict[str, list[tuple[Any, str]]] = {
     "planning": [(MergedBlock, "_merging")],
-    "merge": [(MergePlan, "merge")],
+    "merge": [(MergePlan, "merge"), (merged_attention._Merging, "_merge")],
     "unmerge": [(merged_attention._Merging, "_unmerge")],
     "leaving padding out": [(RealSlots, "take"), (RealSlots, "spread")],
     "windows": [(merged_attention._WindowMaps, "cut"), (merged_attention._WindowMaps, "put_back")],

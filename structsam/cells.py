@@ -11,7 +11,7 @@ from torch import Tensor
 from structsam.errors import UserError
 from structsam.merge_plan import MergePlan
 from structsam.ranking import invert_ranks, rank_ascending
-from structsam.slot_features import CellMean
+from structsam.slot_features import CellMean, gather_rows
 
 #: The places in a 2x2 cell that are left when one of the four is taken.
 _OTHER_PLACES = [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
@@ -83,11 +83,12 @@ def merge_first_cells(
     batch = rank.shape[0]
     ranked_cell = invert_ranks(rank)
     table = tokens_of_cells(grid, s, rank.device)
+    strips = torch.div(table[:, ::s], s, rounding_mode="floor")
     first_slot = torch.where(rank < merged, rank, merged + (rank - merged) * s * s)
     local = torch.where((rank < merged)[:, :, None], 0, torch.arange(s * s, device=rank.device))
     slot = (first_slot[:, :, None] + local).reshape(batch, height // s, width // s, s, s)
     merged_cells, kept_cells = ranked_cell[:, :merged], ranked_cell[:, merged:]
-    kept_tokens = table.index_select(0, kept_cells.reshape(-1)).reshape(batch, -1)
+    kept_tokens = gather_rows(table, kept_cells).flatten(1)
     anchors = anchor_of_cell.expand(batch, -1).gather(1, merged_cells)
     sizes = [s * s] * merged + [1] * kept_tokens.shape[1]
     return MergePlan(
@@ -95,5 +96,5 @@ def merge_first_cells(
         slot_of_token=slot.transpose(2, 3).reshape(batch, height * width),
         anchor_of_slot=torch.cat([anchors, kept_tokens], 1),
         size_of_slot=torch.tensor(sizes, device=rank.device).expand(batch, -1),
-        features=CellMean(grid, s, merged_cells, kept_tokens),
+        features=CellMean(s, gather_rows(strips, merged_cells), kept_tokens),
     )

@@ -28,7 +28,7 @@ from structsam.methods.base import MergeMethod
 from structsam.ranking import invert_ranks, rank_descending
 from structsam.real_slots import RealSlots, padding_slots_of_maps
 from structsam.relative_attention import Positions, attend
-from structsam.slot_features import gather_rows
+from structsam.slot_features import CellMean, gather_rows
 
 #: A distance between windows of one image stays below this, in tokens.
 _AREA_BEFORE_DISTANCE = 1000.0
@@ -196,11 +196,11 @@ class MergedBlock(nn.Module):
         return self.method.token_energy(self.metric_map(x)) if self.method else None
 
     def _attention_on_slots(self, rows: Tensor, group: _Group) -> Tensor:
-        """Attention and output projection of normed slots, `group.rows_of(...)`."""
+        """Attention and output projection of normed slots."""
         return attend(self.attn, rows, group.positions, self.attention, group.real)
 
     def _stage_on_slots(self, rows: Tensor, group: _Group) -> Tensor:
-        """What the blocks of the stage add to slots of the residual stream, as `rows_of` them."""
+        """What the blocks of the stage add to slots of the residual stream."""
         x = rows
         for block in self._stage:
             normed = block.norm1(x)
@@ -231,11 +231,7 @@ class MergedBlock(nn.Module):
             scored = replace(scored, box=_box_of_windows(box, (height, width), maps.grid))
         if len(self.tiers) == 1:
             group = self._group(self.method, scored, None)
-            padding = padding_slots_of_maps(self.method, (height, width), maps.grid)
-            if padding:
-                real = RealSlots(padding * batch, group.plan.num_slots, normed.device)
-                group = replace(group, real=real)
-            return _Merging(maps, [group], None)
+            return _Merging(maps, [_read_from_image(group, self.method, maps)], None)
         assert scored.box is not None, "several tiers need a prompt box"
         windows = scored.metric.shape[0] // batch
         covered = _closeness(scored.box, maps.grid).reshape(batch, windows)
@@ -269,18 +265,33 @@ class _Group:
     Args:
         is_padding: [B', M] bool, slots of padding; None when there is none.
         windows: [B'] which maps of all these are; None for all of them.
-        real: the slots that linear layers run on; None for all.
+        of_image: slots straight from the image's tokens [B*H'*W', C], without cutting windows;
+            None where windows are cut.
+        real: the slots that `of_image` gives and linear layers run on; None for all.
     """
 
     plan: MergePlan
     positions: Positions
     is_padding: Tensor | None
     windows: Tensor | None
+    of_image: CellMean | None = None
     real: RealSlots | None = None
 
-    def rows_of(self, slots: Tensor) -> Tensor:
-        """Return what linear layers run on: slots [B', M, C], or the rows [S, C] of `real`."""
-        return slots if self.real is None else self.real.take(slots)
+
+def _read_from_image(group: _Group, method: MergeMethod, maps: _WindowMaps) -> _Group:
+    """Let the only group of a block take its slots from the image, where no padding is read."""
+    features = group.plan.features
+    image = maps.height, maps.width
+    if not maps.window or not isinstance(features, CellMean):
+        return group
+    padding = padding_slots_of_maps(method, image, maps.grid)
+    if group.is_padding is not None and not padding:
+        return group  # slots may hold padding, which is zeros and nowhere in the image
+    device = group.plan.slot_of_token.device
+    real = RealSlots(padding * maps.batch, features.parts, device) if padding else None
+    tokens = torch.arange(maps.batch * maps.height * maps.width, device=device)
+    place = maps.cut(tokens.reshape(maps.batch, *image, 1)).squeeze(-1)
+    return replace(group, of_image=features.of_table(place, real), real=real)
 
 
 @dataclass
@@ -301,15 +312,22 @@ class _Merging:
 
     def around(self, x: Tensor, run: Callable[[Tensor, _Group], Tensor]) -> Tensor:
         """Merge [B, H', W', C], run on the slots of every group, unmerge: [B, H', W', C]."""
+        merged = zip(self._merge(x), self.groups, strict=True)
+        return self._unmerge([run(slots, group) for slots, group in merged])
+
+    def _merge(self, x: Tensor) -> list[Tensor]:
+        """Return every group's slots [B', M, C] of [B, H', W', C], or the rows [S, C] of `real`."""
+        if self.groups[0].of_image is not None:
+            return [self.groups[0].of_image(x.flatten(0, 2))]
         tokens = self.maps.cut(x)
-        results = []
+        merged = []
         for group in self.groups:
             own = tokens if group.windows is None else tokens.index_select(0, group.windows)
-            results.append(run(group.rows_of(group.plan.merge(own)), group))
-        return self._unmerge(results)
+            merged.append(group.plan.merge(own))
+        return merged
 
     def _unmerge(self, slots: list[Tensor]) -> Tensor:
-        """Give every token its slot's row: `rows_of` every group -> [B, H', W', C]."""
+        """Give every token its slot's row: what `_merge` returned -> [B, H', W', C]."""
         table = torch.cat([found.flatten(0, -2) for found in slots]) if slots[1:] else slots[0]
         rows = self._row_of_token.reshape(1, -1)
         picked = gather_rows(table.reshape(1, -1, table.shape[-1]), rows)

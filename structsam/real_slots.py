@@ -24,30 +24,47 @@ if TYPE_CHECKING:
 class RealSlots:
     """Rows for all slots but the first `padding[b]` of every map b.
 
+    Rows are ordered by the parts of a map's slots: the first part of all maps, then the second.
+
     Args:
         padding: of B maps, how many slots at the start hold padding.
-        num_slots: M.
+        parts: how many slots every part has; M in all.
         device: where the indices lie.
     """
 
-    def __init__(self, padding: Sequence[int], num_slots: int, device: torch.device) -> None:
+    def __init__(self, padding: Sequence[int], parts: Sequence[int], device: torch.device) -> None:
+        num_slots = sum(parts)
         self.shape = len(padding), num_slots
-        ends = [num_slots * (b + 1) for b in range(len(padding))]
-        real = [num_slots - count for count in padding]
+        total = sum(num_slots - count for count in padding)
+        self._slots_of_parts: list[Tensor] = []  # among the slots of this part of all maps
+        slot_of_row, row_of_slot, start, row = [], [], 0, 0
         # of sizes that are known, so that torch.compile and the export see constants
-        self._slot_of_row = torch.cat(
-            [torch.arange(end - n, end, device=device) for end, n in zip(ends, real, strict=True)]
-        )  # [S]
-        place = (
-            torch.arange(num_slots, device=device) - torch.tensor(padding, device=device)[:, None]
-        )
-        before = torch.tensor([0, *accumulate(real)][:-1], device=device)[:, None]
-        # padding has the row after the last
-        self._row_of_slot = torch.where(place >= 0, place + before, sum(real)).flatten()  # [B*M]
+        for size in parts:
+            out = [min(max(count - start, 0), size) for count in padding]
+            of_part = [torch.arange(size * b + n, size * (b + 1)) for b, n in enumerate(out)]
+            of_map = [slots + b * (num_slots - size) + start for b, slots in enumerate(of_part)]
+            first = list(accumulate((size - n for n in out), initial=row))
+            place = torch.arange(size) - torch.tensor(out)[:, None]
+            # padding has the row after the last
+            row_of_slot.append(
+                torch.where(place >= 0, place + torch.tensor(first[:-1])[:, None], total)
+            )
+            self._slots_of_parts.append(torch.cat(of_part).to(device))
+            slot_of_row += of_map
+            start, row = start + size, first[-1]
+        self._slot_of_row = torch.cat(slot_of_row).to(device)  # [S]
+        self._row_of_slot = torch.cat(row_of_slot, 1).flatten().to(device)  # [B*M]
 
     def take(self, slots: Tensor) -> Tensor:
         """Return the rows of slots [B, M, C]: [S, C]."""
         return slots.flatten(0, 1).index_select(0, self._slot_of_row)
+
+    def take_parts(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rows of every part [B, size, ...] by itself; together they are the S rows."""
+        return [
+            part.flatten(0, 1).index_select(0, slots)
+            for part, slots in zip(parts, self._slots_of_parts, strict=True)
+        ]
 
     def spread(self, rows: Tensor) -> Tensor:
         """Put rows [S + 1, C] into their slots, the last one into padding: [B, M, C]."""

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from structsam.real_slots import RealSlots
+
 
 class SlotFeatures(Protocol):
     """Anything that turns tokens [B, N, C] into slots [B, M, C]."""
@@ -25,29 +27,44 @@ class SlotFeatures(Protocol):
 
 @dataclass(frozen=True)
 class CellMean:
-    """Means of whole cells, then single tokens: one row gather each.
+    """Means of whole cells, then single tokens; nothing is read but what is needed.
 
     Args:
-        grid: (H, W).
         cell: side s of the square cells.
-        merged_cells: [B, K] int64 in 0..N/s^2-1, the cells of the first K slots.
-        kept_tokens: [B, M - K] int64, the tokens of the others.
+        strips: [..., K, s] int64 in 0..N/s-1, the rows of the cells of the first K slots; strip i
+            is the tokens i*s to i*s + s - 1, side by side on the grid.
+        kept_tokens: [..., M - K] int64, the tokens of the other slots.
     """
 
-    grid: tuple[int, int]
     cell: int
-    merged_cells: Tensor
+    strips: Tensor
     kept_tokens: Tensor
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Gather the cells' means and the single tokens."""
-        height, width = self.grid
-        batch, _, channels = tokens.shape
-        s = self.cell
-        # [B, N, C] -> [B, H/s, s, W/s, s, C] -> means of all cells [B, N/s^2, C]
-        means = tokens.reshape(batch, height // s, s, width // s, s, channels).mean((2, 4))
-        merged = gather_rows(means.flatten(1, 2), self.merged_cells)
-        return torch.cat([merged, gather_rows(tokens, self.kept_tokens)], 1)
+        """Average the cells [..., N, C] and append the single tokens: [..., M, C]."""
+        s, channels = self.cell, tokens.shape[-1]
+        strips = gather_rows(tokens.unflatten(-2, (-1, s)).flatten(-2), self.strips.flatten(-2))
+        cells = strips.reshape(*self.strips.shape[:-1], s * s, channels)
+        return torch.cat([cells.mean(-2), gather_rows(tokens, self.kept_tokens)], -2)
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """K slots of cells, M - K slots of single tokens."""
+        return self.strips.shape[-2], self.kept_tokens.shape[-1]
+
+    def of_table(self, place: Tensor, real: RealSlots | None = None) -> CellMean:
+        """Return the same features, read from one table [R, C] that holds the tokens of all maps.
+
+        Args:
+            place: [B, N] int64, the row of every token; a strip of the map is one of the table.
+            real: the slots that are wanted, by `parts`; None for all.
+        """
+        strip_place = torch.div(place[:, :: self.cell], self.cell, rounding_mode="floor")
+        strips = strip_place.gather(1, self.strips.flatten(1)).reshape(self.strips.shape)
+        kept = place.gather(1, self.kept_tokens)
+        if real is not None:
+            strips, kept = real.take_parts([strips, kept])
+        return CellMean(self.cell, strips, kept)
 
 
 @dataclass(frozen=True)
@@ -125,12 +142,13 @@ def one_hot_match(match: Tensor, num_destinations: int) -> Tensor:
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     """Pick rows map by map: table [B, R, C], index [B, K] in 0..R-1 -> [B, K, C].
 
-    The rows are gathered from the flattened [B*R, C] table, which exports as one ONNX `Gather`
-    on axis 0; an index expanded over the channels would be C times as large.
+    One table [R, C] serves an index of any shape. The rows are gathered from the flattened [B*R, C]
+    table, which exports as one ONNX `Gather` on axis 0; an index expanded over the channels would
+    be C times as large.
     """
-    batch, rows, channels = table.shape
-    if batch > 1:
+    if table.dim() == 3 and len(table) > 1:
+        batch, rows = table.shape[:2]
         first_row = torch.arange(0, batch * rows, rows, device=index.device)
         index = index + first_row[:, None]
-    picked = table.reshape(batch * rows, channels).index_select(0, index.reshape(-1))
-    return picked.reshape(batch, index.shape[1], channels)
+    picked = table.reshape(-1, table.shape[-1]).index_select(0, index.reshape(-1))
+    return picked.reshape(*index.shape, table.shape[-1])

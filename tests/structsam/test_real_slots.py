@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from structsam.apply import apply_config, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
+from structsam.merged_attention import _Group, _Merging, _read_from_image, _WindowMaps
 from structsam.methods import StructSAM
 from structsam.real_slots import RealSlots, padding_slots_of_maps
+from structsam.relative_attention import Positions
 from tests.structsam.method_contract import check_padding_slots
 
 
@@ -41,12 +43,58 @@ def test_other_variants_promise_nothing():
 
 def test_rows_and_slots():
     """Map 0 has no padding, map 1 two slots of it."""
-    real = RealSlots([0, 2], 3, torch.device("cpu"))
+    real = RealSlots([0, 2], [3], torch.device("cpu"))
     slots = torch.arange(6.0).reshape(2, 3, 1)
     assert real.take(slots).flatten().tolist() == [0, 1, 2, 5]
     rows = torch.tensor([[10.0], [11], [12], [13], [-1]])
     assert real.spread(rows).squeeze(-1).tolist() == [[10, 11, 12], [-1, -1, 13]]
     assert real.row_of(torch.arange(6).reshape(2, 3)).tolist() == [[0, 1, 2], [4, 4, 3]]
+
+
+def test_rows_of_parts():
+    """Slots are a first part of two and a second of one; map 1 has three slots of padding."""
+    real = RealSlots([0, 3, 1], [2, 1], torch.device("cpu"))
+    slots = torch.arange(9).reshape(3, 3)
+    rows = real.take(slots.unsqueeze(-1)).flatten()
+    assert rows.tolist() == [0, 1, 7, 2, 8]  # first parts of all maps, then second parts
+    first, second = real.take_parts([slots[:, :2], slots[:, 2:]])
+    assert torch.cat([first, second]).tolist() == rows.tolist()
+    assert real.row_of(slots).tolist() == [[0, 1, 3], [5, 5, 5], [5, 2, 4]]
+    spread = real.spread(torch.cat([rows, torch.tensor([-1])]).unsqueeze(-1)).squeeze(-1)
+    assert spread.tolist() == [[0, 1, 2], [-1, -1, -1], [-1, 7, 8]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    image=st.sampled_from([(16, 16), (24, 16), (20, 16), (12, 28)]),
+    cell=st.sampled_from([2, 4]),
+    rate=st.floats(0.05, 0.7),
+    images=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_slots_straight_from_the_image_are_those_of_its_windows(image, cell, rate, images, seed):
+    """With and without padding, windows of 8x8."""
+    method = StructSAM((8, 8), rate, cell_size=cell)
+    maps = _WindowMaps((images, *image), 8)
+    x = torch.randn(images, *image, 5, generator=torch.Generator().manual_seed(seed))
+    tokens = maps.cut(x)
+    plan = method.plan(tokens, padding=maps.padding(x.device))
+    cut = _Group(plan, Positions(plan.grid), maps.padding(x.device), None)
+    direct = _read_from_image(cut, method, maps)
+    assert direct.of_image is not None
+    slots = plan.merge(tokens)
+    expected = direct.real.take(slots) if direct.real else slots
+    torch.testing.assert_close(_Merging(maps, [direct], None)._merge(x)[0], expected)
+
+
+@pytest.mark.parametrize(("side", "variant"), [(12, "no_cell"), (13, "cell")])
+def test_windows_are_cut_where_padding_may_be_read(side, variant):
+    method = StructSAM((8, 8), 0.5, variant=variant)
+    maps = _WindowMaps((1, side, side), 8)
+    padding = maps.padding(torch.device("cpu"))
+    plan = method.plan(torch.randn(4, 64, 3), padding=padding)
+    group = _Group(plan, Positions(plan.grid), padding, None)
+    assert _read_from_image(group, method, maps).of_image is None
 
 
 CONFIGS = {
