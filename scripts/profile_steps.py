@@ -26,14 +26,16 @@ import onnxruntime as ort
 from segment_anything.modeling.common import MLPBlock
 from torch import nn
 
-from structsam import MergeConfig, merged_attention
+from structsam import MergeConfig, merged_block
 from structsam.apply import apply_config
+from structsam.block_merging import BlockMerging
 from structsam.config import parse_layers
 from structsam.merge_plan import MergePlan
-from structsam.merged_attention import MergedBlock
+from structsam.merged_block import MergedBlock
 from structsam.models import model_spec
 from structsam.models.load import build_sam
 from structsam.real_slots import RealSlots
+from structsam.window_maps import WindowMaps
 from structsam_export import onnx_graph
 from structsam_export.graph_modules import EncoderModule
 
@@ -41,11 +43,11 @@ _TRACE = "pkg.torch.onnx.stack_trace"
 #: Step -> functions whose work it is. Planning and unmerging count whole; else the inner step.
 _STEPS: dict[str, list[tuple[Any, str]]] = {
     "planning": [(MergedBlock, "_merging")],
-    "merge": [(MergePlan, "merge"), (merged_attention._Merging, "_merge")],
-    "unmerge": [(merged_attention._Merging, "_unmerge")],
+    "merge": [(MergePlan, "merge"), (BlockMerging, "_merge")],
+    "unmerge": [(BlockMerging, "_unmerge")],
     "leaving padding out": [(RealSlots, "take"), (RealSlots, "spread")],
-    "windows": [(merged_attention._WindowMaps, "cut"), (merged_attention._WindowMaps, "put_back")],
-    "attention": [(merged_attention, "attend")],
+    "windows": [(WindowMaps, "cut"), (WindowMaps, "put_back")],
+    "attention": [(merged_block, "attend")],
     "MLP": [(MLPBlock, "forward")],
 }
 _REST = "rest"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from structsam.merge_plan import MergePlan
-    from structsam.merged_attention import MergedBlock
+    from structsam.merged_block import MergedBlock
     from structsam.models import ModelSpec
 
 Say = Callable[[str], None]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from structsam.merge_plan import MergePlan
-    from structsam.merged_attention import MergedBlock
+    from structsam.merged_block import MergedBlock
 
 Say = Callable[[str], None]
 

@@ -14,7 +14,7 @@ import structsam
 from structsam.apply import apply_config, apply_merging, merged_blocks, remove_merging
 from structsam.config import MergeConfig, parse_layers
 from structsam.errors import UserError
-from structsam.merged_attention import MergedBlock
+from structsam.merged_block import MergedBlock
 from structsam.relative_attention import ATTENTIONS
 
 

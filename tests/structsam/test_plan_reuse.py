@@ -13,7 +13,7 @@ from structsam.apply import apply_config, apply_merging, merged_blocks, set_prom
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.errors import UserError
 from structsam.flops import encoder_flops
-from structsam.merged_attention import MergedBlock
+from structsam.merged_block import MergedBlock
 from structsam.models import MODELS
 from tests.structsam.naive_attention import layer_norm, random_map, relative_error
 from tests.structsam.test_placement import LAYOUT, around, attention_of, naive_mlp, plans_of

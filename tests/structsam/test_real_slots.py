@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structsam.apply import apply_config, set_prompt_box
+from structsam.block_merging import BlockMerging, MapGroup, _read_from_image
 from structsam.config import PLACEMENTS, MergeConfig
-from structsam.merged_attention import _Group, _Merging, _read_from_image, _WindowMaps
 from structsam.methods import StructSAM
 from structsam.real_slots import RealSlots, padding_slots_of_maps
 from structsam.relative_attention import Positions
+from structsam.window_maps import WindowMaps
 from tests.structsam.method_contract import check_padding_slots
 
 
@@ -75,25 +76,25 @@ def test_rows_of_parts():
 def test_slots_straight_from_the_image_are_those_of_its_windows(image, cell, rate, images, seed):
     """With and without padding, windows of 8x8."""
     method = StructSAM((8, 8), rate, cell_size=cell)
-    maps = _WindowMaps((images, *image), 8)
+    maps = WindowMaps((images, *image), 8)
     x = torch.randn(images, *image, 5, generator=torch.Generator().manual_seed(seed))
     tokens = maps.cut(x)
     plan = method.plan(tokens, padding=maps.padding(x.device))
-    cut = _Group(plan, Positions(plan.grid), maps.padding(x.device), None)
+    cut = MapGroup(plan, Positions(plan.grid), maps.padding(x.device), None)
     direct = _read_from_image(cut, method, maps)
     assert direct.of_image is not None
     slots = plan.merge(tokens)
     expected = direct.real.take(slots) if direct.real else slots
-    torch.testing.assert_close(_Merging(maps, [direct], None)._merge(x)[0], expected)
+    torch.testing.assert_close(BlockMerging(maps, [direct], None)._merge(x)[0], expected)
 
 
 @pytest.mark.parametrize(("side", "variant"), [(12, "no_cell"), (13, "cell")])
 def test_windows_are_cut_where_padding_may_be_read(side, variant):
     method = StructSAM((8, 8), 0.5, variant=variant)
-    maps = _WindowMaps((1, side, side), 8)
+    maps = WindowMaps((1, side, side), 8)
     padding = maps.padding(torch.device("cpu"))
     plan = method.plan(torch.randn(4, 64, 3), padding=padding)
-    group = _Group(plan, Positions(plan.grid), padding, None)
+    group = MapGroup(plan, Positions(plan.grid), padding, None)
     assert _read_from_image(group, method, maps).of_image is None
 
 
