@@ -7,12 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from structsam.errors import UserError
-from structsam.methods import METHODS, find_method
+from structsam.methods import METHODS, find_method, rate_limit
 from structsam.methods.base import MergeMethod, check_rate
 from structsam.methods.options import known_options
-
-#: A grid that every method can cut, to ask a method for its limit.
-_ANY_GRID = (16, 16)
 
 LAYER_SETS = ("all", "global", "window")
 ATTENTION_FORMS = ("folded", "dense")
@@ -59,7 +56,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         method = find_method(self.method)
         known_options(method, dict(self.options))
-        limit = method(_ANY_GRID, 0.0, **dict(self.options)).rate_limit
+        limit = rate_limit(method, dict(self.options))
         for rate in self.rate if isinstance(self.rate, tuple) else (self.rate,):
             check_rate(rate, method.name, limit)
         if type(self.align) is not int or self.align < 1:
@@ -178,7 +175,7 @@ class MergeConfig:
         inside = windows // 3
         if self.prompt_aware != "windows" or not inside or not rate:
             return ((rate, windows),)
-        limit = self.make_method(_ANY_GRID, 0.0).rate_limit
+        limit = rate_limit(find_method(self.method), dict(self.options))
         outside = windows - inside
         low = max(rate / 2, (windows * rate - outside * limit) / inside)
         high = min(limit, (windows * rate - inside * low) / outside)

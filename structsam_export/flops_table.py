@@ -10,7 +10,8 @@ from rich.table import Table
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
-from structsam.flops import BlockFlops, EncoderFlops, encoder_flops
+from structsam.flops import encoder_flops
+from structsam.flops_counts import BlockFlops, EncoderFlops
 from structsam.methods import METHODS
 from structsam.models import ModelSpec
 

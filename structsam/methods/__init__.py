@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from structsam.errors import UserError
 from structsam.methods.algm import ALGM
@@ -33,6 +34,7 @@ __all__ = [
     "choose_methods",
     "find_method",
     "methods_allowing",
+    "rate_limit",
     "rate_limits",
 ]
 
@@ -51,14 +53,23 @@ def find_method(name: str) -> type[MergeMethod]:
     return METHODS[name]
 
 
+def rate_limit(method: type[MergeMethod], options: Mapping[str, Any]) -> float:
+    """Return the largest rate that the method allows with these options.
+
+    Raises:
+        UserError: an option that has no such value.
+    """
+    return method(_ANY_GRID, 0.0, **options).rate_limit
+
+
 def rate_limits(method: type[MergeMethod]) -> dict[str, float]:
     """Return the method's rate limit by default (key "") and per option value that changes it."""
     limits = {"": method.max_rate}
     for name, option in method_options(method).items():
         for value in option.choices:
-            varied = method(_ANY_GRID, 0.0, **{name: value})
-            if varied.rate_limit != method.max_rate:
-                limits[f"{name}={value}"] = varied.rate_limit
+            limit = rate_limit(method, {name: value})
+            if limit != method.max_rate:
+                limits[f"{name}={value}"] = limit
     return limits
 
 
