@@ -122,6 +122,28 @@ class OneToken:
 
 
 @dataclass(frozen=True)
+class SlotMean:
+    """The mean of every slot's tokens, from the slots alone; it scatters, so it is not exported.
+
+    Args:
+        slot_of_token: [B, N] int64 in 0..M-1.
+        num_slots: M.
+    """
+
+    slot_of_token: Tensor
+    num_slots: int
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Average the tokens of every slot."""
+        batch, _, channels = tokens.shape
+        slot = self.slot_of_token.unsqueeze(-1)
+        total = tokens.new_zeros(batch, self.num_slots, channels)
+        total.scatter_add_(1, slot.expand_as(tokens), tokens)
+        size = tokens.new_zeros(batch, self.num_slots, 1)
+        return total / size.scatter_add_(1, slot, torch.ones_like(slot, dtype=tokens.dtype))
+
+
+@dataclass(frozen=True)
 class InTurn:
     """One step after the other: the second merges what the first has merged."""
 

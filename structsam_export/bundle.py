@@ -23,8 +23,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ENCODER_ONNX = "encoder.onnx"
 DECODER_ONNX = "decoder.onnx"
-PARITY_JSON = "parity.json"
-PARITY_HTML = "parity.html"
+#: Reports of `check`, .json and .html: on the bundle's own photos, and on others.
+PARITY_STEM, PHOTOS_STEM = "parity", "parity-photos"
 REFERENCE_FOLDER = "reference"
 #: The second input of a prompt-aware encoder.
 PROMPT_BOX = "prompt_box"

@@ -138,6 +138,7 @@ def export(
         }
         print(json.dumps(facts))
     else:
+        from structsam_export.bundle import PARITY_STEM
         from structsam_export.terminal import bundle_table, parity_table
 
         terminal.table(bundle_table(bundle))
@@ -147,7 +148,7 @@ def export(
         if bundle.has_random_weights:
             terminal.print(random_note())
         terminal.print(report.verdict())
-        terminal.print(f"report: {bundle.path / 'parity.html'}")
+        terminal.print(f"report: {bundle.path / f'{PARITY_STEM}.html'}")
         terminal.print(f"bundle: {bundle.path}")
     raise typer.Exit(report.exit_code)
 
@@ -223,7 +224,7 @@ def check(
         terminal.table(parity_table(report))
         if report.exit_code != 2:
             terminal.print(report.verdict())
-            terminal.print(f"report: {bundle / 'parity.html'}")
+            terminal.print(f"report: {report.page}")
     if report.exit_code == 2:
         raise UserError(report.verdict())
     raise typer.Exit(report.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ GATES: dict[str, dict[str, tuple[str, float]]] = {
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One backend on one image. `metrics` is empty when it was not run."""
+    """One backend on one image. `metrics` is empty when it was not run.
+
+    Args:
+        same_slot: block -> share of tokens with the same destination as in the reference.
+        followed: of a result off its gates: `metrics` against PyTorch with this backend's slots,
+            and `same_slot`, what PyTorch would have chosen alike from the same input.
+    """
 
     backend: str
     image: str
@@ -34,6 +41,7 @@ class ParityRow:
     metrics: dict[str, float] = field(default_factory=dict)
     same_slot: dict[int, float] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
+    followed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +52,7 @@ class ParityReport:
     precision: str
     random_weights: bool
     rows: list[ParityRow] = field(default_factory=list)
+    page: Path | None = None  # the written report
 
     def __bool__(self) -> bool:
         statuses = [row.status for row in self.rows]
@@ -64,13 +73,15 @@ class ParityReport:
             "precision": self.precision,
             "random_weights": self.random_weights,
             "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
-            "rows": [{**asdict(row), "metrics": _strict(row.metrics)} for row in self.rows],
+            "rows": [_strict(asdict(row)) for row in self.rows],
         }
 
     def verdict(self) -> str:
-        """Say in one line how it ended, with the tolerance that would have passed."""
+        """Say in one line how it ended, and which values are off their gates."""
         if self:
-            return f"parity passed ({self.precision})"
+            ties = dict.fromkeys(row.image for row in self.rows if row.followed)
+            told = f"; ties ranked otherwise on {', '.join(ties)}" if ties else ""
+            return f"parity passed ({self.precision}){told}"
         failed = [row for row in self.rows if row.status == "failed"]
         if not failed:
             reasons = {row.reason for row in self.rows}
@@ -85,8 +96,14 @@ class ParityReport:
                 for name, gate in GATES[self.precision].items()
                 if not passes(row.metrics[name], gate)
             ]
-            parts.append(f"{row.backend} on {row.image}: {', '.join(missed)}")
-        return "parity FAILED: " + "; ".join(parts) + ". Gates at those values would have passed"
+            why = f"; {row.reason}" if row.reason else ""
+            parts.append(f"{row.backend} on {row.image}: {', '.join(missed)}{why}")
+        return "parity FAILED: " + ". ".join(parts)
+
+
+def keeps_gates(metrics: dict[str, float], precision: str) -> bool:
+    """Whether all metrics keep to the gates of the precision."""
+    return all(passes(metrics[name], gate) for name, gate in GATES[precision].items())
 
 
 def passes(value: float, gate: tuple[str, float]) -> bool:
@@ -95,6 +112,8 @@ def passes(value: float, gate: tuple[str, float]) -> bool:
     return value <= tolerance if direction == "max" else value >= tolerance
 
 
-def _strict(metrics: dict[str, float]) -> dict[str, float | str]:
+def _strict(facts: Any) -> Any:
     """JSON has no infinity; a result that holds NaN is infinitely far off."""
-    return {n: value if np.isfinite(value) else "infinite" for n, value in metrics.items()}
+    if isinstance(facts, dict):
+        return {name: _strict(value) for name, value in facts.items()}
+    return "infinite" if isinstance(facts, float) and not np.isfinite(facts) else facts

@@ -126,6 +126,8 @@ def export(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo)
+    if name is not None and (Path(name).name != name or name in ("", "..")):
+        raise UserError(f"{name!r} is no name for a folder. Choose the folder around it with --out")
     final = Path(out) / (name or bundle_name(model, config, precision))
     _refuse_to_lose(final, weights, force)
     engine_plan, notes = _plan_engines(backend, targets, precision)

@@ -116,6 +116,12 @@ def predict_image(
     rgb = read_image(image_path)
     height, width = rgb.shape[:2]
     notes = [RANDOM_WEIGHTS_CAPTION] if bundle.has_random_weights else []
+    parity = bundle.manifest.get("parity")
+    if parity and not parity["passed"]:
+        notes.append(
+            "this bundle failed parity when it was checked last, so masks may differ from "
+            "PyTorch's: see parity.html in its folder"
+        )
     if not points and not boxes:
         points = [(width / 2, height / 2, 1)]
         notes.append(

@@ -172,7 +172,7 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
     try:
         with torch.inference_mode():
             embedding, *plans = module(*map(torch.from_numpy, inputs))
-            masks, scores = _stock_masks(sam, embedding, *prompt_grid(geometry))
+            masks, scores = stock_masks(sam, embedding, *prompt_grid(geometry))
     finally:
         for hook in hooks:
             hook.remove()
@@ -198,7 +198,7 @@ def picture_blocks(sam: Sam) -> list[int]:
     return sorted({*window, *whole[:1], *whole[-1:]})
 
 
-def _stock_masks(
+def stock_masks(
     sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules."""

@@ -183,9 +183,12 @@ def parity_table(report: ParityReport) -> Table:
             f"{numbers['min_mask_iou']:.5f}",
             f"{100 * numbers['same_slot']:.2f} %" if "same_slot" in numbers else "not compared",
         )
-    reasons = {row.backend: f"{row.status}: {row.reason}" for row in report.rows if row.reason}
-    if reasons:
-        lines = (f"{backend}: {reason}" for backend, reason in reasons.items())
+    lines = dict.fromkeys(
+        f"{row.backend}{f' on {row.image}' if row.metrics else ''}: {row.status}: {row.reason}"
+        for row in report.rows
+        if row.reason
+    )
+    if lines:
         table.caption = escape("\n".join(lines))
         table.caption_justify = "left"
     return table
