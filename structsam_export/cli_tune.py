@@ -50,9 +50,7 @@ def tune(
         typer.Option(help="With --least cost: this loss instead of that of the budget's rate."),
     ] = None,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder for schedule.json and the plot.")] = Path(
-        "tune"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the schedule and the plot.")] = Path("tune"),
     json_only: Json = False,
 ) -> None:
     """Which rate at which block: less loss than one rate everywhere at its cost, or less cost."""

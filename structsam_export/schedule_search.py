@@ -9,7 +9,8 @@ import numpy as np
 
 from structsam_export.merging_loss import Loss
 
-_POWERS = (2.0, 1.0)  # of the blocks' losses in their sum: independent errors, or aligned ones
+#: How losses of blocks add up -> their power in the sum.
+_POWERS = {"independent": 2.0, "aligned": 1.0}
 _HALVINGS = 6  # of the range of costs in which a loss is looked for: 1.6 % of it are left
 _POINTS = 25  # of the plot
 #: What is sought -> how many candidates are measured for it, in one placement.
@@ -53,9 +54,9 @@ class Sensitivity:
         Raises:
             UserError: nothing is as cheap as the budget.
         """
-        for power in _POWERS:
+        for errors, power in _POWERS.items():
             picked = _choose(self.loss**power, self.cost, budget)
-            yield self._picked(self._name(power), picked)
+            yield self._picked(self._name(errors), picked)
 
     def within_loss(
         self, limit: float, measured: Callable[[Candidate], Candidate]
@@ -66,12 +67,12 @@ class Sensitivity:
         of losses only say which rates fit a budget, never whether their loss is small enough.
         """
         high = float(self.cost.max(1).sum())
-        for power in _POWERS:
+        for errors, power in _POWERS.items():
             low = float(self.cost.min(1).sum())
             for _ in range(_HALVINGS):
                 budget = (low + high) / 2
                 picked = _choose(self.loss**power, self.cost, budget)
-                candidate = measured(self._picked(self._name(power), picked))
+                candidate = measured(self._picked(self._name(errors), picked))
                 if mean(candidate.search) <= limit:
                     high = min(budget, candidate.cost)
                     yield candidate
@@ -88,8 +89,8 @@ class Sensitivity:
             points.append((float(self.cost[rows, picked].sum()), loss))
         return tuple(points)
 
-    def _name(self, power: float) -> str:
-        return f"{self.placement}, sum of losses^{power:g}"
+    def _name(self, errors: str) -> str:
+        return f"{self.placement}, errors of blocks taken as {errors}"
 
     def _picked(self, name: str, picked: Sequence[int]) -> Candidate:
         cost = float(self.cost[range(len(self.cost)), picked].sum())

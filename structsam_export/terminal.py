@@ -38,6 +38,7 @@ class Terminal:
         self._progress: Progress | None = None
         self._task: Any = None
         self._title = ""
+        self._first, self._told = (0, 0.0), 0
         self._step: tuple[str, float] | None = None
 
     def say(self, text: str) -> None:
@@ -91,11 +92,19 @@ class Terminal:
         """Show how much of a long step is done."""
         if title != self._title:
             self.close()
-            self._title = title
+            self._title, self._first, self._told = title, (done, time.perf_counter()), 0
         self._bar(title, done, total, MofNCompleteColumn())
         if done == total:
             self.close()
             self.err.print(f"    {escape(title)}: {total} done", highlight=False)
+        elif not self.err.is_terminal and 10 * done // total > self._told:
+            self._told = 10 * done // total  # a log shows no bar: a line for every tenth
+            start, began = self._first
+            text = f"    {escape(title)}: {done} of {total}"
+            if done > start:
+                left = (time.perf_counter() - began) / (done - start) * (total - done)
+                text += f", {_duration(left)} left"
+            self.err.print(text, highlight=False)
 
     def close(self) -> None:
         """End the live display, if there is one."""
@@ -116,6 +125,10 @@ class Terminal:
             self._task = self._progress.add_task(title, total=total)
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def bundle_table(bundle: Bundle) -> Table:
@@ -144,12 +157,16 @@ def bundle_table(bundle: Bundle) -> Table:
     if bundle.takes_box:
         form = merging["prompt_aware"]
         table.add_row("prompt box", f"second input of the encoder ({form}): one prompt an encoding")
-    kinds: dict[str, tuple[int, set[str]]] = {}
+    kinds: dict[str, dict[str, list[int]]] = {}
     for block in merging["blocks"]:
-        count, sizes = kinds.get(block["kind"], (0, set()))
-        kinds[block["kind"]] = (count + 1, sizes | {f"{block['tokens']} -> {block['slots']}"})
-    for kind, (count, sizes) in kinds.items():
-        table.add_row(f"tokens, {count} {kind} blocks", ", ".join(sorted(sizes)))
+        sizes = kinds.setdefault(block["kind"], {})
+        sizes.setdefault(f"{block['tokens']} -> {block['slots']}", []).append(block["index"])
+    for kind, sizes in kinds.items():
+        texts = list(sizes)
+        if len(sizes) > 1:
+            texts = [f"{text} in {', '.join(map(str, sizes[text]))}" for text in sorted(sizes)]
+        count = sum(map(len, sizes.values()))
+        table.add_row(f"tokens, {count} {kind} blocks", "; ".join(texts))
     flops = manifest["flops"]
     table.add_row("encoder", f"{flops['total_gmac']:.1f} GMAC")
     table.add_row("precision", manifest["precision"]["name"])

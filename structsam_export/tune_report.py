@@ -17,6 +17,8 @@ from structsam_export.tune import TuneReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LOOKS = [("v", "C4"), ("o", "C0"), ("^", "C1"), ("D", "C2"), ("P", "C5")]  # of candidates
+_FEW = 6  # held-out photos below which a difference may be luck
 _UNITS = {"gmac": "GMAC in the blocks", "latency": "ms in the blocks"}
 
 
@@ -25,7 +27,8 @@ def save_report(report: TuneReport, out: Path) -> TuneReport:
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    schedule, picture = out / "schedule.json", out / "tune.png"
+    suffix = "-least-cost" if report.goal == "cost" else ""
+    schedule, picture = out / f"schedule{suffix}.json", out / f"tune{suffix}.png"
     buffer = io.BytesIO()
     FigureCanvasAgg(figure_of(report)).print_figure(buffer, format="png", dpi=130)
     atomic.write_bytes(picture, buffer.getvalue())
@@ -43,18 +46,26 @@ def figure_of(report: TuneReport) -> Figure:
     pareto.plot(
         *zip(*report.sensitivity.pareto(), strict=True), color="0.6", label="schedules, predicted"
     )
-    told = set()
+    looks: dict[str, tuple[str, str]] = {}
     for candidate in report.candidates:
+        known = candidate.name in looks
         first = candidate.name == "uniform"
-        label = f"{candidate.name}, measured on the search photos"
-        pareto.plot(
-            candidate.cost,
-            mean(candidate.search),
-            "s" if first else "o",
-            color="C3" if first else "C0",
-            label=None if label in told else label,
+        look = looks.setdefault(
+            candidate.name, ("s", "C3") if first else _LOOKS[len(looks) % len(_LOOKS)]
         )
-        told.add(label)
+        label = None if known else f"{candidate.name}, measured on the search photos"
+        pareto.plot(
+            candidate.cost, mean(candidate.search), look[0], color=look[1], alpha=0.7, label=label
+        )
+    pareto.plot(
+        report.best.cost,
+        mean(report.best.search),
+        "o",
+        markersize=15,
+        markerfacecolor="none",
+        color="black",
+        label="the schedule",
+    )
     pareto.set_xlabel(_UNITS[report.cost_unit])
     pareto.set_ylabel("embedding distance + mask disagreement")
     pareto.set_ylim(bottom=0)
@@ -97,6 +108,8 @@ def tune_table(report: TuneReport) -> Table:
         f"Loss: relative L2 of the embedding + 1 - IoU of masks at nine points, against the "
         f"unmerged model. On {count} photo(s) that the search did not see: {verdict} than uniform."
     )
+    if count < _FEW:
+        table.caption += f" Fewer than {_FEW} such photos: it may be luck."
     return table
 
 

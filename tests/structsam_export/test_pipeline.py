@@ -292,6 +292,15 @@ def test_random_weights_do_not_replace_what_cannot_be_read(
         pipeline._refuse_to_lose(own_bundle.path, "random", force=False)
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "/x"])
+def test_a_name_cannot_lead_out_of_the_folder(
+    run: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match=r"is no name for a folder.*--out"):
+        run(name=name)
+    assert files_of(tmp_path) == set()
+
+
 def test_a_folder_that_is_no_bundle_is_left_alone(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "out" / "photos").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "cat.jpg").touch()

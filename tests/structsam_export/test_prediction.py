@@ -132,6 +132,17 @@ def test_random_weights_are_written_on_the_overlay(
     assert real.notes == () and real.details["random_weights"] is False
 
 
+@pytest.mark.parametrize(("passed", "notes"), [(True, 0), (False, 1)])
+def test_a_bundle_that_failed_parity_says_so(
+    fake: FakeBackend, photo: Path, tmp_path: Path, passed: bool, notes: int
+) -> None:
+    bundle = fake_bundle(weights="sam_vit_b.pth")
+    bundle.manifest["parity"] = {"passed": passed}
+    result = predict_image(bundle, photo, [(5, 5, 1)], out=tmp_path / "a", backend="fake")
+    assert len(result.notes) == notes
+    assert all("failed parity" in note for note in result.notes)
+
+
 def test_default_folder_is_named_after_the_image(
     fake: FakeBackend, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from structsam_export.preprocessing import preprocess
 from structsam_export.schedule_file import Schedule, read_schedule
 from structsam_export.schedule_search import mean
 from structsam_export.tune import find_photos, tune
-from structsam_export.tune_report import save_report
+from structsam_export.tune_report import save_report, tune_table
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -142,6 +142,10 @@ def test_the_least_cost_at_the_loss_of_the_uniform_rate(tiny_model, folder, tmp_
     assert report.best.cost <= cheapest(3.5) + step
     assert report.best.cost < 0.95 * report.uniform.cost and report.beats_uniform
     assert len({(c.placement, c.rates) for c in report.candidates}) == len(report.candidates)
+    saved = save_report(report, tmp_path / "tune")  # beside a search for the least loss
+    names = [file.name for file in saved.files[:2]]
+    assert names == ["schedule-least-cost.json", "tune-least-cost.png"]
+    assert "Fewer than 6 such photos" in str(tune_table(report).caption)
     less = found(tiny_model, folder, tmp_path / "less", least="cost", max_loss=1.3)
     assert less.best.search[0].total <= 1.3 and less.best.cost <= cheapest(1.3) + step
     assert not less.beats_uniform  # dearer than the uniform rate
@@ -260,7 +264,7 @@ def test_from_photos_to_an_export(tiny_model, folder, tmp_path, capsys, monkeypa
         raise UserError("exported")
 
     monkeypatch.setattr("structsam_export.pipeline.export", recorded)
-    export = ("export", "--model", tiny_model, "--schedule", "tune/schedule.json")
+    export = ("export", "--model", tiny_model, "--schedule", "tune/schedule-least-cost.json")
     assert run(*export) == 2
     assert asked["rate"] == tuple(rates) and asked["method"] == "structsam"
     assert run(*export, "--rate", "0.5") == 2
