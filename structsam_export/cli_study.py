@@ -24,16 +24,19 @@ from structsam_export.cli_arguments import (
     Proportional,
     Rate,
     Reuse,
+    ScheduleFile,
     Seed,
     Weights,
     make_terminal,
     parse_rates,
     prompt_awareness,
     random_note,
+    refuse_beside,
 )
 
 
 def flops(
+    context: typer.Context,
     model: Model = "vit_b",
     method: Annotated[str, typer.Option(help="Merging method; see `list`; or all.")] = "structsam",
     rate: Rate = "0.5",
@@ -49,6 +52,7 @@ def flops(
         typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
     ] = "attention",
     reuse: Reuse = 1,
+    schedule: ScheduleFile = None,
     json_only: Json = False,
 ) -> None:
     """Multiply-adds of the encoder per block and in all, merging included."""
@@ -59,8 +63,11 @@ def flops(
     from structsam.methods.options import parse_options
     from structsam.models import model_spec
     from structsam_export.flops_table import compare_methods, flops_table, methods_table
+    from structsam_export.schedule_file import read_schedule
 
     spec, rates, chosen = model_spec(model), parse_rates(rate), parse_layers(layers)
+    if schedule is not None:
+        refuse_beside(context, "--schedule", ("rate", "method", "layers", "placement", "option"))
     more: dict[str, Any] = {
         "attention": attention,
         "align": align,
@@ -79,8 +86,13 @@ def flops(
         else:
             terminal.table(methods_table(title, compared))
         return
-    options = parse_options(find_method(method), option or ())
-    config = MergeConfig.of(method, rates, chosen, options=options, **more)
+    if schedule is None:
+        options = parse_options(find_method(method), option or ())
+        config = MergeConfig.of(method, rates, chosen, options=options, **more)
+    else:
+        config = read_schedule(schedule).config(model, **more)
+        placement = config.placement
+        title = f"{model}, {config.method}, rates of {schedule}, placement {placement}"
     counted = encoder_flops(spec, config, placement)
     if json_only:
         print(json.dumps(counted.to_dict()))

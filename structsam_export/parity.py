@@ -84,7 +84,6 @@ def check(
             report.rows += [
                 ParityRow(engine.name, r.image.name, "not run", str(reason)) for r in references
             ]
-            say(f"{engine.name}: not run: {reason}")
         except Exception as error:  # one broken runtime must not hide the verdict on the others
             reason_text = " ".join(f"{type(error).__name__}: {error}".split())
             report.rows.append(ParityRow(engine.name, "all", "failed", reason_text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from structsam.methods import METHODS
 from structsam.models import MODELS
 from structsam_export.cli import main
 from structsam_export.flops_table import compare_methods, kept_text
+from structsam_export.schedule_file import Schedule
 
 VIT_B = MODELS["vit_b"]
 
@@ -130,3 +132,15 @@ def test_a_count_that_cannot_be_had_is_told_as_it_is() -> None:
     # 98 of 196 is tome's limit, and 96 would be the next multiple of 8
     refused = compare_methods(VIT_B, 0.5, "window", align=8)["tome"]
     assert isinstance(refused, str) and "multiple of 8" in refused
+
+
+def test_a_schedule_is_counted(flops: Callable[..., str], tmp_path: Path) -> None:
+    rates = (0.0, 0.25, 0.5, 0.75) * 3
+    file = tmp_path / "schedule.json"
+    Schedule("vit_b", "structsam", rates, "block", {"operator": "central"}).save(file)
+    counted = json.loads(flops("--schedule", str(file), "--json"))
+    config = MergeConfig(rate=rates, placement="block", options=(("operator", "central"),))
+    assert counted == json.loads(json.dumps(encoder_flops(VIT_B, config).to_dict()))
+    assert str(file) in flops("--schedule", str(file)).replace("\n", "")
+    assert "--rate" in flops("--schedule", str(file), "--rate", "0.5")
+    assert "found for vit_b" in flops("--schedule", str(file), "--model", "vit_l")
