@@ -16,7 +16,14 @@ NEVER_IN_STRUCTSAM = ("structsam_export", "onnx", "onnxruntime", "tensorrt")
 #: What a machine that only runs bundles has not: torch, and everything of structsam but its errors.
 ABSENT_AT_RUN_TIME = ("torch", "torchvision", "segment_anything", "structsam")
 #: The steps of export and study that need torch. All others must load without it, new ones too.
-NEEDS_TORCH = {"flops_table", "graph_modules", "mixed_precision", "onnx_graph", "pipeline"}
+NEEDS_TORCH = {
+    "flops_table",
+    "graph_modules",
+    "mixed_precision",
+    "onnx_graph",
+    "pipeline",
+    "same_slots",
+}
 #: These read ONNX files; all others load where onnx is absent as well.
 NEEDS_ONNX = {"lint", "onnx_outputs"}
 RUN_TIME = [
