@@ -13,7 +13,7 @@ from PIL import Image
 
 from structsam_export.backends import BACKENDS, Runner, RunOptions
 from structsam_export.bundle import Bundle, open_bundle
-from structsam_export.parity import mask_iou
+from structsam_export.parity_metrics import mask_iou
 
 torch = pytest.importorskip("torch")
 modeling = pytest.importorskip("segment_anything.modeling")

@@ -16,7 +16,8 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam_export.backends import RunOptions
 from structsam_export.bundle import Bundle, PartName, open_bundle
-from structsam_export.parity import check, compare, mask_iou
+from structsam_export.parity import check
+from structsam_export.parity_metrics import compare, mask_iou
 from structsam_export.parity_report import GATES, ParityReport, ParityRow
 from structsam_export.preprocessing import image_geometry
 from structsam_export.reference import Reference, load_reference, prompt_grid
