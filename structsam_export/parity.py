@@ -235,7 +235,7 @@ def _with_same_slots(
     try:
         sam = model.load()
         followed, same = follow(sam, reference, plan, bundle.manifest["preprocessing"])
-    except (BackendUnavailable, CannotFollow, UserError) as reason:
+    except (CannotFollow, UserError) as reason:
         return replace(row, reason=f"{differ}; whether by ties was not found out: {reason}")
     metrics, _ = compare(followed, *found, None)
     row = replace(row, followed={"metrics": metrics, "same_slot": same})

@@ -53,7 +53,7 @@ def figure_of(report: TuneReport) -> Figure:
         look = looks.setdefault(
             candidate.name, ("s", "C3") if first else _LOOKS[len(looks) % len(_LOOKS)]
         )
-        label = None if known else f"{candidate.name}, measured on the search photos"
+        label = None if known else candidate.name
         pareto.plot(
             candidate.cost, mean(candidate.search), look[0], color=look[1], alpha=0.7, label=label
         )
@@ -67,7 +67,7 @@ def figure_of(report: TuneReport) -> Figure:
         label="the schedule",
     )
     pareto.set_xlabel(_UNITS[report.cost_unit])
-    pareto.set_ylabel("embedding distance + mask disagreement")
+    pareto.set_ylabel("embedding distance + mask disagreement, search photos")
     pareto.set_ylim(bottom=0)
     pareto.legend(fontsize=8, frameon=False)
     depth = range(len(report.best.rates))
