@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from structsam.errors import UserError
-from structsam_export import atomic
-from structsam_export.backends import BACKENDS
-from structsam_export.benchmark import bench
-from structsam_export.benchmark_encoders import make_merged, make_stock, make_unmerged, prepare
-from structsam_export.benchmark_report import BenchReport, markdown
-from structsam_export.bundle import Bundle, open_bundle
+from structsam_export.bench.benchmark import bench
+from structsam_export.bench.encoders import make_merged, make_stock, make_unmerged, prepare
+from structsam_export.bench.report import BenchReport, markdown
+from structsam_export.bundle.manifest import Bundle, atomic, open_bundle
 from structsam_export.parity import check
+from structsam_export.runtimes import BACKENDS
 
 _ENGINES = ("tensorrt-rtx", "tensorrt")
 _GPU_BACKENDS = (*_ENGINES, "onnxruntime-cuda", "torch", "torch-compile")

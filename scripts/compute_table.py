@@ -17,7 +17,7 @@ from structsam.config import MergeConfig
 from structsam.flops import encoder_flops, unmerged_flops
 from structsam.methods import METHODS
 from structsam.models import MODELS, ModelSpec
-from structsam_export.flops_table import compare_methods
+from structsam_export.bench.flops_table import compare_methods
 
 #: The placements on the page: ours as in the paper, and that of the thesis' code.
 COMPARED = ("attention", "thesis")

@@ -22,7 +22,7 @@ from structsam.evaluation.mask_rle import rle_iou
 from structsam.evaluation.read_results import RunRows, read_rows
 from structsam.evaluation.run_metrics import pair
 from structsam.evaluation.summary import RunSummary, Summary, summarise
-from structsam_export.evaluation_table import kept_share
+from structsam_export.evaluate.table import kept_share
 
 _METRICS = ("iou", "boundary_iou")
 _USUAL = {

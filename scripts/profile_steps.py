@@ -26,18 +26,19 @@ import onnxruntime as ort
 from segment_anything.modeling.common import MLPBlock
 from torch import nn
 
-from structsam import MergeConfig, merged_block
+from structsam import MergeConfig
 from structsam.apply import apply_config
-from structsam.block_merging import BlockMerging
 from structsam.config import parse_layers
-from structsam.merge_plan import MergePlan
-from structsam.merged_block import MergedBlock
+from structsam.merging import block as merged_block
+from structsam.merging.block import MergedBlock
+from structsam.merging.block_plan import BlockMerging
+from structsam.merging.real_slots import RealSlots
+from structsam.merging.window_maps import WindowMaps
 from structsam.models import model_spec
 from structsam.models.load import build_sam
-from structsam.real_slots import RealSlots
-from structsam.window_maps import WindowMaps
-from structsam_export import onnx_graph
-from structsam_export.graph_modules import EncoderModule
+from structsam.plans.plan import MergePlan
+from structsam_export.graph import exporter as onnx_graph
+from structsam_export.graph.modules import EncoderModule
 
 _TRACE = "pkg.torch.onnx.stack_trace"
 #: Step -> functions whose work it is. Planning and unmerging count whole; else the inner step.

@@ -45,8 +45,8 @@ from structsam import load_sam
 from structsam.errors import UserError
 from structsam.models import ModelSpec, model_spec
 from structsam.models.load import build_sam
-from structsam_export.atomic import staged_file
-from structsam_export.torch_on_cpu import use_fast_settings
+from structsam_export.bundle.atomic import staged_file
+from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
 _CLOCKLESS = 200  # steps; until then nothing depends on the clock, so that runs repeat exactly
 _WARMUP = 60  # steps of a rising learning rate

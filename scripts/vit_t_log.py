@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from structsam_export.atomic import staged_file, write_text
+from structsam_export.bundle.atomic import staged_file, write_text
 
 
 def append_csv(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ _HOME_OF = {
     "remove_merging": "structsam.apply",
     "load_sam": "structsam.models.load",
     "MergeConfig": "structsam.config",
-    "MergePlan": "structsam.merge_plan",
+    "MergePlan": "structsam.plans.plan",
     "UserError": "structsam.errors",
 }
 

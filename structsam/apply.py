@@ -10,10 +10,10 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
 from torch import Tensor, nn
 
-from structsam.block_merging import Tier
 from structsam.config import MergeConfig
 from structsam.errors import UserError
-from structsam.merged_block import MergedBlock, PromptBox
+from structsam.merging.block import MergedBlock, PromptBox
+from structsam.merging.block_plan import Tier
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -15,11 +15,11 @@ from structsam.config import PLACEMENTS as OUR_PLACEMENTS
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.flops_counts import BlockFlops, EncoderFlops, TierFlops
-from structsam.merge_cost import MergeCost
+from structsam.merging.attention import folded_channels
+from structsam.merging.real_slots import padding_slots_of_maps
 from structsam.methods.base import MergeMethod
+from structsam.methods.cost import MergeCost
 from structsam.models.spec import ModelSpec
-from structsam.real_slots import padding_slots_of_maps
-from structsam.relative_attention import folded_channels
 
 _NECK_CHANNELS = 256
 _NORM_UNITS = 5

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from structsam.merge_cost import MergeCost
+from structsam.methods.cost import MergeCost
 
 
 @dataclass(frozen=True)

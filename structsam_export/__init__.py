@@ -8,9 +8,9 @@ from typing import Any
 
 _HOME_OF = {
     "export": "structsam_export.pipeline",
-    "check": "structsam_export.parity",
-    "build": "structsam_export.engine_build",
-    "open_bundle": "structsam_export.bundle",
+    "check": "structsam_export.parity.check",
+    "build": "structsam_export.engines.build",
+    "open_bundle": "structsam_export.bundle.manifest",
 }
 
 __all__ = ["build", "check", "export", "open_bundle"]

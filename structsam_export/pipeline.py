@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import structsam
 from structsam.errors import UserError
-from structsam_export import atomic
-from structsam_export.backends import RunOptions
-from structsam_export.bundle import (
+from structsam_export.bundle.manifest import (
     DECODER_ONNX,
     ENCODER_ONNX,
     MANIFEST,
     REFERENCE_FOLDER,
     SCHEMA_VERSION,
     Bundle,
+    atomic,
     open_bundle,
 )
-from structsam_export.engine_build import ALL_TARGETS, build, can_build, choose_targets
-from structsam_export.image_file import read_image
-from structsam_export.lint import require_clean
+from structsam_export.bundle.weights_source import describe_weights
+from structsam_export.engines.build import ALL_TARGETS, build, can_build, choose_targets
+from structsam_export.graph.lint import require_clean
 from structsam_export.machine import tool_versions
-from structsam_export.parity import check
-from structsam_export.parity_report import ParityReport
-from structsam_export.reference import compute_reference
-from structsam_export.weights_source import describe_weights
+from structsam_export.parity.check import check
+from structsam_export.parity.reference import compute_reference
+from structsam_export.parity.report import ParityReport
+from structsam_export.predict.image_file import read_image
+from structsam_export.runtimes import RunOptions
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -105,7 +105,7 @@ def export(
     from structsam.config import MergeConfig
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
-    from structsam_export.mixed_precision import PRECISIONS
+    from structsam_export.graph.mixed_precision import PRECISIONS
 
     spec = model_spec(model)
     config = MergeConfig.of(
@@ -218,7 +218,7 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
 def _manifest(
     name: str, spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    from structsam_export.mixed_precision import PRECISION_MAPS
+    from structsam_export.graph.mixed_precision import PRECISION_MAPS
 
     return {
         "schema_version": SCHEMA_VERSION,
@@ -244,8 +244,8 @@ def _write_networks(
     clock: _Clock,
 ) -> None:
     from structsam.apply import apply_config
-    from structsam_export.graph_modules import DecoderModule, EncoderModule, counts_per_block
-    from structsam_export.onnx_graph import export_decoder, export_encoder
+    from structsam_export.graph.exporter import export_decoder, export_encoder
+    from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
 
     manifest, folder = bundle.manifest, bundle.path
     apply_config(sam, config)
@@ -274,7 +274,7 @@ def _plan_engines(
     backend: str, targets: Sequence[str], precision: str
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Say before the work what will be built: backend -> targets; and what cannot be, and why."""
-    from structsam_export.backends import BACKENDS, BackendUnavailable, find_backend
+    from structsam_export.runtimes import BACKENDS, BackendUnavailable, find_backend
 
     asked = backend != "auto"
     if asked and not find_backend(backend).needs_engine:

@@ -12,28 +12,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
+def room_of(path):
+    """The module's place within structsam_export, such as `graph/lint`."""
+    return Path(path).resolve().relative_to(ROOT / "structsam_export").with_suffix("").as_posix()
+
+
 NEVER_IN_STRUCTSAM = ("structsam_export", "onnx", "onnxruntime", "tensorrt")
 #: What a machine that only runs bundles has not: torch, and everything of structsam but its errors.
 ABSENT_AT_RUN_TIME = ("torch", "torchvision", "segment_anything", "structsam")
 #: The steps of export and study that need torch. All others must load without it, new ones too.
 NEEDS_TORCH = {
-    "flops_table",
-    "graph_modules",
-    "mixed_precision",
-    "onnx_graph",
+    "bench/flops_table",
+    "graph/exporter",
+    "graph/mixed_precision",
+    "graph/modules",
+    "parity/replay",
     "pipeline",
-    "same_slots",
 }
 #: These read ONNX files; all others load where onnx is absent as well.
-NEEDS_ONNX = {"lint", "onnx_outputs"}
+NEEDS_ONNX = {"graph/lint", "runtimes/onnx_outputs"}
 RUN_TIME = [
     path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / "structsam_export").rglob("*.py"))
-    if path.stem not in NEEDS_TORCH
+    if room_of(path) not in NEEDS_TORCH
 ]
 #: Modules of a registry's folder that are no entries of it.
 INFRASTRUCTURE = {
-    "structsam/methods": {"base", "options", "fixed_destinations"},
+    "structsam/methods": {"base", "cost", "options", "fixed_destinations"},
     "structsam/models": {"base", "spec", "checkpoint_file", "download", "load"},
     "structsam/evaluation/metrics": {"base", "crop"},
     "structsam/evaluation/datasets": {
@@ -45,7 +51,13 @@ INFRASTRUCTURE = {
         "coco_json",
         "detector_boxes",
     },
-    "structsam_export/backends": {"base", "cuda_memory", "tensorrt_module"},
+    "structsam_export/runtimes": {
+        "base",
+        "cuda_memory",
+        "onnx_outputs",
+        "tensorrt_module",
+        "torch_on_cpu",
+    },
 }
 #: Loads the modules in argv with some packages absent, and prints which heavy ones were loaded.
 LOADER = """
@@ -173,12 +185,16 @@ def test_run_time_modules_load_where_torch_and_the_rest_of_structsam_are_absent(
 
 
 def test_run_time_modules_load_where_onnx_is_absent() -> None:
-    files = [file for file in RUN_TIME if Path(file).stem not in NEEDS_ONNX | {"benchmark"}]
+    files = [
+        file for file in RUN_TIME if room_of(ROOT / file) not in NEEDS_ONNX | {"bench/benchmark"}
+    ]
     assert "structsam_export" in load_at_run_time(files, absent={"onnx", "onnxscript", "onnx_ir"})
 
 
 def test_benchmark_loads_where_onnx_is_absent() -> None:
-    load_at_run_time(["structsam_export/benchmark.py"], absent={"onnx", "onnxscript", "onnx_ir"})
+    load_at_run_time(
+        ["structsam_export/bench/benchmark.py"], absent={"onnx", "onnxscript", "onnx_ir"}
+    )
 
 
 @pytest.mark.parametrize("package", ["structsam", "structsam_export"])
@@ -227,7 +243,7 @@ def test_every_documented_name_can_be_resolved(package) -> None:
         ("import onnx", ["onnx"]),
         ("import onnx.helper as h, os", ["onnx.helper"]),
         ("from tensorrt_rtx import Builder", ["tensorrt_rtx.Builder"]),
-        ("def f():\n    from structsam_export import lint", ["structsam_export.lint"]),
+        ("def f():\n    from structsam_export import lint", ["structsam_export.graph.lint"]),
         ("class A:\n    def f(self):\n        import onnxruntime", ["onnxruntime"]),
         ("if TYPE_CHECKING:\n    import onnx", ["onnx"]),
         ("try:\n    import tensorrt\nexcept ImportError:\n    pass", ["tensorrt"]),

@@ -45,7 +45,7 @@ def test_the_readme_shows_every_command() -> None:
 def test_the_table_of_methods_is_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     from structsam.methods import METHODS
-    from structsam_export.cli import main
+    from structsam_export.cli.main import main
 
     with pytest.raises(SystemExit) as ended:
         main(["list", "--markdown"])

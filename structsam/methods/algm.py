@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structsam.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
-from structsam.matching import BOTH_PADDING, best_match, plan_of_match, unit_vectors
-from structsam.merge_cost import MergeCost, matching_cost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
-from structsam.ranking import invert_ranks, rank_descending
-from structsam.slot_features import InTurn
+from structsam.methods.cost import MergeCost, matching_cost
+from structsam.plans.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
+from structsam.plans.matching import BOTH_PADDING, best_match, plan_of_match, unit_vectors
+from structsam.plans.plan import MergePlan
+from structsam.plans.ranking import invert_ranks, rank_descending
+from structsam.plans.slot_features import InTurn
 
 _CELL = 2
 _PAIRS = 6  # of the four tokens in a cell

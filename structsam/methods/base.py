@@ -17,9 +17,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from structsam.errors import UserError
-from structsam.merge_cost import MergeCost
-from structsam.merge_plan import MergePlan
+from structsam.methods.cost import MergeCost
 from structsam.methods.options import check_options
+from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)

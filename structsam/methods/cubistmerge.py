@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structsam.line_merge import LinePass, line_pass
-from structsam.merge_cost import MergeCost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
+from structsam.methods.cost import MergeCost
+from structsam.plans.line_merge import LinePass, line_pass
+from structsam.plans.plan import MergePlan
 
 _Merge = Callable[[LinePass, Tensor], Tensor]
 

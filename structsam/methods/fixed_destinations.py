@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from structsam.errors import UserError
-from structsam.matching import merge_best_edges
-from structsam.merge_cost import MergeCost, matching_cost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
+from structsam.methods.cost import MergeCost, matching_cost
+from structsam.plans.matching import merge_best_edges
+from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)

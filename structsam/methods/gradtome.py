@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structsam.cells import first_of_cells, require_cells
-from structsam.gradient_energy import OPERATORS, energy_cost
-from structsam.matching import merge_alternate, merge_best_edges
-from structsam.merge_cost import MergeCost, matching_cost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
-from structsam.ranking import invert_ranks, rank_ascending
+from structsam.methods.cost import MergeCost, matching_cost
+from structsam.plans.cells import first_of_cells, require_cells
+from structsam.plans.gradient_energy import OPERATORS, energy_cost
+from structsam.plans.matching import merge_alternate, merge_best_edges
+from structsam.plans.plan import MergePlan
+from structsam.plans.ranking import invert_ranks, rank_ascending
 
 _CELL = 2
 

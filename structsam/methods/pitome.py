@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from structsam.cells import first_of_cells, require_cells
-from structsam.matching import cosine_similarity, merge_alternate, merge_best_edges
-from structsam.merge_cost import MergeCost, matching_cost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
-from structsam.ranking import invert_ranks, rank_descending
+from structsam.methods.cost import MergeCost, matching_cost
+from structsam.plans.cells import first_of_cells, require_cells
+from structsam.plans.matching import cosine_similarity, merge_alternate, merge_best_edges
+from structsam.plans.plan import MergePlan
+from structsam.plans.ranking import invert_ranks, rank_descending
 
 _CELL = 2
 #: Above every energy, so that padding is the first to merge.

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from structsam.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
-from structsam.gradient_energy import OPERATORS, energy_cost
-from structsam.matching import best_match, plan_of_match
-from structsam.merge_cost import MergeCost
-from structsam.merge_plan import MergePlan
 from structsam.methods.base import MergeMethod
-from structsam.ranking import invert_ranks, rank_ascending
+from structsam.methods.cost import MergeCost
+from structsam.plans.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
+from structsam.plans.gradient_energy import OPERATORS, energy_cost
+from structsam.plans.matching import best_match, plan_of_match
+from structsam.plans.plan import MergePlan
+from structsam.plans.ranking import invert_ranks, rank_ascending
 
 
 @dataclass(frozen=True)

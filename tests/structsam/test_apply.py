@@ -14,8 +14,8 @@ import structsam
 from structsam.apply import apply_config, apply_merging, merged_blocks, remove_merging
 from structsam.config import MergeConfig, parse_layers
 from structsam.errors import UserError
-from structsam.merged_block import MergedBlock
-from structsam.relative_attention import ATTENTIONS
+from structsam.merging.attention import ATTENTIONS
+from structsam.merging.block import MergedBlock
 
 
 @pytest.fixture(autouse=True)

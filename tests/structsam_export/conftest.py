@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from structsam.models import MODELS, ModelSpec
-from structsam_export.bundle import Bundle, open_bundle
+from structsam_export.bundle.manifest import Bundle, open_bundle
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def fast_graphs(
     """
     import onnx_ir as ir
 
-    from structsam_export import onnx_graph
+    from structsam_export.graph import exporter as onnx_graph
 
     def traced_before(module: Any, inputs: Any, part: Any, names: Any, dynamic: Any) -> Any:
         precision = "fp16" if module.half_inside else "fp32"

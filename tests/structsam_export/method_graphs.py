@@ -11,8 +11,8 @@ from segment_anything.modeling.image_encoder import window_partition
 from torch import Tensor, nn
 
 from structsam.methods import METHODS
-from structsam_export import onnx_graph
-from structsam_export.bundle import Part, TensorSpec
+from structsam_export.bundle.manifest import Part, TensorSpec
+from structsam_export.graph import exporter as onnx_graph
 
 #: SAM's global map, which windows of 14 pad to 70: 25 windows, 9 of them with padding.
 SIDE, WINDOW = 64, 14

@@ -18,12 +18,12 @@ from structsam.methods.fixed_destinations import FixedDestinations
 from structsam.models import MODELS
 from structsam.models.load import build_sam
 from structsam_export import export
-from structsam_export.bundle import ENCODER_ONNX, open_bundle
-from structsam_export.cli import main
-from structsam_export.graph_modules import EncoderModule
-from structsam_export.lint import lint
-from structsam_export.onnx_graph import export_encoder
-from structsam_export.parity import check
+from structsam_export.bundle.manifest import ENCODER_ONNX, open_bundle
+from structsam_export.cli.main import main
+from structsam_export.graph.exporter import export_encoder
+from structsam_export.graph.lint import lint
+from structsam_export.graph.modules import EncoderModule
+from structsam_export.parity.check import check
 
 #: The strictest target: TensorRT for RTX has no FP32 matmul there.
 TURING = "sm75"

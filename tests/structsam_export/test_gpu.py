@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from structsam_export.backends import BACKENDS
-from structsam_export.engine_build import build
-from structsam_export.parity import check
+from structsam_export.engines.build import build
+from structsam_export.parity.check import check
+from structsam_export.runtimes import BACKENDS
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 

@@ -20,10 +20,12 @@ from PIL import Image
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
-from structsam_export import atomic, lint, onnx_graph, pipeline
-from structsam_export.bundle import Bundle, open_bundle
-from structsam_export.lint import require_clean
-from structsam_export.parity import check
+from structsam_export import pipeline
+from structsam_export.bundle.manifest import Bundle, atomic, open_bundle
+from structsam_export.graph import exporter as onnx_graph
+from structsam_export.graph import lint
+from structsam_export.graph.lint import require_clean
+from structsam_export.parity.check import check
 from structsam_export.pipeline import bundle_name, export
 from tests.structsam_export.conftest import Exported
 
@@ -356,7 +358,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from structsam.models import MODELS, ModelSpec
 MODELS["tiny"] = ModelSpec("tiny", "tiny", 32, 3, 2, (1,), image_size=256)
 from structsam_export import pipeline
-from structsam_export.cli import main
+from structsam_export.cli.main import main
 
 def write(bundle, *_):
     (bundle.path / "encoder.onnx").write_bytes(b"half")

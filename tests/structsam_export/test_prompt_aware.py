@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from structsam.errors import UserError
-from structsam_export.backends import BACKENDS
-from structsam_export.prediction import predict_image
-from structsam_export.predictor import Predictor
-from tests.structsam_export.test_predictor import (
+from structsam_export.predict.prediction import predict_image
+from structsam_export.predict.predictor import Predictor
+from structsam_export.runtimes import BACKENDS
+from tests.structsam_export.predict.test_predictor import (
     HEIGHT,
     PHOTO,
     SIDE,

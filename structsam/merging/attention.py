@@ -1,0 +1,209 @@
+"""SAM's attention with relative positions, for tokens that stand anywhere on the grid.
+
+`logit[a, b] = q_a.k_b / sqrt(d) + q_a.Rh[y_a - y_b] + q_a.Rw[x_a - x_b] (+ log size_b)`
+
+Letters: B maps (images, or images times windows), h heads, M slots, d channels per head, H W token
+grid of one map, C = h*d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling.image_encoder import Attention
+from torch import Tensor
+
+from structsam.merging.real_slots import RealSlots
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a map stand.
+
+    Args:
+        grid: (H, W).
+        anchors: [B, M] row-major positions in `grid`; None means one token per position.
+        log_size: [B, M] float32 added to the logits of every key (proportional attention); None
+            adds nothing.
+    """
+
+    grid: tuple[int, int]
+    anchors: Tensor | None = None
+    log_size: Tensor | None = None
+
+
+def attend(
+    attn: Attention,
+    tokens: Tensor,
+    positions: Positions,
+    core: str,
+    real: RealSlots | None = None,
+) -> Tensor:
+    """Run SAM's attention on tokens that stand at `positions`, output projection included.
+
+    Args:
+        attn: the stock attention module; only its parameters are used.
+        tokens: [B, M, C]; with `real`, its rows [S, C].
+        core: key of `ATTENTIONS`.
+        real: the slots that `tokens` are; the others attend as zeros, and receive nothing.
+
+    Returns:
+        The shape of `tokens`.
+    """
+    channels, heads = tokens.shape[-1], attn.num_heads
+    if real is None:
+        projected = attn.qkv(tokens)
+    else:
+        projected = real.spread(attn.qkv(torch.cat([tokens, tokens.new_zeros(1, channels)])))
+    batch, slots = projected.shape[:2]
+    # [B, M, 3C] -> three of [B, h, M, d]
+    qkv = projected.reshape(batch, slots, 3, heads, channels // heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    rel_h, rel_w = _relative_terms(attn, q, positions)
+    out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, positions)
+    out = out.transpose(1, 2).reshape(batch, slots, channels)
+    return attn.proj(out if real is None else real.take(out))
+
+
+def folded_channels(grid: tuple[int, int], head_dim: int, proportional: bool) -> int:
+    """Channels that the folded form adds to a head: H + W (+ 1), up to a multiple of 8 in all."""
+    extra = grid[0] + grid[1] + int(proportional)
+    return extra + -(head_dim + extra) % 8
+
+
+def _folded(
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
+) -> Tensor:
+    """Relative positions inside the product: `[q|rel_h|rel_w] . [k|onehot(y)|onehot(x)]`.
+
+    No M x M bias exists; the head dimension grows by `folded_channels`. The logs of the sizes are
+    one more channel of the keys, against ones.
+    """
+    batch, heads, slots, dim = q.shape
+    anchors, log_size = positions.anchors, positions.log_size
+    added = folded_channels(positions.grid, dim, log_size is not None)
+    table = _one_hot_table(positions.grid, added - int(log_size is not None), q)  # [N, K]
+    if anchors is None:
+        place = table.expand(batch, heads, -1, -1)
+    else:
+        place = table.index_select(0, anchors.reshape(-1)).reshape(batch, 1, slots, -1)
+        place = place.expand(-1, heads, -1, -1)
+    of_query, of_key = [q, rel_h, rel_w], [k, place]
+    if spare := table.shape[1] - sum(positions.grid):
+        of_query.append(q.new_zeros(batch, heads, slots, spare))
+    if log_size is not None:
+        of_query.append(q.new_ones(batch, heads, slots, 1))
+        of_key.append(log_size.to(q.dtype)[:, None, :, None].expand(-1, heads, -1, -1))
+    return _softmax_attention(torch.cat(of_query, -1), torch.cat(of_key, -1), v)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
+) -> Tensor:
+    """Relative positions as an explicit [B, h, M, M] bias; kept to compare with."""
+    height, width = positions.grid
+    anchors = positions.anchors
+    if anchors is None:
+        anchors = torch.arange(height * width, device=q.device).expand(q.shape[0], -1)
+    batch, heads, slots, _ = q.shape
+    y_of_key = torch.div(anchors, width, rounding_mode="floor")[:, None, None, :]
+    x_of_key = (anchors % width)[:, None, None, :]
+    shape = (batch, heads, slots, slots)
+    bias = rel_h.gather(-1, y_of_key.expand(shape)) + rel_w.gather(-1, x_of_key.expand(shape))
+    if positions.log_size is not None:
+        bias = bias + positions.log_size.to(q.dtype)[:, None, None, :]
+    return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+
+
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {"folded": _folded, "dense": _dense}
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend with the scale already in q; v may have fewer channels than q and k."""
+    if q.is_cuda and not torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)  # never holds M x M logits
+    # The plain pattern is what TensorRT and ONNX Runtime fuse, and the faster one on a CPU.
+    return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def _one_hot_table(grid: tuple[int, int], columns: int, like: Tensor) -> Tensor:
+    """Row n is [onehot(y_n) | onehot(x_n) | zeros], [N, columns]."""
+    height, width = grid
+    eye_h = torch.eye(height, dtype=like.dtype, device=like.device)
+    eye_w = torch.eye(width, dtype=like.dtype, device=like.device)
+    of_row = eye_h[:, None, :].expand(-1, width, -1)
+    of_column = eye_w[None, :, :].expand(height, -1, -1)
+    table = torch.cat([of_row, of_column], -1).reshape(height * width, height + width)
+    return F.pad(table, (0, columns - height - width))
+
+
+def _relative_table(rel_pos: Tensor, size: int) -> Tensor:
+    """`table[a, b] = rel_pos[a - b + size - 1]`, [size, size, d]; stretched to 2*size-1 rows."""
+    position = torch.arange(size, device=rel_pos.device)
+    offset = position[:, None] - position[None, :] + size - 1
+    stretched = _stretched(rel_pos, 2 * size - 1)
+    return stretched.index_select(0, offset.reshape(-1)).reshape(size, size, -1)
+
+
+def _stretched(rel_pos: Tensor, rows: int) -> Tensor:
+    """Resample a table [K, d] linearly to [rows, d], as stock SAM does for another grid."""
+    known = len(rel_pos)
+    if known == rows:
+        return rel_pos
+    place = (np.arange(rows) + 0.5) * known / rows - 0.5
+    below = np.clip(np.floor(place), 0, known - 1).astype(np.int64)
+    above = np.minimum(below + 1, known - 1)
+    share = torch.as_tensor(np.clip(place - below, 0, 1), device=rel_pos.device)[:, None]
+    share = share.to(rel_pos.dtype)
+    a, b = (
+        rel_pos.index_select(0, torch.as_tensor(index, device=rel_pos.device))
+        for index in (below, above)
+    )
+    return a + share * (b - a)
+
+
+def _relative_terms(attn: Attention, q: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Return `q.Rh` [B, h, M, H] and `q.Rw` [B, h, M, W] of every query."""
+    if positions.anchors is None:
+        return _relative_terms_of_grid(attn, q, positions.grid)
+    return _relative_terms_at(attn, q, positions.anchors, positions.grid)
+
+
+def _relative_terms_of_grid(
+    attn: Attention, q: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return `q.Rh` [B, h, N, H] and `q.Rw` [B, h, N, W] for one query per grid position."""
+    batch, heads, _, dim = q.shape
+    height, width = grid
+    q = q.reshape(batch, heads, height, width, dim)
+    # [B, h, H, W, d] @ [H, d, H] and [B, h, W, H, d] @ [W, d, W]
+    rel_h = q @ _relative_table(attn.rel_pos_h, height).transpose(1, 2)
+    rel_w = q.transpose(2, 3) @ _relative_table(attn.rel_pos_w, width).transpose(1, 2)
+    return rel_h.flatten(2, 3), rel_w.transpose(2, 3).flatten(2, 3)
+
+
+def _relative_terms_at(
+    attn: Attention, q: Tensor, anchors: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return `q.Rh` [B, h, M, H] and `q.Rw` [B, h, M, W] for queries at `anchors`.
+
+    Every query takes its row of the table, [H, d] and [W, d], shared by the heads.
+    """
+    batch, heads, slots, dim = q.shape
+    height, width = grid
+    position = torch.arange(height * width, device=anchors.device)
+    place = anchors.reshape(-1)
+    y = torch.div(position, width, rounding_mode="floor").index_select(0, place)
+    x = (position % width).index_select(0, place)
+    per_slot = q.transpose(1, 2).reshape(batch * slots, heads, dim)
+
+    def term(rel_pos: Tensor, place: Tensor, size: int) -> Tensor:
+        table = _relative_table(rel_pos, size).transpose(1, 2).reshape(size, dim * size)
+        own = table.index_select(0, place).reshape(batch * slots, dim, size)
+        return (per_slot @ own).reshape(batch, slots, heads, size).transpose(1, 2)
+
+    return term(attn.rel_pos_h, y, height), term(attn.rel_pos_w, x, width)

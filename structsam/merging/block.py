@@ -1,0 +1,211 @@
+"""SAM's transformer block with merging inside.
+
+Order inside a block: norm -> energy -> plan -> windows and merge -> qkv -> attention -> output
+projection -> unmerge and windows back, one gather -> residual at full resolution -> MLP. Projecting
+before unmerging is the same function as after it, on fewer tokens. Placement `block` runs the MLP
+on the slots of the same plan, too; `stage` merges the residual stream once for a run of blocks with
+one window layout, runs them on the slots, and adds the difference to every token's own residual.
+Linear layers leave out slots that are known to be padding (`real_slots.py`).
+
+Letters: B images, W windows of an image (1 where a block attends over the whole grid), H' W' token
+grid of the image, N tokens of one map, C = h*d channels of h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from segment_anything.modeling.image_encoder import Block
+from torch import Tensor, nn
+
+from structsam.errors import UserError
+from structsam.merging.attention import Positions, attend
+from structsam.merging.block_plan import BlockMerging, MapGroup, Tier, plan_block
+from structsam.merging.window_maps import WindowMaps
+from structsam.methods.base import MergeMethod
+from structsam.plans.plan import MergePlan
+
+
+class PromptBox:
+    """The box that prompt-aware blocks look at; one object is shared by all blocks of a model.
+
+    Args:
+        tokens: [B, 4] float32 x0, y0, x1, y1 in tokens of the image's grid; one row serves all
+            images. None is the whole image.
+    """
+
+    tokens: Tensor | None = None
+
+    def of(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return the boxes [B, 4] of images [B, H', W', C].
+
+        Raises:
+            UserError: there are neither as many boxes as images, nor one.
+        """
+        batch, height, width = shape[:3]
+        if self.tokens is None:
+            whole = torch.tensor([[0, 0, width, height]], dtype=torch.float32, device=device)
+            return whole.expand(batch, -1)
+        if self.tokens.shape[0] not in (1, batch):
+            raise UserError(f"{self.tokens.shape[0]} prompt boxes do not go with {batch} images")
+        return self.tokens.to(device).expand(batch, -1)
+
+
+class _SharedPlan:
+    """Carries a block's merging to the blocks that reuse it, within one call of the encoder."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._left = 0
+        self._merging: BlockMerging | None = None
+
+    def put(self, merging: BlockMerging) -> None:
+        """Keep it for the users of this call; nothing is kept where there are none."""
+        self._left, self._merging = self.users, merging if self.users else None
+
+    def take(self) -> BlockMerging:
+        """Return what was put; the last user frees it."""
+        merging = self._merging
+        assert merging is not None, "the block that plans runs first"
+        self._left -= 1
+        if not self._left:
+            self._merging = None
+        return merging
+
+
+class MergedBlock(nn.Module):
+    """A SAM block that merges tokens around its attention, its MLP, or a run of blocks.
+
+    It shares the submodules of the block it replaces under the same names, so parameters, state
+    dict keys and later `.half()` or `.to(device)` calls act on both.
+
+    Args:
+        block: the stock block, kept in `original`.
+        tiers: merging for the maps of this block; several give the windows that the prompt box
+            covers most to the first tier, and so on. None computes attention on all tokens.
+        attention: key of `structsam.merging.attention.ATTENTIONS`.
+        proportional: add the log of a slot's size to the logits of its key.
+        prompt: where the prompt box is found; None when the model takes none.
+        placement: one of `structsam.config.PLACEMENTS`.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        tiers: Sequence[Tier],
+        attention: str,
+        proportional: bool = False,
+        prompt: PromptBox | None = None,
+        placement: str = "attention",
+    ) -> None:
+        super().__init__()
+        self.norm1, self.attn = block.norm1, block.attn
+        self.norm2, self.mlp = block.norm2, block.mlp
+        self.window_size: int = block.window_size
+        self.tiers = tuple(tiers)
+        self.attention = attention
+        self.proportional = proportional
+        self.prompt = prompt
+        self.placement = placement
+        self._original = (block,)  # in tuples, so that they are not registered as submodules
+        self._stage: tuple[MergedBlock, ...] = (self,)
+        self._shared = _SharedPlan()
+        self._takes = False  # whether `_shared` is filled by an earlier block
+        self.on_plan: Callable[[MergePlan], None] | None = None
+        self.train(block.training)
+
+    @property
+    def original(self) -> Block:
+        """The stock block that this one replaces."""
+        return self._original[0]
+
+    @property
+    def method(self) -> MergeMethod | None:
+        """Merging of the first tier; None where nothing is merged."""
+        return self.tiers[0].method if self.tiers else None
+
+    @property
+    def plans(self) -> bool:
+        """Whether this block makes a plan: it merges, and no earlier block has planned for it."""
+        return bool(self.tiers and self._stage and not self._takes)
+
+    def run_stage(self, blocks: Sequence[MergedBlock]) -> None:
+        """Let this block run all `blocks`, itself first, on its slots; the others then do nothing.
+
+        They must share the window size and keep equally many tokens.
+        """
+        self._stage = tuple(blocks)
+        for block in blocks[1:]:
+            block._stage = ()
+
+    def take_plans_of(self, planner: MergedBlock) -> None:
+        """Merge as `planner` does, which must run before and have equally many maps and slots."""
+        self._shared, self._takes = planner._shared, True
+        self._shared.users += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a token grid [B, H', W', C] to one of the same shape."""
+        if not self._stage:
+            return x  # an earlier block of the stage has done this one's work
+        if self._takes and self.placement == "stage":
+            return x + self._shared.take().around(x, self._stage_on_slots)
+        normed = self.norm1(x)
+        if not self.tiers:
+            whole = WindowMaps(x.shape, self.window_size)
+            attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.attention)
+            x = x + whole.put_back(attended)
+            return x + self.mlp(self.norm2(x))
+        if self._takes:
+            merging = self._shared.take()
+        else:
+            merging = self._merging(normed)
+            self._shared.put(merging)
+            if self.on_plan:
+                self.on_plan(merging.plan)
+        if self.placement == "stage":
+            return x + merging.around(x, self._stage_on_slots)
+        x = x + merging.around(normed, self._attention_on_slots)
+        if self.placement == "block":
+            return x + merging.around(self.norm2(x), lambda rows, _: self.mlp(rows))
+        return x + self.mlp(self.norm2(x))
+
+    def metric_map(self, x: Tensor) -> Tensor:
+        """Return what methods score: [B, H', W', C] -> the mean over the heads, float32, or x."""
+        if self.method is None or self.method.metric == "all":
+            return x
+        return x.float().unflatten(-1, (self.attn.num_heads, -1)).mean(-2)
+
+    def token_energy(self, x: Tensor) -> Tensor | None:
+        """Return the energy [B, H', W'] of the normed tokens, None if the method has none."""
+        return self.method.token_energy(self.metric_map(x)) if self.method else None
+
+    def _attention_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
+        """Attention and output projection of normed slots."""
+        return attend(self.attn, rows, group.positions, self.attention, group.real)
+
+    def _stage_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
+        """What the blocks of the stage add to slots of the residual stream."""
+        x = rows
+        for block in self._stage:
+            normed = block.norm1(x)
+            if group.real is None and group.is_padding is not None:
+                # SAM pads with zeros after the norm, in every block;
+                # a product: ONNX Runtime's Where takes three times as long
+                normed = normed * (~group.is_padding).unsqueeze(-1).to(normed.dtype)
+            x = x + block._attention_on_slots(normed, group)
+            x = x + block.mlp(block.norm2(x))
+        return x - rows
+
+    def _merging(self, normed: Tensor) -> BlockMerging:
+        """Plan the maps of the normed image [B, H', W', C]."""
+        assert self.method is not None
+        metric = self.metric_map(normed)
+        return plan_block(
+            self.tiers,
+            WindowMaps(normed.shape, self.window_size),
+            metric.to(normed.dtype),
+            self.method.token_energy(metric),
+            self.prompt.of(normed.shape, normed.device) if self.prompt is not None else None,
+            self.proportional,
+        )

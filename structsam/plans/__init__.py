@@ -1,0 +1,1 @@
+"""Which tokens share a slot, as index data of fixed shape; may import `errors` only."""

@@ -1,0 +1,271 @@
+"""Measure bundles: latency and memory of every bundle x backend x network, beside its cost.
+
+Every row lives in a process of its own (`benchmark_row`), so that its peak memory is its own. The
+rows of the same backend and network take turns, so that a drift of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from structsam.errors import UserError
+from structsam_export.bench.cost_card import CostCard, cost_card
+from structsam_export.bench.encoders import (
+    STOCK,
+    UNMERGED,
+    batch_of,
+    is_made_here,
+    make_stock,
+    make_unmerged,
+    prepare,
+)
+from structsam_export.bench.process import RowDied, RowNotRun, RowProcess
+from structsam_export.bench.report import TIMED, BenchReport, BenchRow, render_table
+from structsam_export.bundle.manifest import Bundle, PartName, open_bundle
+from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
+from structsam_export.runtimes import RunOptions, find_backend
+
+Say = Callable[[str], None]
+
+__all__ = ["BenchReport", "BenchRow", "bench", "render_table"]
+
+
+def bench(
+    bundles: Sequence[Bundle | str | Path],
+    backends: Sequence[str] = ("auto",),
+    baselines: bool = False,
+    threads: int | None = None,
+    runs: int = 5,
+    warmup: int = 2,
+    checkpoint: Path | None = None,
+    target: str | None = None,
+    interleave: bool = True,
+    require: Sequence[str] = (),
+    keep: Path | None = None,
+    say: Say = lambda text: None,
+) -> BenchReport:
+    """Print what every bundle has to cost, then measure it.
+
+    Args:
+        backends: keys of `BACKENDS`, or `auto` for the best one that runs each bundle here.
+        baselines: also measure the stock encoder and our export without merging, both made on
+            the fly with random weights (needs torch).
+        threads: CPU threads; None leaves the choice to the backend.
+        runs: times measured per row, after `warmup` others.
+        checkpoint: weights for the torch backend.
+        target: which engine to use; None takes the one for this GPU.
+        interleave: keep the rows of one backend and network open together and let them take
+            turns; False opens one at a time, for machines with little memory.
+        require: backends that must run; one that cannot raises instead of being "not run".
+        keep: folder for the baselines; what lies there from an earlier time is reused.
+
+    Raises:
+        UserError: nothing to measure, a bundle that cannot be opened, an unknown backend, or a
+            required backend that cannot run.
+    """
+    _check(bundles, backends, runs, warmup, threads)
+    options = RunOptions(threads, checkpoint, target)
+    opened = [b if isinstance(b, Bundle) else open_bundle(b) for b in bundles]
+    chosen = {
+        (index, name): None
+        for index, bundle in enumerate(opened)
+        for name in (find_backend(b, bundle).name for b in (*backends, *require))
+    }
+    names = list(dict.fromkeys(name for _, name in chosen))
+    rates = {("cpu", "fp32"): gemm_rate(threads)}
+    for precision in {"fp32", *(bundle.precision for bundle in opened)}:
+        rates["gpu", precision] = gpu_gemm_rate(precision)
+    with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
+        base = list(_make_baselines(opened, keep or Path(scratch), say)) if baselines else []
+        cards = {id(b): cost_card(b, rates["cpu", "fp32"]) for b in [b for _, b in base] + opened}
+        for card in cards.values():
+            for line in card.lines() if card else ():
+                say(line)
+        jobs: list[tuple[BenchRow, Bundle]] = []
+        for name in names:
+            for role, bundle in base:
+                prepare(bundle, name, say)
+                jobs.append((_row(bundle, role, name, "encoder"), bundle))
+            own = [b for index, b in enumerate(opened) if (index, name) in chosen]
+            for bundle in filter(is_made_here, own):
+                prepare(bundle, name, say)
+            jobs += [(_row(bundle, "bundle", name, "encoder"), bundle) for bundle in own]
+            decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
+            for bundle in reversed(decoders.values()):
+                jobs.append((_row(bundle, "bundle", name, "decoder"), bundle))
+        for group in _groups(jobs, interleave):
+            _measure(group, options, runs, warmup, require, say)
+        _compare(jobs, cards, rates)
+    return BenchReport(
+        rows=[row for row, _ in jobs],
+        cards=[card for card in cards.values() if card],
+        settings={
+            "runs": runs,
+            "warmup": warmup,
+            "threads": threads,
+            "interleaved": interleave,
+            "timed": TIMED,
+            "gemm_gflops": {
+                " ".join(key): round(rate / 1e9, 1) for key, rate in rates.items() if rate
+            },
+        },
+        hardware=hardware(),
+        versions=tool_versions(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=shlex.join(sys.argv),
+    )
+
+
+def _check(
+    bundles: Sequence[Any], backends: Sequence[str], runs: int, warmup: int, threads: int | None
+) -> None:
+    if not bundles or not backends:
+        raise UserError("nothing to measure. Give at least one bundle and one backend")
+    if runs < 1 or warmup < 0:
+        raise UserError(f"{runs} runs after {warmup} for warm-up: use at least 1 and 0")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads is {threads}. Use at least 1")
+
+
+def _make_baselines(
+    bundles: Sequence[Bundle], scratch: Path, say: Say
+) -> Iterator[tuple[str, Bundle]]:
+    """One stock encoder per model and batch, and one unmerged per model, batch and precision."""
+    seen = set()
+    for bundle in bundles:
+        model, batch = bundle.manifest["model"]["name"], batch_of(bundle)
+        many = f"-batch{batch}" if batch > 1 else ""
+        for role, make, key in (
+            (STOCK, make_stock, f"{STOCK}-{model}{many}"),
+            (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{many}"),
+        ):
+            if key not in seen:
+                seen.add(key)
+                yield role, make(bundle, scratch / key, say)
+
+
+def _decoder_of(bundle: Bundle) -> str:
+    """Return what tells decoders apart: merging does not touch them, so most bundles share one."""
+    file = bundle.part("decoder").file
+    return str(bundle.manifest["files"].get(file, {}).get("sha256") or bundle.path)
+
+
+def _row(bundle: Bundle, role: str, backend: str, part: PartName) -> BenchRow:
+    parity = bundle.manifest.get("parity") or {}
+    return BenchRow(
+        bundle=bundle.name,
+        role=role,
+        model=bundle.manifest["model"].get("name", "unknown"),
+        precision=bundle.precision,
+        backend=backend,
+        part=part,
+        batch=batch_of(bundle) if part == "encoder" else 1,
+        random_weights=bundle.has_random_weights,
+        parity=parity.get("verdict", "not checked") if role == "bundle" else "baseline",
+    )
+
+
+def _groups(
+    jobs: Sequence[tuple[BenchRow, Bundle]], interleave: bool
+) -> Iterator[list[tuple[BenchRow, Bundle]]]:
+    """Split into sets of rows that take turns."""
+    groups: dict[Any, list[tuple[BenchRow, Bundle]]] = {}
+    for index, (row, bundle) in enumerate(jobs):
+        key = (row.backend, row.part) if interleave else index
+        groups.setdefault(key, []).append((row, bundle))
+    yield from groups.values()
+
+
+def _measure(
+    group: Sequence[tuple[BenchRow, Bundle]],
+    options: RunOptions,
+    runs: int,
+    warmup: int,
+    require: Sequence[str],
+    say: Say,
+) -> None:
+    """Open all rows of a group, let them take turns, and fill them in."""
+    with ExitStack() as processes:
+        alive: list[tuple[BenchRow, RowProcess, list[float]]] = []
+        for row, bundle in group:
+            title = f"{row.bundle}, {row.part} on {row.backend}"
+            say(f"opening {title}")
+            try:
+                process = RowProcess(bundle, row.backend, row.part, options)
+                processes.enter_context(process)
+                process.wait_until_ready()
+                alive.append((row, process, []))
+            except (RowNotRun, RowDied) as reason:
+                _give_up(row, reason, require, say)
+        for _ in range(warmup + runs):
+            for entry in list(alive):
+                row, process, samples = entry
+                try:
+                    samples.append(process.run())
+                except (RowNotRun, RowDied) as reason:
+                    alive.remove(entry)
+                    _give_up(row, reason, require, say)
+        for row, process, samples in alive:  # an ending process would disturb the others' turns
+            try:
+                row.runtime, row.peak_memory_mib = process.finish()
+                row.set_samples(samples, warmup)
+                say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
+            except (RowNotRun, RowDied) as reason:
+                _give_up(row, reason, require, say)
+
+
+def _give_up(row: BenchRow, reason: Exception, require: Sequence[str], say: Say) -> None:
+    row.status = "not run" if isinstance(reason, RowNotRun) else "failed"
+    row.reason = str(reason)
+    say(f"{row.bundle}, {row.part} on {row.backend}: {row.status}: {reason}")
+    if row.backend in require and row.role == "bundle":
+        raise UserError(f"required backend {row.backend} cannot run: {reason}")
+
+
+def _compare(
+    jobs: Sequence[tuple[BenchRow, Bundle]],
+    cards: dict[int, CostCard | None],
+    rates: dict[tuple[str, str], float | None],
+) -> None:
+    """Set every encoder beside its cost and beside the baselines of its model and backend."""
+    base = {_key(row.role, row): row for row, _ in jobs if row.role in (STOCK, UNMERGED)}
+    decoders = {
+        (row.backend, _decoder_of(bundle)): row.median_ms
+        for row, bundle in jobs
+        if row.part == "decoder"
+    }
+    for row, bundle in jobs:
+        card = cards[id(bundle)]
+        if row.part != "encoder":
+            continue
+        row.gmac = None if card is None else card.gmac
+        if row.median_ms is None:
+            continue
+        decoder_ms = decoders.get((row.backend, _decoder_of(bundle)))
+        if decoder_ms is not None and row.batch == 1:
+            row.with_decoder_ms = row.median_ms + decoder_ms
+        on_cpu = row.runtime.get("device", row.backend) in _ON_CPU
+        rate = rates.get(("cpu", "fp32") if on_cpu else ("gpu", row.precision))
+        if rate and card is not None:
+            row.of_gemm_rate = 2e9 * card.executed_gmac * row.batch / rate * 1e3 / row.median_ms
+        for role in (STOCK, UNMERGED):
+            baseline = base.get(_key(role, row))
+            if baseline and baseline.median_ms and baseline.first_ms and row.first_ms:
+                row.speedup[role] = baseline.median_ms / row.median_ms
+                row.first_speedup[role] = baseline.first_ms / row.first_ms
+
+
+#: What `describe` or a row says where the CPU computes; everything else is a GPU.
+_ON_CPU = ("cpu", "onnxruntime")
+
+
+def _key(role: str, row: BenchRow) -> tuple[Any, ...]:
+    """What a baseline and the rows it is compared with have in common."""
+    return role, row.model, row.backend, row.batch, None if role == STOCK else row.precision

@@ -1,0 +1,261 @@
+"""Encoders that `bench` makes on the fly: merged ones of a model, and what they have to beat.
+
+All have random weights of the model: they are for latency and memory only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam.errors import UserError
+from structsam_export.bundle.manifest import (
+    DECODER_ONNX,
+    ENCODER_ONNX,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Bundle,
+    Part,
+    atomic,
+    open_bundle,
+    sha256_of,
+)
+from structsam_export.machine import tool_versions
+
+if TYPE_CHECKING:
+    from structsam.config import MergeConfig
+
+Say = Callable[[str], None]
+
+_MADE_BY = "bench"
+#: What writes a graph: another version of these may write another one.
+_WRITERS = ("structsam", "torch", "segment-anything", "onnx", "onnxscript")
+
+STOCK = "stock"
+UNMERGED = "unmerged"
+
+
+def make_merged(
+    model: str,
+    configs: Sequence[MergeConfig],
+    precision: str,
+    batch: int,
+    folder: Path,
+    say: Say,
+) -> Iterator[Bundle]:
+    """Yield a bundle for every configuration, in `folder`; those that lie there are reused.
+
+    Args:
+        model: key of `structsam.models.MODELS`.
+        precision: `fp16` or `fp32`.
+        batch: images that one call of the encoder takes.
+    """
+    from structsam_export.pipeline import bundle_name
+
+    decoder: Path | None = None
+    for config in configs:
+        name = bundle_name(model, config, precision) + (f"-batch{batch}" if batch > 1 else "")
+        bundle = _merged(model, config, precision, batch, folder / name, decoder, say)
+        decoder = bundle.onnx_path("decoder")
+        yield bundle
+
+
+def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
+    """Return the encoder of `like` at rate 0, folded attention and the same precision."""
+    from structsam.config import MergeConfig
+
+    model, decoder = like.manifest["model"]["name"], like.onnx_path("decoder")
+    config = MergeConfig(rate=0.0)
+    return _merged(model, config, like.precision, batch_of(like), folder, decoder, say)
+
+
+def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
+    """Return the encoder of the segment-anything package as it is, in FP32.
+
+    Nothing of ours is in that graph: it is what `torch.onnx.export` makes by default.
+    """
+    from structsam.flops import unmerged_flops
+    from structsam.models import model_spec
+    from structsam.models.load import build_sam
+    from structsam_export.graph.exporter import export_stock_encoder
+
+    model, batch = like.manifest["model"]["name"], batch_of(like)
+    spec = model_spec(model)
+    merging = {"method": "none", "rate": 0.0, "layers": "all", "attention": "stock", "blocks": []}
+
+    def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
+        part = export_stock_encoder(build_sam(spec).image_encoder, staged, ENCODER_ONNX, batch)
+        return part, _copied_decoder(like.onnx_path("decoder"), staged), merging
+
+    flops = unmerged_flops(spec).to_dict()
+    wanted = _wanted(model, merging, "fp32", batch, flops, like.onnx_path("decoder"))
+    return _reused_or_made(folder, f"the stock {model} encoder", wanted, write, say)
+
+
+def is_made_here(bundle: Bundle) -> bool:
+    """Whether `bench` made this bundle, and not its user."""
+    return bundle.manifest.get("made_by") == _MADE_BY
+
+
+def batch_of(bundle: Bundle) -> int:
+    """Return how many images one call of the encoder takes."""
+    return int(bundle.part("encoder").inputs[0].shape[0])
+
+
+def prepare(bundle: Bundle, backend: str, say: Say, targets: Sequence[str] = ()) -> None:
+    """Build the engines that `backend` needs; what cannot be built is reported by its row.
+
+    Args:
+        targets: as in `build`.
+    """
+    from structsam_export.engines.build import build
+    from structsam_export.runtimes import find_backend
+
+    if not find_backend(backend).needs_engine:
+        return
+    say(f"building {backend} engines of {bundle.name}")
+    try:
+        build(bundle, backend, targets)
+    except UserError as reason:
+        say(f"{bundle.name} on {backend}: not built: {reason}")
+
+
+def _merged(
+    model: str,
+    config: MergeConfig,
+    precision: str,
+    batch: int,
+    folder: Path,
+    decoder: Path | None,
+    say: Say,
+) -> Bundle:
+    from structsam.apply import apply_config
+    from structsam.flops import encoder_flops
+    from structsam.models import model_spec
+    from structsam.models.load import build_sam
+    from structsam_export.graph.exporter import export_decoder, export_encoder
+    from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
+
+    spec = model_spec(model)
+
+    def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
+        sam = build_sam(spec)
+        if decoder is None:
+            last = export_decoder(DecoderModule(sam, precision), staged, DECODER_ONNX)
+        else:
+            last = _copied_decoder(decoder, staged)
+        encoder = apply_config(sam.image_encoder, config)
+        first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
+        return first, last, {"blocks": counts_per_block(encoder), "plan_tensors": []}
+
+    flops = encoder_flops(spec, config).to_dict()
+    wanted = _wanted(model, config.to_dict(), precision, batch, flops, decoder)
+    what = f"{folder.name}" if config.rate else f"{model} without merging"
+    return _reused_or_made(folder, what, wanted, write, say)
+
+
+def _wanted(
+    model: str,
+    merging: dict[str, Any],
+    precision: str,
+    batch: int,
+    flops: dict[str, Any],
+    decoder: Path | None,
+) -> dict[str, Any]:
+    """Return the part of the manifest that is known before anything is exported."""
+    wanted: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "made_by": _MADE_BY,
+        "model": {"name": model, "weights": "random", "seed": 0, "checkpoint": None},
+        "merging": merging,
+        "precision": {"name": precision},
+        "batch": batch,
+        "flops": flops,
+        "writers": {n: v for n, v in tool_versions().items() if n in _WRITERS},
+        "sources": _sources(),
+    }
+    if decoder is not None:
+        wanted["decoder_sha256"] = sha256_of(decoder)
+    found: dict[str, Any] = json.loads(json.dumps(wanted))
+    return found
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a digest of the code that decides what a graph computes."""
+    import structsam
+    import structsam_export.graph
+
+    packages = (
+        Path(module.__file__ or "").parent for module in (structsam, structsam_export.graph)
+    )
+    files = (file for package in packages for file in sorted(package.rglob("*.py")))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _reused_or_made(
+    folder: Path,
+    what: str,
+    wanted: dict[str, Any],
+    write: Callable[[Path], tuple[Part, Part, dict[str, Any]]],
+    say: Say,
+) -> Bundle:
+    """Return the bundle in `folder` if it is the wanted one, whole, and written by this code.
+
+    Raises:
+        UserError: something else is in its place.
+    """
+    if folder.exists():
+        _refuse_to_replace(folder)
+        try:
+            bundle = open_bundle(folder)
+            merging = bundle.manifest["merging"]
+            known = {name: merging.get(name) for name in wanted["merging"]}
+            found = {name: bundle.manifest.get(name) for name in wanted}
+            if found | {"merging": known} == wanted:
+                return bundle
+        except UserError:
+            pass  # damaged
+    say(f"exporting {what} (random weights, for latency only)")
+    with atomic.staged_folder(folder) as staged:
+        encoder, decoder, merging = write(staged)
+        manifest = wanted | {
+            "name": folder.name,
+            "merging": wanted["merging"] | merging,
+            "encoder": encoder.to_dict(),
+            "decoder": decoder.to_dict(),
+            "files": {},
+            "engines": [],
+            "parity": None,
+        }
+        bundle = Bundle(staged, manifest)
+        for file in sorted(staged.iterdir()):
+            bundle.record_file(file.name)
+        bundle.save_manifest()
+    return open_bundle(folder, verify=False)
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """A folder of the same name may be an export with real weights."""
+    try:
+        made_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("made_by")
+    except (OSError, ValueError, AttributeError):
+        made_by = None
+    if made_by != _MADE_BY:
+        raise UserError(
+            f"{folder} exists and was not made by `bench`, which would replace it. Choose another "
+            "--keep, or move it away"
+        )
+
+
+def _copied_decoder(file: Path, folder: Path) -> Part:
+    """Copy a decoder with the data beside it, and return its contract."""
+    for source in (file, file.with_name(file.name + ".data")):
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+    return open_bundle(file.parent, verify=False).part("decoder")

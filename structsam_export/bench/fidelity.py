@@ -1,0 +1,123 @@
+"""Sets what an evaluation found beside a benchmark's rows: latency alone says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.bundle.manifest import Bundle
+
+if TYPE_CHECKING:
+    from structsam.evaluation.summary import RunSummary, Summary
+    from structsam_export.bench.report import BenchReport, BenchRow
+
+#: Fields of `MergeConfig` that change masks; the form of attention only rounds differently.
+_SETTINGS = (
+    "method", "rate", "layers", "placement", "reuse", "options", "align", "proportional",
+    "prompt_aware",
+)  # fmt: skip
+_PREFERRED = ("iou", "boundary_iou")
+
+
+def read_fidelity(results: Sequence[Path]) -> list[Summary]:
+    """Read folders that `structsam-export evaluate` wrote; random weights say nothing.
+
+    Raises:
+        UserError: no results folder, or a damaged one.
+    """
+    from structsam.evaluation.summary import summarise
+
+    summaries = [summarise(folder, from_masks=False) for folder in results]
+    return [summary for summary in summaries if not summary.random_weights]
+
+
+def add_fidelity(
+    report: BenchReport, bundles: Sequence[Bundle], summaries: Sequence[Summary]
+) -> None:
+    """Give every encoder row that an evaluation of its model and merging covers its quality.
+
+    A bundle with random weights stands for the model that was evaluated; one with others must
+    hold the same. `quality` holds `metric`, `title`, `dataset`, `value`, `low`, `high`, and for
+    merged rows `difference` with `difference_low` and `difference_high`, all in 0..1, and `masks`.
+
+    Args:
+        bundles: what was measured.
+        summaries: see `read_fidelity`; the first that covers a row counts.
+    """
+    of_name = {bundle.name: bundle for bundle in bundles}
+    for row in report.rows:
+        if row.part != "encoder":
+            continue
+        bundle = of_name.get(row.bundle) if row.role == "bundle" else None
+        wanted = None if bundle is None else _settings(bundle.manifest["merging"])
+        for summary in summaries:
+            run = _find(summary, row, wanted) if _same_weights(summary, row, bundle) else None
+            if run is not None:
+                row.quality = _quality(run, summary)
+                row.fidelity = _words(row.quality)
+                break
+
+
+def _same_weights(summary: Summary, row: BenchRow, bundle: Bundle | None) -> bool:
+    evaluated = summary.facts["model"]
+    if evaluated.get("name") != row.model:
+        return False
+    if bundle is None or bundle.has_random_weights:
+        return True
+    checkpoint = bundle.manifest["model"]["checkpoint"] or {}
+    return bool(evaluated.get("sha256") == checkpoint.get("sha256"))
+
+
+def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what decides masks; None where nothing is merged."""
+    if merging is None or merging.get("rate") == 0:
+        return None
+    usual = {"placement": "attention", "reuse": 1, "align": 1}
+    return {name: merging.get(name) or usual.get(name) for name in _SETTINGS}
+
+
+def _find(summary: Summary, row: BenchRow, wanted: dict[str, Any] | None) -> RunSummary | None:
+    """The finished run of this merging, of the row's precision where there is one."""
+    found = [
+        run
+        for run in summary.runs
+        if run.facts.get("complete") and _settings(run.facts.get("merging")) == wanted
+        and any(metric.mean.value is not None for metric in run.metrics.values())
+    ]  # fmt: skip
+    found.sort(key=lambda run: run.facts.get("precision") != row.precision)
+    return found[0] if found else None
+
+
+def _quality(run: RunSummary, summary: Summary) -> dict[str, Any]:
+    names = [name for name, metric in run.metrics.items() if metric.mean.value is not None]
+    name = next((n for n in _PREFERRED if n in names), names[0])
+    metric, dataset = run.metrics[name], summary.facts["dataset"]
+    where = Path(str(dataset.get("root") or "")).name
+    found: dict[str, Any] = {
+        "metric": name,
+        "title": metric.title,
+        "dataset": f"{metric.title} on {dataset.get('name', 'a dataset')} {where}, "
+        f"{run.images} images, {run.masks} masks, evaluated at {run.facts.get('precision')}",
+        "value": metric.mean.value,
+        "low": metric.mean.low,
+        "high": metric.mean.high,
+        "masks": run.masks,
+    }
+    if metric.difference is not None:
+        found |= {
+            "difference": metric.difference.value,
+            "difference_low": metric.difference.low,
+            "difference_high": metric.difference.high,
+        }
+    return found
+
+
+def _words(quality: dict[str, Any]) -> str:
+    """Such as `mIoU 55.8, -0.2 [-0.7, +0.3]`, in percent."""
+    text = f"{quality['title']} {100 * quality['value']:.1f}"
+    if quality.get("difference") is None:
+        return text
+    text += f", {100 * quality['difference']:+.1f}"
+    low, high = quality["difference_low"], quality["difference_high"]
+    return text if low is None or high is None else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -1,0 +1,1 @@
+"""What lies on disk: manifest, atomic files, engine entries; imports only `structsam.errors`."""

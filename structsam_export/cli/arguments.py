@@ -1,0 +1,102 @@
+"""Arguments that several commands share, and what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from structsam.errors import UserError
+
+if TYPE_CHECKING:
+    from structsam_export.cli.terminal import Terminal
+
+Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
+Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
+Methods = Annotated[str, typer.Option(help="all, or methods such as structsam,tome.")]
+Rate = Annotated[str, typer.Option(help="Share of tokens to remove; or one per block: 0.5,0,...")]
+Layers = Annotated[str, typer.Option(help="all, global, window, or block indices such as 7,8,9.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="name=value of the method's own; see `list`; repeat it."),
+]
+Align = Annotated[int, typer.Option(min=1, help="Keep a multiple of this many tokens.")]
+Proportional = Annotated[
+    bool, typer.Option("--proportional", help="Add the log of a slot's size to its logits.")
+]
+PromptAware = Annotated[
+    bool, typer.Option("--prompt-aware", help="The encoder takes the prompt's box as well.")
+]
+PromptForm = Annotated[
+    str, typer.Option(help="rank: outside merges first; windows: also less inside.")
+]
+Placement = Annotated[
+    str, typer.Option(help="What runs on merged tokens: attention, block (MLP too) or stage.")
+]
+Reuse = Annotated[int, typer.Option(min=1, help="So many blocks of a kind share a plan.")]
+ScheduleFile = Annotated[
+    Path | None, typer.Option("--schedule", help="Rates per block, from `tune`.")
+]
+Attention = Annotated[str, typer.Option(help="folded or dense.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
+BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="GPU generation, such as sm89; repeat it, or say all."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
+Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
+def parse_rates(text: str) -> float | tuple[float, ...]:
+    """Read one rate, or several, as typed.
+
+    Raises:
+        UserError: not a number.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"rate {text!r} is not a number. Use a share of the tokens, such as --rate 0.5"
+        ) from None
+    return rates[0] if len(rates) == 1 else rates
+
+
+def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
+    """Read the two options together: the form, or None.
+
+    Raises:
+        UserError: a form for an encoder that takes no box.
+    """
+    if prompt_form != "rank" and not prompt_aware:
+        raise UserError(f"--prompt-form {prompt_form} needs --prompt-aware. Add it")
+    return prompt_form if prompt_aware else None
+
+
+def refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
+    """Raise a `UserError` if one of these options was typed beside `what`, which decides it."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise UserError(f"{what} says what --{option} would. Leave one of them out")
+
+
+def make_terminal() -> Terminal:
+    """Return what shows progress and results; loaded late, because `--help` needs none of it."""
+    from structsam_export.cli.terminal import Terminal
+
+    return Terminal()
+
+
+def random_note() -> str:
+    """Return the sentence about random weights."""
+    from structsam_export.cli.terminal import RANDOM_NOTE
+
+    return RANDOM_NOTE

@@ -1,0 +1,136 @@
+"""What `structsam-export list` shows: models, methods and the backends that run here."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from structsam_export.engines.build import can_build
+from structsam_export.runtimes import BACKENDS
+
+
+def inventory() -> dict[str, Any]:
+    """Return models, methods (None without torch), backends and what `evaluate` knows, for JSON."""
+    from structsam.evaluation.datasets import DATASETS
+    from structsam.evaluation.metrics import METRICS
+    from structsam.evaluation.protocols import PROTOCOLS
+    from structsam.models import MODELS
+
+    methods = None
+    if importlib.util.find_spec("torch"):
+        from structsam.methods import METHODS
+
+        methods = {name: _method_facts(method) for name, method in METHODS.items()}
+    return {
+        "models": {
+            name: {
+                "title": spec.title,
+                "embed_dim": spec.embed_dim,
+                "depth": spec.depth,
+                "heads": spec.num_heads,
+                "global_blocks": list(spec.global_blocks),
+                "official_file": spec.official.file if spec.official else None,
+            }
+            for name, spec in MODELS.items()
+        },
+        "methods": methods,
+        "backends": {
+            name: {
+                "title": backend.title,
+                "unavailable": backend.why_unavailable(),
+                "builds_here": backend.needs_engine and can_build(name),
+            }
+            for name, backend in BACKENDS.items()
+        },
+        "datasets": {
+            name: {
+                "title": dataset.title,
+                "layout": dataset.layout.splitlines(),
+                "protocol": dataset.protocol,
+            }
+            for name, dataset in DATASETS.items()
+        },
+        "metrics": {name: metric.title for name, metric in METRICS.items()},
+        "protocols": {name: protocol.title for name, protocol in PROTOCOLS.items()},
+    }
+
+
+def _method_facts(method: Any) -> dict[str, Any]:
+    from structsam.methods import rate_limits
+    from structsam.methods.options import method_options
+
+    limits = rate_limits(method)
+    return {
+        "rule": method.__doc__.strip().splitlines()[0],
+        "source": method.source,
+        "max_rate": limits.pop(""),
+        "max_rate_with": limits,
+        "takes_box": method.takes_box,
+        "options": {
+            name: {
+                "default": option.default,
+                "choices": list(option.choices) or option.kind.__name__,
+            }
+            for name, option in method_options(method).items()
+        },
+    }
+
+
+def option_text(name: str, option: dict[str, Any]) -> str:
+    """Write one option as `name: default, other, other`, or `name: default (float)`."""
+    if isinstance(option["choices"], str):
+        return f"{name}: {option['default']} ({option['choices']})"
+    others = [choice for choice in option["choices"] if choice != option["default"]]
+    return f"{name}: {', '.join(map(str, [option['default'], *others]))}"
+
+
+def rate_text(fact: dict[str, Any]) -> str:
+    """Write a method's limits: `0.75; 0.5 with variant=sorted`."""
+    others = [f"{limit:g} with {option}" for option, limit in fact["max_rate_with"].items()]
+    return "; ".join([f"{fact['max_rate']:g}", *others])
+
+
+def method_table_markdown(facts: dict[str, Any]) -> str:
+    """Return the README's table of methods, one row each, from the registry."""
+    lines = [
+        "| method | what it does | options (default first) | maximum rate | source |",
+        "|---|---|---|---|---|",
+    ]
+    for name, fact in facts.items():
+        options = "; ".join(option_text(key, value) for key, value in fact["options"].items())
+        cells = [f"`{name}`", fact["rule"], options or "none", rate_text(fact), fact["source"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def inventory_tables(facts: dict[str, Any]) -> list[Table]:
+    """Lay out what `inventory` found."""
+    models = Table("name", "model", "width", "depth", "heads", "global blocks", title="models")
+    for name, fact in facts["models"].items():
+        numbers = [str(fact[key]) for key in ("embed_dim", "depth", "heads")]
+        models.add_row(name, fact["title"], *numbers, ", ".join(map(str, fact["global_blocks"])))
+    methods = Table("name", "what it does", "options, default first", "maximum rate")
+    methods.title = "methods"
+    for name, fact in (facts["methods"] or {}).items():
+        options = "\n".join(option_text(key, value) for key, value in fact["options"].items())
+        methods.add_row(name, fact["rule"], escape(options), rate_text(fact))
+    if facts["methods"] is None:
+        methods.add_row("-", "torch is not installed: pip install 'structsam[export]'", "", "")
+    backends = Table("name", "what", "runs here", "builds engines here", title="backends")
+    for name, fact in facts["backends"].items():
+        reason = fact["unavailable"]
+        shown = f"no: {escape(reason)}" if reason else "[green]yes[/green]"
+        builds = "[green]yes[/green]" if fact["builds_here"] else ""
+        backends.add_row(name, escape(fact["title"]), shown, builds)
+    datasets = Table("name", "dataset", "expected under --root", "protocol", title="datasets")
+    for name, fact in facts["datasets"].items():
+        datasets.add_row(name, fact["title"], escape("\n".join(fact["layout"])), fact["protocol"])
+    named = [*facts["metrics"].items(), *facts["protocols"].items()]
+    kinds = ["metric"] * len(facts["metrics"]) + ["protocol"] * len(facts["protocols"])
+    measures = Table("kind", "name", "what", title="metrics and protocols of `evaluate`")
+    for kind, (name, title) in zip(kinds, named, strict=True):
+        measures.add_row(kind, name, title)
+    return [models, methods, backends, datasets, measures]

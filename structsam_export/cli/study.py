@@ -1,0 +1,194 @@
+"""The commands of `structsam-export` that study merging instead of exporting it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from structsam.errors import UserError
+from structsam_export.cli.arguments import (
+    Align,
+    Attention,
+    Checkpoint,
+    Images,
+    Json,
+    Layers,
+    Methods,
+    Model,
+    Options,
+    PromptAware,
+    PromptForm,
+    Proportional,
+    Rate,
+    Reuse,
+    ScheduleFile,
+    Seed,
+    Weights,
+    make_terminal,
+    parse_rates,
+    prompt_awareness,
+    random_note,
+    refuse_beside,
+)
+
+
+def flops(
+    context: typer.Context,
+    model: Model = "vit_b",
+    method: Annotated[str, typer.Option(help="Merging method; see `list`; or all.")] = "structsam",
+    rate: Rate = "0.5",
+    layers: Layers = "all",
+    attention: Attention = "folded",
+    option: Options = None,
+    align: Align = 1,
+    proportional: Proportional = False,
+    prompt_aware: PromptAware = False,
+    prompt_form: PromptForm = "rank",
+    placement: Annotated[
+        str,
+        typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
+    ] = "attention",
+    reuse: Reuse = 1,
+    schedule: ScheduleFile = None,
+    json_only: Json = False,
+) -> None:
+    """Multiply-adds of the encoder per block and in all, merging included."""
+    terminal = make_terminal()
+    from structsam.config import MergeConfig, parse_layers
+    from structsam.flops import encoder_flops, unmerged_flops
+    from structsam.methods import find_method
+    from structsam.methods.options import parse_options
+    from structsam.models import model_spec
+    from structsam_export.bench.flops_table import compare_methods, flops_table, methods_table
+    from structsam_export.tune.schedule_file import read_schedule
+
+    spec, rates, chosen = model_spec(model), parse_rates(rate), parse_layers(layers)
+    if schedule is not None:
+        refuse_beside(context, "--schedule", ("rate", "method", "layers", "placement", "option"))
+    more: dict[str, Any] = {
+        "attention": attention,
+        "align": align,
+        "proportional": proportional,
+        "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
+        "reuse": reuse,
+    }
+    title = f"{model}, {method}, rate {rate}, layers {layers}, placement {placement}"
+    if method == "all":
+        if option:
+            raise UserError("--option belongs to one method. Name it with --method, not all")
+        compared = compare_methods(spec, rates, chosen, placement, **more)
+        if json_only:
+            facts = {n: c if isinstance(c, str) else c.to_dict() for n, c in compared.items()}
+            print(json.dumps(facts))
+        else:
+            terminal.table(methods_table(title, compared))
+        return
+    if schedule is None:
+        options = parse_options(find_method(method), option or ())
+        config = MergeConfig.of(method, rates, chosen, options=options, **more)
+    else:
+        config = read_schedule(schedule).config(model, **more)
+        placement = config.placement
+        title = f"{model}, {config.method}, rates of {schedule}, placement {placement}"
+    counted = encoder_flops(spec, config, placement)
+    if json_only:
+        print(json.dumps(counted.to_dict()))
+    else:
+        terminal.table(flops_table(title, counted, unmerged_flops(spec)))
+
+
+def spectrum(
+    model: Model,
+    methods: Methods = "all",
+    rates: Annotated[str, typer.Option(help="Rates to compare, such as 0.25,0.5.")] = "0.25,0.5",
+    image: Images = None,
+    layers: Layers = "all",
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    graph: Annotated[str, typer.Option(help="affinity, or distance as in PiToMe.")] = "affinity",
+    out: Annotated[Path, typer.Option(help="Folder for table and plot.")] = Path("spectrum"),
+    json_only: Json = False,
+) -> None:
+    """How far merging moves the spectrum of the token graph, by layer and method."""
+    terminal = make_terminal()
+    if weights == "random":
+        terminal.warn(random_note())
+    from structsam.config import parse_layers
+    from structsam_export.inspect.spectrum import run
+    from structsam_export.inspect.spectrum_report import spectrum_table
+
+    report = run(
+        model,
+        image or (),
+        methods,
+        parse_rates(rates),
+        parse_layers(layers),
+        checkpoint,
+        weights,
+        seed,
+        graph,
+        out,
+        terminal.say,
+    )
+    if json_only:
+        print(json.dumps(report.to_dict()))
+        return
+    terminal.table(spectrum_table(report))
+    for file in report.files:
+        terminal.print(str(file))
+
+
+def inspect(
+    model: Model,
+    image: Annotated[Path | None, typer.Option(help="Photo; one of ours by default.")] = None,
+    methods: Methods = "all",
+    rate: Rate = "0.5",
+    block: Annotated[str, typer.Option(help="Block to draw; several: 2,5,8; or all.")] = "8",
+    layers: Layers = "all",
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    option: Options = None,
+    align: Align = 1,
+    proportional: Proportional = False,
+    depth_method: Annotated[
+        str | None, typer.Option(help="Method of the sheet over depth; the first by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("inspect"),
+    json_only: Json = False,
+) -> None:
+    """Pictures of what merges where: per method, across methods, and across depth."""
+    terminal = make_terminal()
+    if weights == "random":
+        terminal.warn(random_note())
+    from structsam.config import parse_layers
+    from structsam_export.inspect.merging import run
+    from structsam_export.inspect.report import inspection_table
+
+    result = run(
+        model,
+        image,
+        methods,
+        parse_rates(rate),
+        block,
+        parse_layers(layers),
+        checkpoint,
+        weights,
+        seed,
+        option or (),
+        align,
+        proportional,
+        depth_method,
+        out,
+        terminal.say,
+    )
+    if json_only:
+        print(json.dumps(result.to_dict()))
+        return
+    terminal.table(inspection_table(result))
+    for file in result.files:
+        terminal.print(str(file))

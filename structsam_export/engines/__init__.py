@@ -1,0 +1,1 @@
+"""ONNX -> one engine: builder and progress; may import `runtimes` and `bundle`."""

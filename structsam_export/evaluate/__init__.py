@@ -1,0 +1,1 @@
+"""How good: runs, record, report, pictures; may import `predict`, `runtimes`, `bundle`."""

@@ -1,0 +1,1 @@
+"""torch -> ONNX: networks, number types, exporter, export rules; may import `bundle`."""

@@ -1,0 +1,230 @@
+"""The two networks of a bundle as torch modules with the exact inputs and outputs of the ONNX."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import Tensor, nn
+
+from structsam.apply import merged_blocks, set_prompt_box
+from structsam.plans.plan import MergePlan
+from structsam_export.bundle.manifest import PROMPT_BOX, Part, TensorSpec
+from structsam_export.graph.mixed_precision import to_mixed_fp16
+
+#: (minimum, optimum, maximum) of the decoder's dynamic sizes: P prompts of K points each.
+DECODER_PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}
+
+
+class EncoderModule(nn.Module):
+    """Image encoder: `image` [B, 3, S, S] float32 -> `image_embeddings` [B, 256, S/16, S/16].
+
+    B is 1 in every bundle; `bench` also exports others. A prompt-aware encoder has a second input,
+    `prompt_box` [B, 4] float32: x0, y0, x1, y1 in
+    pixels of the first.
+
+    After the embedding it returns, for every merging block, slot_of_token [B', N] and
+    anchor_of_slot [B', M]: what parity compares. They are dropped from the shipped graph's outputs.
+    """
+
+    def __init__(self, encoder: ImageEncoderViT, precision: str = "fp32") -> None:
+        super().__init__()
+        self.encoder = to_mixed_fp16(encoder) if precision == "fp16" else encoder
+        self.half_inside = precision == "fp16"
+        self.merging = {
+            index: block
+            for index, block in enumerate(self.encoder.blocks)
+            if getattr(block, "plans", False)
+        }
+
+    @property
+    def takes_box(self) -> bool:
+        """Whether the encoder has the input `prompt_box`."""
+        return any(block.prompt for block in self.merging.values())
+
+    @property
+    def plan_names(self) -> list[str]:
+        """Names of the outputs after the embedding."""
+        return [
+            f"{what}.{index}"
+            for index in self.merging
+            for what in ("slot_of_token", "anchor_of_slot")
+        ]
+
+    def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Encode; see the class."""
+        plans: list[MergePlan] = []
+        for block in self.merging.values():
+            block.on_plan = plans.append
+        try:
+            embedding = self.encode(image, prompt_box)
+        finally:
+            for block in self.merging.values():
+                block.on_plan = None
+        return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
+
+    def encode(self, image: Tensor, prompt_box: Tensor | None = None) -> Tensor:
+        """Return the embedding alone."""
+        prompts = {block.prompt for block in self.merging.values() if block.prompt}
+        before = {prompt: prompt.tokens for prompt in prompts}
+        if prompt_box is not None:
+            set_prompt_box(self.encoder, prompt_box)
+        try:
+            embedding: Tensor = self.encoder(image.half() if self.half_inside else image).float()
+        finally:
+            for prompt, tokens in before.items():  # a box belongs to this call alone
+                prompt.tokens = tokens
+        return embedding
+
+    def part(self, file: str, batch: int = 1) -> Part:
+        """Return the encoder's contract for so many images a call."""
+        size = self.encoder.img_size
+        grid = self.encoder.pos_embed.shape[1]
+        channels = self.encoder.neck[0].out_channels
+        inputs = [TensorSpec("image", (batch, 3, size, size), "float32")]
+        if self.takes_box:
+            inputs.append(TensorSpec(PROMPT_BOX, (batch, 4), "float32"))
+        return Part(
+            file,
+            inputs=tuple(inputs),
+            outputs=(TensorSpec("image_embeddings", (batch, channels, grid, grid), "float32"),),
+        )
+
+
+class DecoderModule(nn.Module):
+    """Prompt encoder and mask decoder for P prompts of K points on one image.
+
+    Equal to the stock modules, re-expressed where they do not export: no boolean indexing, the
+    image embedding is broadcast instead of repeated, and the positional encoding is two products
+    in float32 instead of a matmul. Masks are not enlarged here (see `preprocessing`).
+    """
+
+    def __init__(self, sam: Sam, precision: str = "fp32") -> None:
+        super().__init__()
+        prompt, decoder = sam.prompt_encoder, sam.mask_decoder
+        if precision == "fp16":
+            prompt, decoder = to_mixed_fp16(prompt), to_mixed_fp16(decoder)
+        self.prompt, self.decoder = prompt, decoder
+        self.half_inside = precision == "fp16"
+        exact = sam.prompt_encoder
+        # annotations tell the type checker what nn.Module hides
+        self.gaussian: Tensor
+        self.label_embeddings: Tensor
+        self.image_pe: Tensor
+        gaussian = exact.pe_layer.positional_encoding_gaussian_matrix
+        labels = [exact.not_a_point_embed, *exact.point_embeddings]  # labels -1, 0, 1, 2, 3
+        self.register_buffer("gaussian", gaussian.detach().float().clone())
+        self.register_buffer("label_embeddings", torch.cat([e.weight for e in labels]).detach())
+        self.register_buffer("image_pe", exact.get_dense_pe().detach())
+        self.input_size: tuple[int, int] = exact.input_image_size
+        self.embedding_size: tuple[int, int] = exact.image_embedding_size
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `low_res_masks` [P, 4, 4h, 4w] logits and `iou_predictions` [P, 4].
+
+        Args:
+            image_embeddings: [1, 256, h, w].
+            point_coords: [P, K, 2], (x, y) in pixels of the encoder's input.
+            point_labels: [P, K]: 1 object, 0 background, 2 and 3 box corners, -1 padding.
+            mask_input: [P, 1, 4h, 4w] logits of an earlier prediction.
+            has_mask_input: [P], 1 where `mask_input` counts, else 0.
+        """
+        kind = torch.float16 if self.half_inside else torch.float32
+        tokens = self._tokens(point_coords, point_labels).to(kind)  # [P, 5 + K, 256]
+        has_mask = has_mask_input[:, None, None, None].to(kind)
+        no_mask = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        dense = self.prompt.mask_downscaling(mask_input.to(kind))
+        dense = has_mask * dense + (1 - has_mask) * no_mask
+        source = image_embeddings.to(kind) + dense  # [P, 256, h, w]
+        image_pe = self.image_pe.to(kind)
+        out_tokens, image_tokens = self.decoder.transformer(source, image_pe, tokens)
+        image_tokens = image_tokens.transpose(1, 2).reshape(source.shape)
+        upscaled = self.decoder.output_upscaling(image_tokens)  # [P, 32, 4h, 4w]
+        weights = torch.stack(
+            [
+                mlp(out_tokens[:, 1 + i, :])
+                for i, mlp in enumerate(self.decoder.output_hypernetworks_mlps)
+            ],
+            dim=1,
+        )  # [P, 4, 32]
+        height, width = upscaled.shape[-2:]
+        masks = (weights @ upscaled.flatten(2)).unflatten(2, (height, width))
+        scores = self.decoder.iou_prediction_head(out_tokens[:, 0, :])
+        return masks.float(), scores.float()
+
+    def _tokens(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Output tokens followed by the prompt's point tokens, [P, 5 + K, 256] float32."""
+        height, width = self.input_size
+        unit = (coords + 0.5) / coords.new_tensor([width, height]) * 2 - 1
+        angle = unit[..., :1] * self.gaussian[0] + unit[..., 1:] * self.gaussian[1]
+        angle = 2 * math.pi * angle
+        position = torch.cat([angle.sin(), angle.cos()], -1)  # [P, K, 256]
+        position = torch.where(labels[..., None] == -1, torch.zeros_like(position), position)
+        points = position
+        for row, label in enumerate((-1, 0, 1, 2, 3)):
+            is_label = (labels[..., None] == label).float()
+            points = points + is_label * self.label_embeddings[row]
+        own = [self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]
+        output_tokens = torch.cat(own).float().expand(coords.shape[0], -1, -1)
+        return torch.cat([output_tokens, points], 1)
+
+    def part(self, file: str) -> Part:
+        """Return the decoder's contract."""
+        height, width = self.embedding_size
+        channels = self.image_pe.shape[1]
+        low_res = (4 * height, 4 * width)
+        return Part(
+            file,
+            inputs=(
+                TensorSpec("image_embeddings", (1, channels, height, width), "float32"),
+                TensorSpec("point_coords", ("P", "K", 2), "float32"),
+                TensorSpec("point_labels", ("P", "K"), "float32"),
+                TensorSpec("mask_input", ("P", 1, *low_res), "float32"),
+                TensorSpec("has_mask_input", ("P",), "float32"),
+            ),
+            outputs=(
+                TensorSpec("low_res_masks", ("P", 4, *low_res), "float32"),
+                TensorSpec("iou_predictions", ("P", 4), "float32"),
+            ),
+            profile=dict(DECODER_PROFILE),
+        )
+
+
+def counts_per_block(encoder: ImageEncoderViT) -> list[dict[str, object]]:
+    """Say for every merged block its map size and tokens before and after, for the manifest.
+
+    Where windows merge in tiers, `slots` and `rate` are means over the windows.
+    """
+    rows: list[dict[str, object]] = []
+    for index, block in enumerate(merged_blocks(encoder)):
+        grid = [block.window_size] * 2 if block.window_size else list(encoder.pos_embed.shape[1:3])
+        tokens = grid[0] * grid[1]
+        row: dict[str, object] = {
+            "index": index,
+            "kind": "window" if block.window_size else "global",
+            "grid": grid,
+            "tokens": tokens,
+            "slots": tokens,
+            "rate": 0.0,
+        }
+        if block.tiers:
+            windows = sum(tier.windows for tier in block.tiers)
+            slots = sum(tier.method.num_slots * tier.windows for tier in block.tiers) / windows
+            rate = sum(tier.method.rate * tier.windows for tier in block.tiers) / windows
+            row |= {"slots": round(slots), "rate": round(rate, 6)}
+        if len(block.tiers) > 1:
+            row["tiers"] = [
+                {"rate": t.method.rate, "slots": t.method.num_slots, "windows": t.windows}
+                for t in block.tiers
+            ]
+        rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""Pictures of merging, and the spectrum; may import `predict` and `bundle`."""

@@ -1,0 +1,281 @@
+"""Draw what merging methods do to a photo: groups, destinations, energy; by method and by depth.
+
+Every method plans on the tokens of its own merged forward pass, as in the exported encoder: at
+block 8 two methods do not see the same tokens, because each has merged before. (The spectrum
+study compares methods on the stock model's tokens instead.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.bundle.weights_source import describe_weights, weights_title
+from structsam_export.inspect.merged_map import MergedMap, merged_map
+from structsam_export.inspect.report import Inspection
+from structsam_export.inspect.sheets import Inspected, draw_inspection
+from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+    from torch import Tensor
+
+    from structsam.merging.block import MergedBlock
+    from structsam.models import ModelSpec
+    from structsam.plans.plan import MergePlan
+
+Say = Callable[[str], None]
+
+
+def run(
+    model: str = "vit_t",
+    image: str | Path | None = None,
+    methods: str | Sequence[str] = "all",
+    rate: float | Sequence[float] = 0.5,
+    block: str | int | Sequence[int] = 8,
+    layers: str | Sequence[int] = "all",
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | Sequence[str] = (),
+    align: int = 1,
+    proportional: bool = False,
+    depth_method: str | None = None,
+    out: str | Path = "inspect",
+    say: Say = lambda text: None,
+) -> Inspection:
+    """Draw one photo: a picture per method and block, a sheet per block, a sheet over depth.
+
+    Files in `out`: `PHOTO_rateR_blockBB_METHOD.png`, `PHOTO_rateR_blockBB_methods.png` and
+    `PHOTO_rateR_depth_METHOD.png`, each replaced in one step.
+
+    Args:
+        model: key of `structsam.models.MODELS`.
+        image: a photo; the one that comes with the package when None.
+        methods: `all`, names separated by commas, or a sequence of names.
+        rate: share of tokens to remove; one number, or one per block. A method that cannot do it
+            gets a tile that says so.
+        block: which blocks to draw for every method: an index, several (`2,5,8`), or `all`.
+        layers: which blocks merge: `all`, `global`, `window`, or indices.
+        checkpoint: official `.pth`, or `.safetensors` with the same keys.
+        weights: `random` to do without a checkpoint.
+        seed: of random weights.
+        options: the methods' own, as a mapping or as typed (`operator=central`); each goes to
+            those methods that have it.
+        align, proportional: see `MergeConfig`.
+        depth_method: which method the sheet over depth shows; the first that can be drawn when
+            None.
+        out: folder for the pictures.
+        say: told what is done, step by step.
+
+    Raises:
+        UserError: any input that cannot be used, or nothing that can be drawn.
+    """
+    import structsam
+    from structsam.methods import choose_methods
+    from structsam.models import model_spec
+    from structsam_export.pipeline import SAMPLE_IMAGE
+
+    spec = model_spec(model)
+    file = Path(image).expanduser() if image else SAMPLE_IMAGE
+    photo = read_image(file)
+    pixels, geometry = preprocess(photo, spec.preprocessing.to_dict())
+    names = choose_methods(methods)
+    if depth_method is not None and depth_method not in names:
+        raise UserError(
+            f"depth_method {depth_method!r} is none of the methods to draw: {', '.join(names)}"
+        )
+    chosen = _checked_blocks(block, spec)
+    settings = _options_of(names, options)
+    source = describe_weights(model, checkpoint, weights, seed)
+    say(f"loading {model}")
+    sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
+    found: dict[str, Inspected] = {}
+    for name in names:
+        in_depth = depth_method == name or (
+            depth_method is None and not any(one.in_depth for one in found.values())
+        )
+        say(f"merging by {name}")
+        try:
+            structsam.apply_merging(
+                sam, name, rate, layers, "folded", settings[name], align, proportional
+            )
+            maps = observe(sam, pixels, None if in_depth else chosen)
+            found[name] = Inspected(name, maps, _rates(sam), settings[name], in_depth=in_depth)
+        except UserError as error:
+            found[name] = Inspected(name, note=str(error), options=settings[name])
+    drawable = [one for one in found.values() if set(one.maps) & set(chosen)]
+    if not drawable:
+        notes = [one.note for one in found.values() if one.note]
+        raise UserError(notes[0] if notes else _nothing_merges(chosen, layers))
+    say("drawing")
+    return draw_inspection(
+        list(found.values()),
+        photo=photo,
+        geometry=geometry,
+        spec=spec,
+        blocks=chosen,
+        rate=rate,
+        weights=weights_title(source),
+        random=source["weights"] == "random",
+        image=file,
+        out=Path(out),
+    )
+
+
+class _SeenAllError(Exception):
+    """Leaves an encoder whose later blocks nobody looks at."""
+
+
+def observe(
+    sam: Sam, pixels: np.ndarray, blocks: Sequence[int] | None = None
+) -> dict[int, MergedMap]:
+    """Run a merged encoder and keep what its blocks decided.
+
+    Args:
+        sam: merged by `structsam.apply_merging` without a prompt box, float32, in eval mode.
+        pixels: the encoder's input, float32 [1, 3, S, S].
+        blocks: indices to look at; all when None. The encoder is left after the last of them.
+
+    Returns:
+        By index; blocks that merge nothing are left out.
+    """
+    import torch
+
+    from structsam.apply import merged_blocks
+
+    merging = {
+        index: block
+        for index, block in enumerate(merged_blocks(sam))
+        if block.method is not None and (blocks is None or index in blocks)
+    }
+    if not merging:
+        return {}
+    scored: dict[int, tuple[np.ndarray | None, str]] = {}
+    grids: dict[int, tuple[int, int]] = {}
+    maps: dict[int, MergedMap] = {}
+
+    def keep_energy(index: int, _norm: Any, _given: Any, normed: Tensor) -> None:
+        grids[index] = (normed.shape[1], normed.shape[2])
+        scored[index] = _energy(merging[index], normed)
+
+    def keep_plan(index: int, plan: MergePlan) -> None:
+        slots, anchors = plan.slot_of_token.numpy(), plan.anchor_of_slot.numpy()
+        maps[index] = merged_map(slots, anchors, plan.grid, grids[index], *scored[index])
+        if index == max(merging):
+            raise _SeenAllError
+
+    hooks = []
+    try:
+        for index, block in merging.items():
+            hooks.append(block.norm1.register_forward_hook(partial(keep_energy, index)))
+            block.on_plan = partial(keep_plan, index)
+        with torch.inference_mode():
+            sam.image_encoder(torch.from_numpy(pixels))
+    except _SeenAllError:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for block in merging.values():
+            block.on_plan = None
+    return maps
+
+
+def _energy(block: MergedBlock, normed: Tensor) -> tuple[np.ndarray | None, str]:
+    """What the method scores of [1, H', W', C]: [H', W'], or [W, N] by window, and its name."""
+    from structsam.methods.pitome import PiToMe
+
+    energy = block.token_energy(normed)
+    if energy is not None:
+        return energy[0].numpy(), "gradient of the features"
+    if isinstance(block.method, PiToMe):
+        name = "likeness to all other tokens, high merges first"
+        return _pitome_energy(block, normed).numpy(), name
+    return None, ""
+
+
+def _pitome_energy(block: MergedBlock, normed: Tensor) -> Tensor:
+    """PiToMe's energy [W, N], which the method computes only in passing."""
+    import torch
+    import torch.nn.functional as F
+    from segment_anything.modeling.image_encoder import window_partition
+
+    from structsam.plans.matching import cosine_similarity
+
+    def cut(x: Tensor) -> Tensor:
+        window = block.window_size
+        return (window_partition(x, window)[0] if window else x).flatten(1, 2)
+
+    method: Any = block.method
+    tokens = cut(block.metric_map(normed))
+    padding = cut(torch.ones_like(normed[..., :1])).squeeze(-1) == 0
+    similarity = cosine_similarity(tokens, tokens, padding, padding)
+    return F.elu(similarity - method.margin_here, method.alpha).mean(-1)
+
+
+def _rates(sam: Sam) -> dict[int, float]:
+    from structsam.apply import merged_blocks
+
+    blocks = enumerate(merged_blocks(sam))
+    return {index: block.method.rate for index, block in blocks if block.method is not None}
+
+
+def _checked_blocks(block: str | int | Sequence[int], spec: ModelSpec) -> list[int]:
+    """Return the indices to draw, each once, ascending.
+
+    Raises:
+        UserError: no index, or one that the encoder has not.
+    """
+    every = f"the encoder of {spec.name} has blocks 0 to {spec.depth - 1}"
+    if block == "all":
+        return list(range(spec.depth))
+    try:
+        given = block.split(",") if isinstance(block, str) else block
+        indices = [given] if isinstance(given, int) else [int(one) for one in given]
+    except (TypeError, ValueError):
+        raise UserError(f"block {block!r} is no block. Use an index, several, or all") from None
+    outside = [index for index in indices if not 0 <= index < spec.depth]
+    if outside:
+        raise UserError(f"block {outside[0]} does not exist: {every}")
+    if not indices:
+        raise UserError(f"no block was given: {every}")
+    return sorted(set(indices))
+
+
+def _options_of(
+    names: Sequence[str], options: Mapping[str, Any] | Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Give every option to the methods that have it and allow its value.
+
+    Raises:
+        UserError: an option that none of the methods takes.
+    """
+    from structsam.methods import METHODS
+    from structsam.methods.options import known_options, parse_options
+
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for given in options.items() if isinstance(options, Mapping) else options:
+        refusals = []
+        for name in names:
+            try:
+                if isinstance(given, str):
+                    chosen[name].update(parse_options(METHODS[name], [given]))
+                else:
+                    chosen[name].update(known_options(METHODS[name], dict([given])))
+            except UserError as error:
+                refusals.append(str(error))
+        if len(refusals) == len(names):
+            raise UserError(refusals[0])
+    return chosen
+
+
+def _nothing_merges(blocks: Sequence[int], layers: str | Sequence[int]) -> str:
+    which = f"block {blocks[0]} merges" if len(blocks) == 1 else "the chosen blocks merge"
+    return f"{which} nothing with these rates and layers={layers!r}. Choose another block"

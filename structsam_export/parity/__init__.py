@@ -1,0 +1,1 @@
+"""Is it the same as merged PyTorch? May import `predict`, `runtimes`, `graph`, `bundle`."""

@@ -1,0 +1,276 @@
+"""Parity: does what runs here compute what the merged PyTorch encoder computes?
+
+Three measures per backend and image: the share of tokens in the same slot (per block), the error
+of the embedding, and the IoU of the decoder's masks over a fixed grid of prompts. A result off its
+gates is compared once more with PyTorch following the same slots (`same_slots.py`), which tells
+ties that rounding ranked otherwise from faults. A check that cannot run is "not run" with its
+reason, never passed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM, Bundle, atomic
+from structsam_export.parity.metrics import compare
+from structsam_export.parity.reference import (
+    Reference,
+    compute_reference,
+    load_reference,
+    prompt_grid,
+)
+from structsam_export.parity.report import ParityReport, ParityRow, keeps_gates
+from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import preprocess
+from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions, find_backend
+from structsam_export.runtimes.base import Arrays, Backend
+
+Say = Callable[[str], None]
+
+#: Where slots differ: the share of tokens of a block that PyTorch would have to send to the same
+#: destination, from the same input. FP16 rounds energies to 1e-3, so more of them tie.
+LEAST_SAME_SLOT = {"fp32": 0.995, "fp16": 0.98}
+
+
+def check(
+    bundle: Bundle,
+    backend: str = "auto",
+    images: Sequence[str | Path] = (),
+    options: RunOptions | None = None,
+    require: Sequence[str] = (),
+    say: Say = lambda text: None,
+) -> ParityReport:
+    """Compare what runs here with the merged PyTorch encoder in FP32.
+
+    Args:
+        backend: a key of `BACKENDS`, or `auto` for every backend that needs no checkpoint.
+        images: photos to compare on; without any, those whose reference the bundle holds. Other
+            photos need torch and the weights, to compute their reference, and their report is
+            kept beside that of the bundle.
+        require: backends that must run; one that cannot raises instead of being "not run".
+
+    Returns:
+        A report that is false when a gate failed or nothing ran. When something ran it is also
+        written into the bundle: as `parity.json` and `parity.html`, and its verdict into the
+        manifest; for own photos as `parity-photos.json` and `.html`. A check that ran nothing
+        leaves the earlier report alone.
+
+    Raises:
+        UserError: unknown backend, unreadable image, or a required backend cannot run.
+    """
+    options = options or RunOptions()
+    names = (
+        [n for n, b in BACKENDS.items() if not b.needs_weights] if backend == "auto" else [backend]
+    )
+    names += [name for name in require if name not in names]
+    chosen = [find_backend(name) for name in names]
+    model = _ReferenceModel(bundle, options)
+    references = _references(bundle, images, model, say)
+    report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
+    shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
+    for engine in chosen:
+        try:
+            engine.runner(bundle, "encoder", options)  # unopened: says whether it can run here
+            for row, reference, masks in _rows(bundle, engine, references, options, model, say):
+                report.rows.append(row)
+                shown.append((reference, row, masks))
+        except BackendUnavailable as reason:
+            if engine.name in require:
+                raise UserError(f"required backend {engine.name} cannot run: {reason}") from reason
+            report.rows += [
+                ParityRow(engine.name, r.image.name, "not run", str(reason)) for r in references
+            ]
+        except Exception as error:  # one broken runtime must not hide the verdict on the others
+            reason_text = " ".join(f"{type(error).__name__}: {error}".split())
+            report.rows.append(ParityRow(engine.name, "all", "failed", reason_text))
+            say(f"{engine.name}: failed: {reason_text}")
+    if any(row.status != "not run" for row in report.rows):
+        try:
+            write_report(bundle, report, shown, PHOTOS_STEM if images else PARITY_STEM)
+        except UserError as reason:
+            say(f"the report was not kept: {reason}")
+    return report
+
+
+def write_report(
+    bundle: Bundle,
+    report: ParityReport,
+    shown: Sequence[tuple[Reference, ParityRow, np.ndarray]],
+    stem: str = PARITY_STEM,
+) -> None:
+    """Write `STEM.json` and `STEM.html`; the bundle's own verdict goes into the manifest, too."""
+    from structsam_export.parity.page import render
+
+    page = render(bundle, report, shown)
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    # Not among the manifest's hashed files: an interrupted check must not spoil a good bundle.
+    atomic.write_text(bundle.path / f"{stem}.json", text + "\n")
+    report.page = bundle.path / f"{stem}.html"
+    atomic.write_text(report.page, page)
+    if stem != PARITY_STEM:
+        return
+    bundle.update_manifest(
+        parity={
+            "passed": bool(report),
+            "verdict": report.verdict(),
+            "backends": {row.backend: row.status for row in report.rows},
+        }
+    )
+
+
+def _references(
+    bundle: Bundle, images: Sequence[str | Path], model: _ReferenceModel, say: Say
+) -> list[Reference]:
+    stored = {Path(name).name: bundle.path / name for name in bundle.manifest["reference_images"]}
+    if not images:
+        return [load_reference(photo) for photo in stored.values()]
+    references: list[Reference] = []
+    for image in map(Path, images):
+        pixels = read_image(image)
+        known = stored.get(image.name)
+        if known is not None and np.array_equal(read_image(known), pixels):
+            references.append(load_reference(known))
+            continue
+        try:
+            sam = model.load()
+        except BackendUnavailable as reason:
+            raise UserError(
+                f"the bundle holds no reference for {image.name}, and it cannot be computed here: "
+                f"{reason}. Leave --image out to check on the images that the bundle holds"
+            ) from reason
+        say(f"computing the PyTorch reference on {image.name}")
+        references.append(compute_reference(sam, image, bundle.manifest["preprocessing"]))
+    return references
+
+
+class _ReferenceModel:
+    """The merged model in FP32, loaded when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, options: RunOptions) -> None:
+        self._bundle, self._options = bundle, options
+        self._sam: Any = None
+
+    def load(self) -> Any:
+        """Return the `Sam`.
+
+        Raises:
+            BackendUnavailable: torch or the weights are not here.
+        """
+        from structsam_export.runtimes.torch_backend import TorchBackend, load_merged_sam
+
+        if self._sam is None:
+            TorchBackend().runner(self._bundle, "encoder", self._options)
+            self._sam = load_merged_sam(self._bundle, self._options)
+        return self._sam
+
+
+def _rows(
+    bundle: Bundle,
+    backend: Backend,
+    references: Sequence[Reference],
+    options: RunOptions,
+    model: _ReferenceModel,
+    say: Say,
+) -> list[tuple[ParityRow, Reference, np.ndarray]]:
+    """Run one backend on all images: one network at a time, so that memory stays low."""
+    inputs = []
+    for reference in references:
+        pixels, geometry = preprocess(read_image(reference.image), bundle.manifest["preprocessing"])
+        inputs.append(({"image": pixels, **reference.prompt_feed}, geometry))
+    say(f"{backend.name}: encoding {len(inputs)} image(s)")
+    plans: list[Arrays | None] = [None] * len(inputs)
+    if (inner := backend.plan_runner(bundle, options)) is not None:
+        with inner as runner:
+            plans = [runner.run(feeds) for feeds, _ in inputs]
+    with backend.runner(bundle, "encoder", options) as runner:
+        embeddings = [runner.run(feeds)["image_embeddings"] for feeds, _ in inputs]
+        runtime = runner.describe()
+    say(f"{backend.name}: decoding")
+    rows = []
+    with backend.runner(bundle, "decoder", options) as runner:
+        for reference, embedding, (_, geometry), plan in zip(
+            references, embeddings, inputs, plans, strict=True
+        ):
+            masks, scores = _decode(runner.run, embedding, *prompt_grid(geometry))
+            metrics, same = compare(reference, embedding, masks, scores, plan)
+            good = keeps_gates(metrics, bundle.precision)
+            row = ParityRow(
+                backend.name,
+                reference.image.name,
+                "passed" if good else "failed",
+                metrics=metrics,
+                same_slot=same,
+                runtime=runtime,
+            )
+            if not good:
+                say(f"{backend.name} on {row.image}: off its gates; comparing slots")
+                found = embedding, masks, scores
+                row = _with_same_slots(row, bundle, reference, found, plan, model)
+            rows.append((row, reference, masks))
+    return rows
+
+
+def _with_same_slots(
+    row: ParityRow,
+    bundle: Bundle,
+    reference: Reference,
+    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    plan: Arrays | None,
+    model: _ReferenceModel,
+) -> ParityRow:
+    """Compare a failed row with PyTorch following its slots, or say why that cannot be."""
+    if plan is None:
+        return replace(row, reason="slots are not compared on this backend, so ties may differ")
+    first = next((index for index, share in row.same_slot.items() if share < 1), None)
+    if first is None:
+        return row  # the same slots: nothing to follow
+    differ = f"slots differ from block {first} on ({100 * row.same_slot[first]:.2f} % the same)"
+    try:
+        from structsam_export.parity.replay import CannotFollow, follow
+    except ModuleNotFoundError:
+        return replace(row, reason=f"{differ}; torch tells ties from faults, and is not installed")
+    try:
+        sam = model.load()
+        followed, same = follow(sam, reference, plan, bundle.manifest["preprocessing"])
+    except (CannotFollow, UserError) as reason:
+        return replace(row, reason=f"{differ}; whether by ties was not found out: {reason}")
+    metrics, _ = compare(followed, *found, None)
+    row = replace(row, followed={"metrics": metrics, "same_slot": same})
+    least = min(same.values())
+    if not keeps_gates(metrics, bundle.precision) or least < LEAST_SAME_SLOT[bundle.precision]:
+        return replace(row, reason=f"{differ}; not by ties alone, see `followed`")
+    told = (
+        f"ties ranked otherwise: {differ}. With the same slots PyTorch computes the same: relative "
+        f"L2 {metrics['relative_l2']:.1e}, mask IoU at least {metrics['min_mask_iou']:.4f}; from "
+        f"the same input it chooses at least {100 * least:.2f} % of a block's slots alike"
+    )
+    return replace(row, status="passed", reason=told)
+
+
+def _decode(
+    run: Callable[[Arrays], Arrays], embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and scores of all prompts through a bundle's decoder, a few prompts at a time."""
+    height, width = (4 * side for side in embedding.shape[-2:])
+    masks, scores = [], []
+    for start in range(0, len(coords), 5):
+        xy, kind = coords[start : start + 5], labels[start : start + 5]
+        outputs = run(
+            {
+                "image_embeddings": embedding,
+                "point_coords": xy,
+                "point_labels": kind,
+                "mask_input": np.zeros((len(xy), 1, height, width), np.float32),
+                "has_mask_input": np.zeros(len(xy), np.float32),
+            }
+        )
+        masks.append(outputs["low_res_masks"] > 0)
+        scores.append(outputs["iou_predictions"])
+    return np.concatenate(masks), np.concatenate(scores)

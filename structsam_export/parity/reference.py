@@ -1,0 +1,223 @@
+"""What the merged PyTorch encoder in FP32 and the stock decoder compute on a sample image.
+
+Computing needs torch and the weights; the result is kept in the bundle, so that parity can be
+checked later on a machine that has neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.bundle.manifest import PROMPT_BOX
+from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import ImageGeometry, preprocess
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+_GRID = 4  # points per side
+_BOXES = 3  # boxes per side
+_PAD = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Expected results for one image.
+
+    Args:
+        image: file of the photo.
+        embedding: float32 [1, 256, h, w].
+        plans: block index -> (slot_of_token [B', N], anchor_of_slot [B', M]).
+        prompt_box: float32 [1, 4] in input pixels, for an encoder that takes one; else None.
+        energies: block index -> gradient energy [h, w] float32 of a few blocks, for the report.
+        masks: bool [Q, 4, 4h, 4w], logits above 0 for the Q prompts of `prompt_grid`.
+        scores: float32 [Q, 4], the predicted IoU of every mask.
+    """
+
+    image: Path
+    embedding: np.ndarray
+    plans: dict[int, tuple[np.ndarray, np.ndarray]]
+    energies: dict[int, np.ndarray]
+    masks: np.ndarray
+    scores: np.ndarray
+    prompt_box: np.ndarray | None = None
+
+    @property
+    def prompt_feed(self) -> dict[str, np.ndarray]:
+        """What the encoder is fed beside the image."""
+        return {} if self.prompt_box is None else {PROMPT_BOX: self.prompt_box}
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the photo and the numbers into `folder`; return the two files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        photo = folder / self.image.name
+        if photo.exists():
+            raise UserError(
+                f"two sample images are named {photo.name}. Rename one: the bundle keeps both"
+            )
+        shutil.copyfile(self.image, photo)
+        numbers = photo.with_name(photo.name + ".npz")
+        arrays: dict[str, Any] = {
+            "embedding": self.embedding,
+            "scores": self.scores,
+            "masks": np.packbits(self.masks),
+            "masks_shape": np.array(self.masks.shape),
+        }
+        if self.prompt_box is not None:
+            arrays[PROMPT_BOX] = self.prompt_box
+        for index, (slots, anchors) in self.plans.items():
+            arrays[f"slot_of_token.{index}"] = slots.astype(np.int16)
+            arrays[f"anchor_of_slot.{index}"] = anchors.astype(np.int16)
+        for index, energy in self.energies.items():
+            arrays[f"energy.{index}"] = energy.astype(np.float16)
+        np.savez_compressed(numbers, **arrays)
+        return [photo, numbers]
+
+
+def load_reference(photo: Path) -> Reference:
+    """Read what `Reference.save` wrote beside `photo`."""
+    with np.load(photo.with_name(photo.name + ".npz")) as arrays:
+        blocks = [int(k.rpartition(".")[2]) for k in arrays if k.startswith("slot_of_token.")]
+        shape = tuple(arrays["masks_shape"])
+        bits = np.unpackbits(arrays["masks"], count=int(np.prod(shape)))
+        return Reference(
+            image=photo,
+            embedding=arrays["embedding"],
+            plans={
+                index: (
+                    arrays[f"slot_of_token.{index}"].astype(np.int64),
+                    arrays[f"anchor_of_slot.{index}"].astype(np.int64),
+                )
+                for index in blocks
+            },
+            energies={
+                int(k.rpartition(".")[2]): arrays[k].astype(np.float32)
+                for k in arrays
+                if k.startswith("energy.")
+            },
+            masks=bits.reshape(shape).astype(bool),
+            scores=arrays["scores"],
+            prompt_box=arrays.get(PROMPT_BOX),
+        )
+
+
+def prompt_grid(geometry: ImageGeometry) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fixed prompts of parity: 16 points, then 9 boxes, over the photo's area.
+
+    Returns:
+        Coordinates float32 [25, 2, 2] in input pixels and labels float32 [25, 2]: a point with
+        one padding point, or the two corners of a box.
+    """
+    height, width = geometry.input_size
+    coords, labels = [], []
+    for row in range(_GRID):
+        for column in range(_GRID):
+            center = ((column + 0.5) * width / _GRID, (row + 0.5) * height / _GRID)
+            coords.append((center, _PAD))
+            labels.append((1, -1))
+    for row in range(_BOXES):
+        for column in range(_BOXES):
+            x, y = (column + 0.5) * width / _BOXES, (row + 0.5) * height / _BOXES
+            half_w, half_h = 0.45 * width / _BOXES, 0.45 * height / _BOXES
+            coords.append(((x - half_w, y - half_h), (x + half_w, y + half_h)))
+            labels.append((2, 3))
+    return np.array(coords, np.float32), np.array(labels, np.float32)
+
+
+def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
+    """Return parity's prompt box: the middle of the photo, half as wide and high, [1, 4]."""
+    height, width = geometry.input_size
+    return np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
+
+
+def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference:
+    """Run the merged encoder in FP32 and the stock prompt encoder and mask decoder.
+
+    Args:
+        sam: a merged model from `structsam.apply_merging`, float32.
+        rules: `preprocessing` of the manifest.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    import torch
+
+    from structsam_export.graph.modules import EncoderModule
+
+    pixels, geometry = preprocess(read_image(image), rules)
+    module = EncoderModule(sam.image_encoder)
+    blocks = list(module.merging)
+    inputs = [pixels]
+    if module.takes_box:
+        inputs.append(prompt_box_of(geometry))
+    energies: dict[int, np.ndarray] = {}
+    hooks = []
+    for index in picture_blocks(sam):
+        block = module.merging[index]
+
+        def keep(_m: Any, _i: Any, normed: Any, index: int = index, block: Any = block) -> None:
+            if normed.dim() != 4:
+                return  # a stage also norms its slots
+            energy = block.token_energy(normed)
+            if energy is not None:
+                energies[index] = energy[0].numpy()
+
+        hooks.append(block.norm1.register_forward_hook(keep))
+    try:
+        with torch.inference_mode():
+            embedding, *plans = module(*map(torch.from_numpy, inputs))
+            masks, scores = stock_masks(sam, embedding, *prompt_grid(geometry))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    arrays = [tensor.numpy() for tensor in plans]
+    return Reference(
+        image=image,
+        embedding=embedding.numpy(),
+        plans={index: (arrays[2 * i], arrays[2 * i + 1]) for i, index in enumerate(blocks)},
+        energies=energies,
+        masks=masks,
+        scores=scores,
+        prompt_box=inputs[1] if module.takes_box else None,
+    )
+
+
+def picture_blocks(sam: Sam) -> list[int]:
+    """Choose the merging blocks to draw: the first window one, the first and last global one."""
+    from structsam.apply import merged_blocks
+
+    merging = [(i, b.window_size) for i, b in enumerate(merged_blocks(sam)) if b.plans]
+    window = [i for i, size in merging if size][:1]
+    whole = [i for i, size in merging if not size]
+    return sorted({*window, *whole[:1], *whole[-1:]})
+
+
+def stock_masks(
+    sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules."""
+    import torch
+
+    masks, scores = [], []
+    for xy, kind in zip(coords, labels, strict=True):
+        if kind[0] == 2:
+            points, boxes = None, torch.from_numpy(xy.reshape(1, 4))
+        else:
+            points = (torch.from_numpy(xy[None, :1]), torch.from_numpy(kind[None, :1]))
+            boxes = None  # the stock prompt encoder pads the point itself
+        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        logits, quality = sam.mask_decoder.predict_masks(
+            image_embeddings=embedding,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+        )
+        masks.append((logits[0] > 0).numpy())
+        scores.append(quality[0].numpy())
+    return np.stack(masks), np.stack(scores)

@@ -1,0 +1,122 @@
+"""PyTorch once more, with the slots that another runtime chose: were ties ranked otherwise, or not?
+
+Rounding decides between cells of nearly equal energy, and one cell ranked otherwise moves all that
+is computed after it. Where a backend's result and its slots differ from the reference, PyTorch
+follows the backend's slots, block by block, and is asked in every block what it would have chosen
+from the same input: a backend that computes the same then agrees in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structsam.merging.block_plan import Tier
+from structsam.plans.plan import MergePlan
+from structsam.plans.slot_features import CellMean, InTurn, MatchedMean, OneToken, SlotMean
+from structsam_export.graph.modules import EncoderModule
+from structsam_export.parity.reference import Reference, prompt_grid, stock_masks
+from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from structsam.methods.base import MergeMethod
+    from structsam_export.runtimes.base import Arrays
+
+
+class CannotFollow(Exception):
+    """The slots' features do not follow from the slots alone."""
+
+
+class FollowedMethod:
+    """A merging method that gives the slots of another runtime instead of its own.
+
+    Args:
+        method: the method of the block.
+        slot_of_token: [B, N] int64 of all maps.
+        anchor_of_slot: [B, M] int64.
+    """
+
+    def __init__(self, method: MergeMethod, slot_of_token: Tensor, anchor_of_slot: Tensor) -> None:
+        self._method, self._slots, self._anchors = method, slot_of_token, anchor_of_slot
+        #: Share of tokens that the method itself would send to the same destination.
+        self.same = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def padding_slots(self, real: tuple[int, int]) -> None:
+        """Promise nothing: the slots are another's."""
+
+    def plan(
+        self,
+        tokens: Tensor,
+        energy: Tensor | None = None,
+        padding: Tensor | None = None,
+        box: Tensor | None = None,
+    ) -> MergePlan:
+        """Return the given slots, with the features that the method gives to its own."""
+        own = self._method.plan(tokens, energy, padding, box)
+        features: OneToken | SlotMean
+        if isinstance(own.features, OneToken):
+            features = OneToken(self._anchors)
+        elif isinstance(own.features, (CellMean, MatchedMean, InTurn)):
+            features = SlotMean(self._slots, self._anchors.shape[1])
+        else:
+            raise CannotFollow(f"slots of {self._method.name} are no means of their tokens")
+        destination = self._anchors.gather(1, self._slots)
+        self.same = float(
+            (own.anchor_of_slot.gather(1, own.slot_of_token) == destination).float().mean()
+        )
+        size = torch.zeros_like(self._anchors)
+        size.scatter_add_(1, self._slots, torch.ones_like(self._slots))
+        return MergePlan(own.grid, self._slots, self._anchors, size, features, own.slot_grid)
+
+
+def follow(
+    sam: Sam, reference: Reference, plans: Arrays, rules: dict[str, Any]
+) -> tuple[Reference, dict[int, float]]:
+    """Compute the reference with a backend's slots.
+
+    Args:
+        sam: the merged model, float32.
+        plans: `slot_of_token.I` and `anchor_of_slot.I` of every block that plans.
+        rules: `preprocessing` of the manifest.
+
+    Returns:
+        The reference with the embedding, masks and scores that follow, and per block the share of
+        tokens that PyTorch would have sent to the same destination from the same input.
+
+    Raises:
+        CannotFollow: windows merge in tiers, or slots are no means of their tokens.
+    """
+    pixels, geometry = preprocess(read_image(reference.image), rules)
+    module = EncoderModule(sam.image_encoder)
+    before = {index: block.tiers for index, block in module.merging.items()}
+    followed = {}
+    try:
+        for index, block in module.merging.items():
+            if len(block.tiers) > 1:
+                raise CannotFollow("windows merge in tiers")
+            (tier,) = block.tiers
+            slots, anchors = (
+                torch.from_numpy(plans[f"{what}.{index}"].astype(np.int64))
+                for what in ("slot_of_token", "anchor_of_slot")
+            )
+            followed[index] = FollowedMethod(tier.method, slots, anchors)
+            block.tiers = (Tier(followed[index], tier.windows),)  # type: ignore[arg-type]
+        inputs = [torch.from_numpy(array) for array in (pixels, *reference.prompt_feed.values())]
+        with torch.inference_mode():
+            embedding = module.encode(*inputs)
+            masks, scores = stock_masks(sam, embedding, *prompt_grid(geometry))
+    finally:
+        for index, tiers in before.items():
+            module.merging[index].tiers = tiers
+    found = replace(reference, embedding=embedding.numpy(), masks=masks, scores=scores)
+    return found, {index: method.same for index, method in followed.items()}

@@ -1,0 +1,1 @@
+"""Photo and prompts -> masks, without torch; may import `runtimes` and `bundle`."""

@@ -1,0 +1,295 @@
+"""`SamPredictor` for a bundle: the same names, shapes and conventions, without torch.
+
+Three things differ. Many prompts go in one call: boxes [P, 4], or points [P, K, 2]. A mistake in
+the input is a `UserError`, not an assertion or a silently wrong mask. And with a prompt-aware
+bundle the embedding belongs to one box, so the image is encoded again whenever the box changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.bundle.manifest import PROMPT_BOX, Bundle, PartName
+from structsam_export.predict.preprocessing import (
+    ImageGeometry,
+    binary_masks,
+    check_image,
+    check_numbers,
+    preprocess,
+    upscale_masks,
+)
+from structsam_export.predict.prompts import Prompts, read_prompts
+from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
+
+
+class Predictor:
+    """Predicts masks with a bundle. Networks are opened on first use and kept until `close`.
+
+    Args:
+        backend: a name of `BACKENDS`, `auto` for the first one that runs here, or a backend.
+        threads: CPU threads; None leaves the choice to the backend.
+        checkpoint: weights, for the torch backend only.
+        target: which engine of the bundle to use; None takes the one for this GPU.
+
+    Attributes:
+        timings: milliseconds of the latest `preprocess`, `encode`, `decode` and `upscale`. Opening
+            a network is in none of them.
+        geometry: size and place of the current image, or None.
+        prompt_box: the box (x0, y0, x1, y1) in pixels of the image that the current embedding of a
+            prompt-aware bundle belongs to; None before the first, and for the whole image, which
+            stands in where a prompt has no box.
+
+    Raises:
+        UserError: unknown backend, or none runs here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str | Backend = "auto",
+        *,
+        threads: int | None = None,
+        checkpoint: str | Path | None = None,
+        target: str | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = find_backend(backend, bundle) if isinstance(backend, str) else backend
+        self.timings: dict[str, float] = {}
+        self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
+        self._runners: dict[PartName, Runner] = {}
+        self._decoder = bundle.part("decoder")
+        self._network_input: np.ndarray | None = None
+        self._embedding: np.ndarray | None = None
+        self.prompt_box: tuple[float, ...] | None = None
+        self.geometry: ImageGeometry | None = None
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Compute the embedding of a uint8 image [H, W, 3] in `RGB` or `BGR` order.
+
+        A prompt-aware bundle waits for the first prompt with that.
+
+        Raises:
+            UserError: another type or shape, or the encoder's output is not finite.
+        """
+        check_image(image)
+        if image_format not in ("RGB", "BGR"):
+            raise UserError(f"image_format is {image_format!r}. Choose one of: RGB, BGR")
+        self.reset_image()
+        with self._timed("preprocess"):
+            rgb = image if image_format == "RGB" else image[..., ::-1]
+            network_input, geometry = preprocess(rgb, self.bundle.manifest["preprocessing"])
+        if self.bundle.takes_box:
+            self._network_input = network_input
+        else:
+            self._embedding = self._encode({"image": network_input})
+        self.geometry = geometry
+
+    def _encode(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        encoder = self._runner("encoder")
+        with self._timed("encode"):
+            embedding = encoder.run(feeds)["image_embeddings"]
+        if not np.isfinite(embedding).all():
+            raise UserError(
+                f"the encoder of {self.bundle.path} returned values that are not finite with "
+                f"{self.backend.name}. Export the bundle with `--precision fp32`"
+            )
+        return embedding
+
+    def _encode_for(self, box: np.ndarray | None) -> None:
+        """Make the embedding belong to this box [4] of the image, if it does not yet."""
+        wanted = None if box is None else tuple(float(value) for value in box)
+        _, geometry = self._current()
+        if self._network_input is None or (
+            self._embedding is not None and wanted == self.prompt_box
+        ):
+            return
+        height, width = geometry.original_size
+        corners = np.reshape([0, 0, width, height] if box is None else box, (2, 2))
+        prompt_box = geometry.to_input(corners).reshape(1, 4)
+        self._embedding = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
+        self.prompt_box = wanted
+
+    def reset_image(self) -> None:
+        """Forget the current image."""
+        self._network_input = self._embedding = self.geometry = self.prompt_box = None
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether `predict` may be called."""
+        return self.geometry is not None
+
+    def get_image_embedding(self) -> np.ndarray:
+        """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM.
+
+        That of a prompt-aware bundle belongs to `prompt_box`.
+
+        Raises:
+            UserError: no image is set.
+        """
+        embedding, _ = self._current()
+        if embedding is None:
+            self._encode_for(None)
+            embedding, _ = self._current()
+        assert embedding is not None
+        return embedding
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict masks of one prompt, or of P prompts in one call, for the current image.
+
+        Args:
+            point_coords: [N, 2], or [P, K, 2], (x, y) in pixels of the image.
+            point_labels: [N] or [P, K], 1 for foreground and 0 for background.
+            box: [4], or [P, 4], (x0, y0, x1, y1) in pixels of the image.
+            mask_input: [1, 256, 256], or [P, 1, 256, 256]: logits of an earlier prediction.
+            multimask_output: three masks for an ambiguous prompt instead of one.
+            return_logits: float32 logits instead of bool masks; a mask is where they exceed 0.
+
+        Returns:
+            masks [C, H, W], predicted IoU [C] and low-resolution logits [C, 256, 256] with C = 3 or
+            1; for P prompts each has a leading P, also when P is 1.
+
+        Raises:
+            UserError: no image is set, or a prompt is malformed or outside the image.
+        """
+        scores, low_res = self.predict_low_res(
+            point_coords, point_labels, box, mask_input, multimask_output
+        )
+        return self.upscale(low_res, return_logits), scores, low_res
+
+    def predict_low_res(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
+        _, geometry = self._current()
+        prompts = read_prompts(point_coords, point_labels, box, geometry)
+        feeds = self._feeds(prompts, geometry, mask_input)
+        pieces = []
+        if self.bundle.takes_box and box is not None:
+            spent = {"encode": 0.0, "decode": 0.0}
+            for index, own_box in enumerate(np.reshape(box, (-1, 4))):
+                self.timings["encode"] = 0.0  # stays so when the box is the one before
+                self._encode_for(own_box)
+                pieces += self._decode({n: a[index : index + 1] for n, a in feeds.items()})
+                spent = {step: ms + self.timings[step] for step, ms in spent.items()}
+            self.timings |= spent
+        else:
+            self._encode_for(None)
+            pieces = self._decode(feeds)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        low_res, scores = (
+            np.concatenate([piece[name] for piece in pieces])[:, chosen]
+            for name in ("low_res_masks", "iou_predictions")
+        )
+        if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
+            raise UserError(
+                f"{self.backend.name} gave NaN or infinity for the masks. Run `structsam-export "
+                "check` on the bundle, or export it again with --precision fp32"
+            )
+        return (scores, low_res) if prompts.many else (scores[0], low_res[0])
+
+    def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Run the decoder on the current embedding for some prompts, in pieces that it takes."""
+        decoder = self._runner("decoder")
+        shared = {"image_embeddings": self.get_image_embedding()}
+        with self._timed("decode"):
+            count = len(feeds["has_mask_input"])
+            pieces = [decoder.run(shared | chunk) for chunk in self._chunks(feeds)]
+        excess = sum(len(piece["iou_predictions"]) for piece in pieces) - count
+        if excess:
+            pieces[-1] = {name: array[:-excess] for name, array in pieces[-1].items()}
+        return pieces
+
+    def upscale(self, low_res: np.ndarray, return_logits: bool = False) -> np.ndarray:
+        """Bring low-resolution logits [..., 256, 256] to the current image: [..., H, W]."""
+        _, geometry = self._current()
+        with self._timed("upscale"):
+            return (upscale_masks if return_logits else binary_masks)(low_res, geometry)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the backend's name and what each opened network runs on, ready for JSON."""
+        facts: dict[str, Any] = {"backend": self.backend.name}
+        return facts | {name: runner.describe() for name, runner in self._runners.items()}
+
+    def close(self) -> None:
+        """Free both networks and the image. Safe to call twice; the next use opens them again."""
+        while self._runners:
+            self._runners.popitem()[1].close()
+        self.reset_image()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _current(self) -> tuple[np.ndarray | None, ImageGeometry]:
+        if self.geometry is None:
+            raise UserError("no image is set. Call predictor.set_image(image) first")
+        return self._embedding, self.geometry
+
+    def _runner(self, part: PartName) -> Runner:
+        if part not in self._runners:
+            runner = self.backend.runner(self.bundle, part, self._options)
+            runner.open()
+            self._runners[part] = runner
+        return self._runners[part]
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[step] = (time.perf_counter() - start) * 1e3
+
+    def _feeds(
+        self, prompts: Prompts, geometry: ImageGeometry, mask_input: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        count, length = prompts.labels.shape
+        limit = self._decoder.profile["K"][2]
+        if length > limit:
+            raise UserError(
+                f"the prompt has {length} points (a box counts as 2, a prompt without a box has "
+                f"one more for padding), and this bundle takes up to {limit}. Use fewer points"
+            )
+        shape = next(s.shape[1:] for s in self._decoder.inputs if s.name == "mask_input")
+        masks = np.zeros((count, *map(int, shape)), np.float32)
+        if mask_input is not None:
+            expected = masks.shape if prompts.many else masks.shape[1:]
+            masks[:] = check_numbers("mask_input", mask_input, expected).reshape(masks.shape)
+        return {
+            "point_coords": geometry.to_input(prompts.coords),
+            "point_labels": prompts.labels,
+            "mask_input": masks,
+            "has_mask_input": np.full(count, mask_input is not None, np.float32),
+        }
+
+    def _chunks(self, feeds: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Cut P to what the decoder takes; a short rest is filled with copies, dropped later."""
+        low, _, high = self._decoder.profile["P"]
+        for start in range(0, len(feeds["has_mask_input"]), high):
+            chunk = {name: array[start : start + high] for name, array in feeds.items()}
+            missing = low - len(chunk["has_mask_input"])
+            if missing > 0:
+                chunk = {
+                    n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in chunk.items()
+                }
+            yield chunk

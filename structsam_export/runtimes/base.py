@@ -1,0 +1,143 @@
+"""The contract of a backend: say whether it runs here, open a part of a bundle, run it, close it.
+
+A backend is one file with a `Backend` and a `Runner`, and one line in `backends/__init__.py`. The
+checks of names, shapes and types are done here, once, for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from structsam.errors import UserError
+from structsam_export.bundle.manifest import Bundle, Part, PartName
+
+Arrays = dict[str, np.ndarray]
+
+
+class BackendUnavailable(UserError):
+    """The backend cannot run here; the message is the reason and what to install."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a user may choose when a bundle is opened.
+
+    Args:
+        threads: CPU threads; None leaves the choice to the backend.
+        checkpoint: weights for the torch backend (a bundle holds none for torch).
+        target: which engine to use, for example `sm89`; None takes the one for this GPU.
+    """
+
+    threads: int | None = None
+    checkpoint: Path | None = None
+    target: str | None = None
+
+
+class Runner(ABC):
+    """One opened network. Use as a context manager; `run` may be called many times."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    @abstractmethod
+    def open(self) -> None:
+        """Load the network and allocate what `run` needs."""
+
+    @abstractmethod
+    def _run(self, feeds: Arrays) -> Arrays:
+        """Compute all outputs. Inputs are checked, C-contiguous and of the declared type."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. Safe to call twice."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about what runs (device, providers, engine file), ready for JSON."""
+        return {}
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """Run the network on `feeds` (name -> array), and return name -> array.
+
+        Raises:
+            UserError: a name, shape or type differs from the contract.
+        """
+        bound: dict[str, int] = {}
+        checked: Arrays = {}
+        wanted = {spec.name: spec for spec in self.part.inputs}
+        if set(feeds) != set(wanted):
+            raise UserError(f"inputs are {sorted(feeds)}, and should be {sorted(wanted)}")
+        for name, spec in wanted.items():
+            array = np.ascontiguousarray(feeds[name])
+            if str(array.dtype) != spec.dtype:
+                raise UserError(f"input {name} is {array.dtype}, and should be {spec.dtype}")
+            if len(array.shape) != len(spec.shape):
+                raise UserError(f"input {name} has shape {array.shape}, not {spec.shape}")
+            for size, dim in zip(array.shape, spec.shape, strict=True):
+                self._check_dimension(name, size, dim, bound)
+            checked[name] = array
+        outputs = self._run(checked)
+        for spec in self.part.outputs:
+            expected = tuple(bound[d] if isinstance(d, str) else d for d in spec.shape)
+            if outputs[spec.name].shape != expected:
+                raise RuntimeError(
+                    f"output {spec.name} has shape {outputs[spec.name].shape}, not {expected}"
+                )
+        return outputs
+
+    def _check_dimension(self, name: str, size: int, dim: int | str, bound: dict[str, int]) -> None:
+        if isinstance(dim, int):
+            if size != dim:
+                raise UserError(f"input {name} has a dimension of {size}, and should have {dim}")
+            return
+        low, _, high = self.part.profile[dim]
+        if not low <= size <= high:
+            raise UserError(f"{dim} is {size} in input {name}, and must be {low} to {high}")
+        if bound.setdefault(dim, size) != size:
+            raise UserError(f"{dim} is {size} in input {name}, and {bound[dim]} in another input")
+
+    def __enter__(self) -> Runner:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Backend(ABC):
+    """A way to run a bundle's networks."""
+
+    name: str
+    title: str
+    needs_engine: ClassVar[bool] = False
+    #: It rebuilds the model from weights, which a bundle does not hold.
+    needs_weights: ClassVar[bool] = False
+
+    @abstractmethod
+    def why_unavailable(self) -> str | None:
+        """Return None when this backend can run here, else the reason and what to install."""
+
+    @abstractmethod
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return an unopened runner.
+
+        Raises:
+            BackendUnavailable: this bundle cannot be run here by this backend.
+        """
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
+        """Return a runner of the encoder whose outputs include every block's merge plan.
+
+        None when this backend cannot show inner tensors; parity then compares outputs only.
+        """
+        return None

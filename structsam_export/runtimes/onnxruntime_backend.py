@@ -1,0 +1,127 @@
+"""ONNX Runtime, on the CPU (runs everywhere) or CUDA. It runs a bundle's ONNX files as they are."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from structsam_export.bundle.manifest import Bundle, Part, PartName
+from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+
+_EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}
+
+
+class OnnxRuntimeRunner(Runner):
+    """An `onnxruntime.InferenceSession` with exactly one execution provider asked for."""
+
+    def __init__(self, part: Part, file: Path, provider: str, threads: int | None = None) -> None:
+        super().__init__(part)
+        self.file = file
+        self.provider = provider
+        self.threads = threads
+        self._session: Any = None
+        self._copy: Path | None = None
+
+    def show_plans(self, names: list[str]) -> None:
+        """Run a temporary copy of the graph that also returns the inner tensors `names`."""
+        from structsam_export.runtimes.onnx_outputs import add_outputs
+
+        self.file = self._copy = add_outputs(self.file, names)
+
+    def open(self) -> None:
+        """Create the session; a provider that silently falls back to the CPU is refused."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # Planning one block for all activations costs ViT-B 1 GB and the second call 1.5 s of
+        # page faults on a CPU, and gains nothing measurable: docs/performance.md.
+        options.enable_mem_pattern = False
+        # The softmax of trained weights makes denormal numbers, which processors compute with a
+        # hundred times slower: 1.3 to 1.5 times the whole encoder's time.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if self.threads:
+            options.intra_op_num_threads = self.threads
+        providers: list[Any] = [self.provider]
+        if self.provider != "CPUExecutionProvider":
+            # FP32 is to be FP32; shape arithmetic stays on the host
+            providers = [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
+        self._session = ort.InferenceSession(str(self.file), options, providers=providers)
+        if self.provider not in self._session.get_providers():
+            raise BackendUnavailable(
+                f"ONNX Runtime could not start {self.provider}: it fell back to "
+                f"{', '.join(self._session.get_providers())}. Check the CUDA installation"
+            )
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+        if self._copy is not None:
+            self._copy.unlink(missing_ok=True)
+            self._copy = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the providers that are active and the number of threads."""
+        return {"providers": self._session.get_providers(), "threads": self.threads}
+
+
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime with one execution provider."""
+
+    def __init__(self, name: str, provider: str) -> None:
+        self.name = name
+        self.title = f"ONNX Runtime, {provider}"
+        self.provider = provider
+
+    def why_unavailable(self) -> str | None:
+        """Return None when onnxruntime is installed and was built with the provider."""
+        fix = f"install it with `pip install 'structsam[{_EXTRA[self.provider]}]'`"
+        if self.provider == "CUDAExecutionProvider":
+            fix += " after `pip uninstall onnxruntime`, because both are one Python module"
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed; {fix}"
+        import onnxruntime as ort
+
+        if self.provider not in ort.get_available_providers():
+            return f"this onnxruntime has no {self.provider}; {fix}"
+        if self.provider == "CUDAExecutionProvider" and not _has_nvidia_gpu():
+            return "no NVIDIA GPU is visible here; choose another backend"
+        return None
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return a runner of the bundle's ONNX file."""
+        if reason := self.why_unavailable():
+            raise BackendUnavailable(reason)
+        return OnnxRuntimeRunner(
+            bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
+        )
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
+        """Return the encoder with its plan tensors as outputs; needs the onnx package."""
+        if importlib.util.find_spec("onnx") is None:
+            return None
+        runner = self.runner(bundle, "encoder", options)
+        assert isinstance(runner, OnnxRuntimeRunner)
+        runner.show_plans(bundle.manifest["merging"]["plan_tensors"])
+        return runner
+
+
+def _has_nvidia_gpu() -> bool:
+    """Ask the driver; ONNX Runtime only says what it was built for."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )

@@ -1,0 +1,193 @@
+"""PyTorch: the reference. It rebuilds the merged model from the checkpoint that was exported."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.bundle.manifest import Bundle, Part, PartName
+from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+_INSTALL = "install it with `pip install 'structsam[export]'`"
+
+
+class TorchRunner(Runner):
+    """The encoder or decoder module, in the bundle's precision, on CUDA where there is one.
+
+    Args:
+        with_plans: the encoder gives every block's merge plan beside the embedding.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        name: PartName,
+        load: Callable[[], Sam],
+        precision: str,
+        threads: int | None = None,
+        with_plans: bool = False,
+    ) -> None:
+        super().__init__(part)
+        self._with_plans = with_plans
+        self._name, self._load, self._precision, self._threads = name, load, precision, threads
+        self._module: Any = None
+        self._device = "cpu"
+
+    def open(self) -> None:
+        """Load the weights and put the merging in."""
+        import torch
+
+        from structsam_export.graph.modules import DecoderModule, EncoderModule
+
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        sam = self._load()
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        module = (
+            EncoderModule(sam.image_encoder, self._precision)
+            if self._name == "encoder"
+            else DecoderModule(sam, self._precision)
+        )
+        self._module = module.to(self._device)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            inputs = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.part.inputs]
+            found = self._call(*inputs)
+            outputs = found if isinstance(found, tuple) else (found,)
+            names = [spec.name for spec in self.part.outputs]
+            if self._with_plans:
+                names += self._module.plan_names
+            return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
+
+    @property
+    def _call(self) -> Any:
+        """What maps inputs to outputs: the plans are only computed to be looked at."""
+        if self._name == "encoder" and not self._with_plans:
+            return self._module.encode
+        return self._module
+
+    def close(self) -> None:
+        """Drop the module."""
+        self._module = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the device, and on a GPU the peak of torch's allocator."""
+        if self._device == "cpu":
+            return {"device": "cpu"}
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        return {"device": self._device, "device_memory_mib": round(peak, 1)}
+
+
+class TorchBackend(Backend):
+    """PyTorch on the CPU or CUDA."""
+
+    name = "torch"
+    title = "PyTorch (reference)"
+    needs_weights = True
+
+    def why_unavailable(self) -> str | None:
+        """Return None when torch, segment-anything and safetensors are installed."""
+        for package in ("torch", "torchvision", "segment_anything", "safetensors"):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed; {_INSTALL}"
+        return None
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return a runner that rebuilds the model; see `load_merged_sam`."""
+        self._require_weights(bundle, options)
+        load = partial(load_merged_sam, bundle, options)
+        return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
+        """Return a runner of the encoder that gives the plans beside the embedding."""
+        self._require_weights(bundle, options)
+        load, part = partial(load_merged_sam, bundle, options), bundle.part("encoder")
+        return TorchRunner(part, "encoder", load, bundle.precision, options.threads, True)
+
+    def _require_weights(self, bundle: Bundle, options: RunOptions) -> None:
+        if reason := self.why_unavailable():
+            raise BackendUnavailable(reason)
+        if bundle.needs_checkpoint and options.checkpoint is None:
+            raise BackendUnavailable(
+                "a bundle holds no weights for torch; pass "
+                f"--checkpoint {bundle.manifest['model']['checkpoint']['file']}"
+            )
+
+
+class LoadedSam(TorchBackend):
+    """A `Sam` in memory, merged or not, behind the same contract: for models without a bundle."""
+
+    def __init__(self, sam: Sam, precision: str = "fp32") -> None:
+        self.sam, self.precision = sam, precision
+
+    def in_memory_bundle(self, preprocessing: dict[str, Any]) -> Bundle:
+        """Return what a predictor asks a bundle for; nothing of it is on disk.
+
+        Args:
+            preprocessing: `ModelSpec.preprocessing.to_dict()`.
+        """
+        from structsam_export.graph.modules import DecoderModule, EncoderModule
+
+        manifest = {
+            "name": "in memory",
+            "preprocessing": preprocessing,
+            "encoder": EncoderModule(self.sam.image_encoder).part("").to_dict(),
+            "decoder": DecoderModule(self.sam).part("").to_dict(),
+        }
+        return Bundle(Path("the model in memory"), manifest)
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
+        """Return a runner of the model as it is now."""
+        if reason := self.why_unavailable():
+            raise BackendUnavailable(reason)
+        return TorchRunner(
+            bundle.part(part), part, lambda: self.sam, self.precision, options.threads
+        )
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> None:
+        """None: there is nothing on disk to compare it with."""
+        return None
+
+
+def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
+    """Rebuild the merged SAM of a bundle in float32; of a benchmark's stock row the stock SAM.
+
+    Raises:
+        UserError: the checkpoint is not the one that was exported.
+    """
+    from structsam.apply import apply_config
+    from structsam.config import MergeConfig
+    from structsam.models import model_spec
+    from structsam.models.checkpoint_file import identify_checkpoint
+    from structsam.models.load import load_sam, weights_file
+
+    model, merging = bundle.manifest["model"], bundle.manifest["merging"]
+    if bundle.has_random_weights:
+        sam = load_sam(model["name"], weights="random", seed=model["seed"])
+    else:
+        # without a checkpoint the weights are embedded: TorchBackend.runner has checked
+        path = options.checkpoint or weights_file(model_spec(model["name"]))
+        assert path is not None
+        found = identify_checkpoint(path)
+        if found.sha256 != model["checkpoint"]["sha256"]:
+            raise BackendUnavailable(
+                f"{path} is not the checkpoint of this bundle: SHA-256 "
+                f"{found.sha256[:12]}..., not {model['checkpoint']['sha256'][:12]}... "
+                f"({model['checkpoint']['file']})"
+            )
+        sam = load_sam(model["name"], checkpoint=path)
+    if merging["attention"] == "stock":
+        return sam
+    return apply_config(sam, MergeConfig.from_dict(merging))

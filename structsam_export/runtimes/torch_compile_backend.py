@@ -1,0 +1,62 @@
+"""torch.compile: how fast PyTorch itself makes the same network; on CUDA with CUDA graphs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from functools import partial
+from typing import Any
+
+from structsam_export.bundle.manifest import Bundle, PartName
+from structsam_export.runtimes.base import BackendUnavailable, RunOptions
+from structsam_export.runtimes.torch_backend import TorchBackend, TorchRunner, load_merged_sam
+
+_COMPILERS = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
+
+
+class TorchCompileRunner(TorchRunner):
+    """The same modules as `TorchRunner`'s, compiled at the first call."""
+
+    def open(self) -> None:
+        """Load the weights; the compilation comes with the first call."""
+        import torch
+
+        super().open()
+        mode = "reduce-overhead" if self._device == "cuda" else "default"
+        self._compiled: Any = torch.compile(super()._call, mode=mode)
+
+    @property
+    def _call(self) -> Any:
+        return self._compiled
+
+    def close(self) -> None:
+        """Drop the module and what was compiled."""
+        self._compiled = None
+        super().close()
+
+
+class TorchCompileBackend(TorchBackend):
+    """PyTorch with torch.compile, on the CPU or CUDA."""
+
+    name = "torch-compile"
+    title = "PyTorch, torch.compile"
+
+    def why_unavailable(self) -> str | None:
+        """Return None when PyTorch and a C++ compiler are installed."""
+        if reason := super().why_unavailable():
+            return reason
+        if not any(shutil.which(name) for name in _COMPILERS):
+            return f"torch.compile needs a C++ compiler ({' or '.join(_COMPILERS)}); install one"
+        return None
+
+    def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> TorchCompileRunner:
+        """Return a runner of the rebuilt model. A prompt-aware encoder is refused."""
+        self._require_weights(bundle, options)
+        if bundle.takes_box:
+            raise BackendUnavailable("torch-compile takes no prompt-aware encoder; use torch")
+        load = partial(load_merged_sam, bundle, options)
+        return TorchCompileRunner(bundle.part(part), part, load, bundle.precision, options.threads)
+
+    def plan_runner(self, bundle: Bundle, options: RunOptions) -> None:
+        """None: the plans are not outputs of what is compiled."""
+        return None

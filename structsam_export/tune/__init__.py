@@ -1,0 +1,1 @@
+"""Which rates: losses per block, search, report; may import `predict`, `graph`, `bundle`."""

@@ -1,0 +1,127 @@
+"""How far a merged encoder is from the unmerged one on a photo: embedding and masks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
+
+_POINTS = 3  # prompts per side
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Distance from the unmerged model, 0 for none.
+
+    Args:
+        embedding: relative L2 of the image embedding.
+        masks: 1 - IoU of the decoder's masks, mean over point prompts and outputs.
+    """
+
+    embedding: float
+    masks: float
+
+    @property
+    def total(self) -> float:
+        """What is minimised."""
+        return self.embedding + self.masks
+
+
+class Judge:
+    """Runs the encoder from any block on, and compares with the unmerged model."""
+
+    def __init__(self, sam: Any, spec: ModelSpec) -> None:
+        from structsam_export.graph.modules import DecoderModule
+
+        self.sam, self.rules = sam, spec.preprocessing.to_dict()
+        self.decoder = DecoderModule(sam)
+        self._photo: Path | None = None
+        self._inputs: list[Tensor] = []
+        self._embedding: Tensor | None = None
+        self._masks: Tensor | None = None
+        self._prompts: tuple[Tensor, ...] = ()
+
+    def look_at(self, photo: Path) -> None:
+        """Keep every block's input, the embedding and the masks of the unmerged model."""
+        import torch
+
+        if photo == self._photo:
+            return
+        pixels, geometry = preprocess(read_image(photo), self.rules)
+        height, width = geometry.input_size
+        steps = (np.arange(_POINTS) + 0.5) / _POINTS
+        points = [[[x * width, y * height], [0.0, 0.0]] for y in steps for x in steps]
+        count, side = len(points), 4 * self.sam.image_encoder.pos_embed.shape[1]
+        self._prompts = (
+            torch.tensor(points, dtype=torch.float32),
+            torch.tensor([[1.0, -1.0]] * count),
+            torch.zeros(count, 1, side, side),
+            torch.zeros(count),
+        )
+        encoder = self._merged(None)
+        with torch.inference_mode():
+            x = encoder.patch_embed(torch.from_numpy(pixels)) + encoder.pos_embed
+            self._inputs = []
+            for block in encoder.blocks:
+                self._inputs.append(x)
+                x = block(x)
+            self._embedding = self._neck(x)
+            self._masks = self._masks_of(self._embedding)
+        self._photo = photo
+
+    def losses(self, config: MergeConfig, photo: Path, start: int = 0) -> Loss:
+        """Compare a merged encoder, from block `start` on, with the unmerged one."""
+        import torch
+
+        self.look_at(photo)
+        encoder = self._merged(config)
+        with torch.inference_mode():
+            x = self._inputs[start]
+            for block in encoder.blocks[start:]:
+                x = block(x)
+            embedding = self._neck(x)
+            assert self._embedding is not None and self._masks is not None
+            error = (embedding - self._embedding).norm() / self._embedding.norm()
+            masks = self._masks_of(embedding)
+            union = (masks | self._masks).flatten(2).sum(2)
+            both = (masks & self._masks).flatten(2).sum(2)
+            iou = torch.where(union > 0, both / union.clamp(min=1), 1.0)
+        return Loss(float(error), float(1 - iou.mean()))
+
+    def milliseconds(self, config: MergeConfig, photo: Path, block: int) -> float:
+        """Time one block on its input."""
+        import torch
+
+        self.look_at(photo)
+        module = self._merged(config).blocks[block]
+        with torch.inference_mode():
+            start = time.perf_counter()
+            module(self._inputs[block])
+            return (time.perf_counter() - start) * 1e3
+
+    def _merged(self, config: MergeConfig | None) -> Any:
+        from structsam.apply import apply_config
+        from structsam.config import MergeConfig
+
+        return apply_config(self.sam, config or MergeConfig(rate=0.0)).image_encoder
+
+    def _neck(self, x: Tensor) -> Tensor:
+        embedding: Tensor = self.sam.image_encoder.neck(x.permute(0, 3, 1, 2))
+        return embedding
+
+    def _masks_of(self, embedding: Tensor) -> Tensor:
+        """Masks bool [P, 4, 4h, 4w] at the fixed points."""
+        masks: Tensor = self.decoder(embedding, *self._prompts)[0] > 0
+        return masks

@@ -1,0 +1,157 @@
+"""Ties that were ranked otherwise are told from faults, and nothing else is excused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+import torch
+
+from structsam.apply import apply_config, merged_blocks
+from structsam.config import MergeConfig
+from structsam.merging.block_plan import Tier
+from structsam.methods import METHODS
+from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.parity import check as parity
+from structsam_export.parity.check import check
+from structsam_export.parity.reference import Reference, compute_reference
+from structsam_export.parity.replay import CannotFollow, FollowedMethod, follow
+from structsam_export.runtimes import RunOptions
+from structsam_export.runtimes.torch_backend import load_merged_sam
+from tests.structsam.method_contract import cap_of, variants
+from tests.structsam_export.parity.test_parity import (
+    change_weight,
+    edit_onnx,
+    one_percent_off_in_half_of_the_channels,
+)
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_given_its_own_slots_a_method_computes_its_own_features(name: str) -> None:
+    tokens = torch.randn(2, 196, 8, generator=torch.Generator().manual_seed(0))
+    for options in variants(name):
+        if options.get("cell_size") == 4:
+            continue  # does not fit a window
+        method = METHODS[name]((14, 14), min(0.5, cap_of(name, (14, 14), **options)), **options)
+        own = method.plan(tokens)
+        other = FollowedMethod(method, own.slot_of_token, own.anchor_of_slot)
+        if name == "cubistmerge":  # its features go from line to line
+            with pytest.raises(CannotFollow, match="cubistmerge"):
+                other.plan(tokens)
+            continue
+        given = other.plan(tokens)
+        assert other.same == 1.0 and other.name == name and other.padding_slots((8, 14)) is None
+        assert given.size_of_slot.equal(own.size_of_slot) and given.slot_grid == own.slot_grid
+        torch.testing.assert_close(given.merge(tokens), own.merge(tokens), rtol=1e-5, atol=1e-6)
+
+
+def one_cell_otherwise(slots: np.ndarray, anchors: np.ndarray, merged: int) -> None:
+    """In map 0 the last merged cell stays whole, and the first one that stayed is merged."""
+    cell, whole = slots[0] == merged - 1, np.isin(slots[0], np.arange(merged, merged + 4))
+    slots[0, cell] = np.arange(merged, merged + 4)
+    slots[0, whole] = merged - 1
+    anchors[0, merged - 1] = np.flatnonzero(whole)[0]
+    anchors[0, merged : merged + 4] = np.flatnonzero(cell)
+
+
+@pytest.fixture
+def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
+    """The reference as it were if a tie in block 1, the global one, had been ranked otherwise."""
+    sam = load_merged_sam(own_bundle, RunOptions())
+    photo = own_bundle.path / own_bundle.manifest["reference_images"][0]
+    rules = own_bundle.manifest["preprocessing"]
+    plain = compute_reference(sam, photo, rules)
+    slots, anchors = (array.copy() for array in plain.plans[1])
+    block = merged_blocks(sam)[1]
+    one_cell_otherwise(slots, anchors, block.method.num_merged_cells)
+    other = FollowedMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
+    block.tiers = (Tier(other, 1),)
+    found = compute_reference(sam, photo, rules)
+    assert not np.array_equal(found.plans[1][0], plain.plans[1][0])
+    return replace(found, image=photo)
+
+
+def test_a_tie_ranked_otherwise_passes_and_says_so(own_bundle, tied, monkeypatch) -> None:
+    monkeypatch.setattr(parity, "_references", lambda *_: [tied])
+    report = check(own_bundle, "onnxruntime")
+    (row,) = report.rows
+    assert row.metrics["relative_l2"] > 1e-4  # off its gates, and shown as it is
+    assert row.status == "passed" and row.same_slot[1] == 1 - 6 / 256
+    assert row.reason.startswith("ties ranked otherwise: slots differ from block 1 on (97.66 %")
+    assert row.followed["metrics"]["relative_l2"] < 1e-5
+    assert row.followed["same_slot"] == {0: 1.0, 1: 1.0, 2: 1.0}
+    assert report.verdict() == "parity passed (fp32); ties ranked otherwise on scene.png"
+    page = (own_bundle.path / "parity.html").read_text()
+    assert "PyTorch with the slots of onnxruntime" in page
+
+
+def test_a_tie_hides_no_other_fault(own_bundle, tied, monkeypatch) -> None:
+    monkeypatch.setattr(parity, "_references", lambda *_: [tied])
+
+    # behind all blocks, so that the slots are right
+    fault = change_weight("encoder.neck.0.weight", one_percent_off_in_half_of_the_channels)
+    edit_onnx(own_bundle, "encoder", fault)
+    report = check(open_bundle(own_bundle.path), "onnxruntime")
+    assert not report and "not by ties alone" in report.verdict()
+
+
+def test_slots_that_are_chosen_wrongly_fail(own_bundle, tiny_model) -> None:
+    """With its own slots the graph computes what PyTorch does; but PyTorch would choose others."""
+
+    def steep_first(model) -> None:
+        from onnx import helper
+
+        roots = [i for i, node in enumerate(model.graph.node) if node.op_type == "Sqrt"]
+        node = model.graph.node[roots[1]]  # the energy of block 1
+        name = node.output[0]
+        node.output[0] = "flat_first"
+        model.graph.node.insert(roots[1] + 1, helper.make_node("Neg", ["flat_first"], [name]))
+
+    edit_onnx(own_bundle, "encoder", steep_first)
+    report = check(open_bundle(own_bundle.path), "onnxruntime")
+    (row,) = report.rows
+    assert not report and row.status == "failed" and "not by ties alone" in row.reason
+    assert row.followed["same_slot"][1] < 0.9 and row.followed["same_slot"][0] == 1.0
+    assert row.followed["metrics"]["relative_l2"] < 1e-4
+
+
+def test_without_the_weights_it_stays_failed(own_bundle, tied, monkeypatch) -> None:
+    monkeypatch.setattr(parity, "_references", lambda *_: [tied])
+    own_bundle.manifest["model"].update(
+        weights="checkpoint", checkpoint={"file": "sam.pth", "sha256": "0" * 64}
+    )
+    report = check(own_bundle, "onnxruntime")
+    assert not report
+    assert "slots differ from block 1 on (97.66 % the same); whether by ties" in report.verdict()
+    assert "--checkpoint sam.pth" in report.verdict()
+
+
+def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> None:
+    from structsam_export.runtimes import BACKENDS
+
+    monkeypatch.setattr(parity, "_references", lambda *_: [tied])
+    monkeypatch.setattr(type(BACKENDS["onnxruntime"]), "plan_runner", lambda *_: None)
+    report = check(own_bundle, "onnxruntime")
+    assert not report and "slots are not compared on this backend" in report.verdict()
+
+
+def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):
+    sam = apply_config(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
+    before = [block.tiers for block in merged_blocks(sam)]
+    reference = compute_reference(sam, tiny_photo, own_bundle.manifest["preprocessing"])
+    plans = {
+        f"{what}.{index}": arrays[i]
+        for index, arrays in reference.plans.items()
+        for i, what in enumerate(("slot_of_token", "anchor_of_slot"))
+    }
+    with pytest.raises(CannotFollow, match="tiers"):
+        follow(sam, reference, plans, own_bundle.manifest["preprocessing"])
+    assert [block.tiers for block in merged_blocks(sam)] == before

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from structsam.errors import UserError
+from structsam_export.predict.prediction import parse_box, parse_point, predict_image
+from structsam_export.runtimes import BACKENDS
+from tests.structsam_export.predict.test_predictor import (
+    HEIGHT,
+    PHOTO,
+    WIDTH,
+    FakeBackend,
+    fake_bundle,
+)
+
+BUNDLE = fake_bundle()
+BOXES = [(0, 0, 9, 9), (10, 0, 20, 9), (20, 5, 40, 20)]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    backend = FakeBackend()
+    monkeypatch.setitem(BACKENDS, "fake", backend)
+    return backend
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(PHOTO).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [("3,4", (3, 4, 1)), ("3.5, 4,0", (3.5, 4, 0)), ("3,4,1", (3, 4, 1))],
+)
+def test_parse_point(text: str, point: tuple[float, float, int]) -> None:
+    assert parse_point(text) == point
+
+
+@pytest.mark.parametrize("text", ["", "3", "3,4,2", "3,4,1,1", "a,b", "3;4", "3,4,nan", "3,4,"])
+def test_parse_point_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="450,300") as caught:
+        parse_point(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_parse_box() -> None:
+    assert parse_box("1,2.5,3,4") == (1, 2.5, 3, 4)
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1 2 3 4"])
+def test_parse_box_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="100,50,400,300"):
+        parse_box(text)
+
+
+def test_a_point_gives_the_best_of_three_masks(
+    fake: FakeBackend, photo: Path, tmp_path: Path
+) -> None:
+    result = predict_image(BUNDLE, photo, [(25, 3, 1)], out=tmp_path / "out", backend="fake")
+    assert [path.name for path in result.masks] == ["mask_00.png"]
+    mask = np.asarray(Image.open(result.masks[0]))
+    assert mask.shape == (HEIGHT, WIDTH) and set(np.unique(mask)) <= {0, 255}
+    report = json.loads(result.report.read_text())
+    assert report == result.details
+    assert report["image"] == {"path": str(photo), "width": WIDTH, "height": HEIGHT}
+    assert (report["bundle"], report["model"], report["rate"]) == ("fake-bundle", "fake", 0.5)
+    assert report["random_weights"] is True and report["backend"] == "fake"
+    assert set(report["timings_ms"]) == {"preprocess", "encode", "decode", "upscale"}
+    (prompt,) = report["prompts"]
+    assert prompt["points"] == [[25, 3, 1]] and prompt["box"] is None
+    (entry,) = prompt["masks"]
+    assert entry == {
+        "file": "mask_00.png",
+        "score": 32.375,
+        "best": True,
+        "output": 3,
+        "pixels": HEIGHT * WIDTH,
+    }
+    assert mask.min() == 255
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "mask_00.png",
+        "overlay.png",
+        "prediction.json",
+    ]
+
+
+def test_each_box_is_a_prompt_with_one_mask(fake: FakeBackend, photo: Path, tmp_path: Path) -> None:
+    result = predict_image(BUNDLE, photo, boxes=BOXES, out=tmp_path / "out", backend="fake")
+    assert [path.name for path in result.masks] == ["mask_00.png", "mask_01.png", "mask_02.png"]
+    prompts = result.details["prompts"]
+    assert [tuple(prompt["box"]) for prompt in prompts] == BOXES
+    assert [prompt["masks"][0]["output"] for prompt in prompts] == [0, 0, 0]
+    np.testing.assert_array_equal(fake.fed[-1]["point_labels"], [[2, 3]] * 3)
+
+
+def test_points_with_one_box_are_one_prompt(fake: FakeBackend, photo: Path, tmp_path: Path) -> None:
+    points = [(5, 5, 1), (8, 8, 0)]
+    result = predict_image(BUNDLE, photo, points, BOXES[:1], tmp_path / "out", backend="fake")
+    np.testing.assert_array_equal(fake.fed[-1]["point_labels"], [[1, 0, 2, 3]])
+    assert len(result.masks) == 1
+
+
+def test_all_masks(fake: FakeBackend, photo: Path, tmp_path: Path) -> None:
+    options = {"out": tmp_path / "out", "backend": "fake", "all_masks": True}
+    result = predict_image(BUNDLE, photo, boxes=BOXES[:2], **options)
+    assert [path.name for path in result.masks] == [
+        f"mask_{prompt:02d}_{index}.png" for prompt in range(2) for index in range(3)
+    ]
+    assert all(path.is_file() for path in result.masks)
+    entries = result.details["prompts"][1]["masks"]
+    assert [entry["output"] for entry in entries] == [1, 2, 3]
+    assert [entry["best"] for entry in entries] == [False, False, True]
+
+
+def test_no_prompt_means_the_centre_and_says_so(
+    fake: FakeBackend, photo: Path, tmp_path: Path
+) -> None:
+    result = predict_image(BUNDLE, photo, out=tmp_path / "out", backend="fake")
+    assert result.details["prompts"][0]["points"] == [[WIDTH / 2, HEIGHT / 2, 1]]
+    assert any("centre (25, 15)" in note for note in result.notes)
+
+
+def test_random_weights_are_written_on_the_overlay(
+    fake: FakeBackend, photo: Path, tmp_path: Path
+) -> None:
+    random = predict_image(BUNDLE, photo, [(5, 5, 1)], out=tmp_path / "a", backend="fake")
+    trained = fake_bundle(weights="sam_vit_b.pth")
+    real = predict_image(trained, photo, [(5, 5, 1)], out=tmp_path / "b", backend="fake")
+    assert Image.open(random.overlay).height > Image.open(real.overlay).height
+    assert any("random weights" in note for note in random.notes)
+    assert real.notes == () and real.details["random_weights"] is False
+
+
+@pytest.mark.parametrize(("passed", "notes"), [(True, 0), (False, 1)])
+def test_a_bundle_that_failed_parity_says_so(
+    fake: FakeBackend, photo: Path, tmp_path: Path, passed: bool, notes: int
+) -> None:
+    bundle = fake_bundle(weights="sam_vit_b.pth")
+    bundle.manifest["parity"] = {"passed": passed}
+    result = predict_image(bundle, photo, [(5, 5, 1)], out=tmp_path / "a", backend="fake")
+    assert len(result.notes) == notes
+    assert all("failed parity" in note for note in result.notes)
+
+
+def test_default_folder_is_named_after_the_image(
+    fake: FakeBackend, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert predict_image(BUNDLE, photo, backend="fake").folder == Path("cat-masks")
+    assert (tmp_path / "work" / "cat-masks" / "overlay.png").is_file()
+
+
+def test_a_second_run_leaves_no_masks_of_the_first_and_no_other_file_is_touched(
+    fake: FakeBackend, photo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict_image(BUNDLE, photo, boxes=BOXES, out=out, backend="fake")
+    (out / "mask_77.png").write_text("mine")
+    predict_image(BUNDLE, photo, boxes=BOXES[:1], out=out, backend="fake")
+    masks = sorted(path.name for path in out.glob("mask_*"))
+    assert masks == ["mask_00.png", "mask_77.png"]
+
+
+def test_a_damaged_report_names_no_file_to_delete(
+    fake: FakeBackend, photo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    earlier = {"prompts": [{"masks": [{"file": "../cat.png"}, {"file": "notes.txt"}]}]}
+    (out / "prediction.json").write_text(json.dumps(earlier))
+    (out / "notes.txt").write_text("mine")
+    predict_image(BUNDLE, photo, [(5, 5, 1)], out=out, backend="fake")
+    assert photo.is_file() and (out / "notes.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("points", "boxes", "message"),
+    [
+        ([(5, 5, 1)], BOXES, "1 points with 3 boxes"),
+        ([(500, 5, 1)], [], "outside"),
+        ([], [(9, 9, 0, 0)], "inverted"),
+        ([(float("nan"), 5, 1)], [], "NaN"),
+    ],
+)
+def test_bad_prompts_are_refused_before_the_encoder_runs(
+    fake: FakeBackend, photo: Path, tmp_path: Path, points: list, boxes: list, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predict_image(BUNDLE, photo, points, boxes, tmp_path / "out", backend="fake")
+    assert fake.opened == [] and not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file(fake: FakeBackend, photo: Path) -> None:
+    with pytest.raises(UserError, match="--out"):
+        predict_image(BUNDLE, photo, out=photo, backend="fake")
+    assert fake.opened == []
