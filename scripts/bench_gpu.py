@@ -25,7 +25,8 @@ from structsam.errors import UserError
 from structsam_export.bench.benchmark import bench
 from structsam_export.bench.encoders import make_merged, make_stock, make_unmerged, prepare
 from structsam_export.bench.report import BenchReport, markdown
-from structsam_export.bundle.manifest import Bundle, atomic, open_bundle
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity import check
 from structsam_export.runtimes import BACKENDS
 

@@ -10,7 +10,7 @@ _HOME_OF = {
     "export": "structsam_export.pipeline",
     "check": "structsam_export.parity.check",
     "build": "structsam_export.engines.build",
-    "open_bundle": "structsam_export.bundle.manifest",
+    "open_bundle": "structsam_export.bundle.folder",
 }
 
 __all__ = ["build", "check", "export", "open_bundle"]

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import structsam
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import (
     DECODER_ONNX,
     ENCODER_ONNX,
     MANIFEST,
     REFERENCE_FOLDER,
     SCHEMA_VERSION,
-    Bundle,
-    atomic,
-    open_bundle,
 )
 from structsam_export.bundle.weights_source import describe_weights
 from structsam_export.engines.build import ALL_TARGETS, build, can_build, choose_targets

@@ -243,7 +243,7 @@ def test_every_documented_name_can_be_resolved(package) -> None:
         ("import onnx", ["onnx"]),
         ("import onnx.helper as h, os", ["onnx.helper"]),
         ("from tensorrt_rtx import Builder", ["tensorrt_rtx.Builder"]),
-        ("def f():\n    from structsam_export import lint", ["structsam_export.graph.lint"]),
+        ("def f():\n    from structsam_export import lint", ["structsam_export.lint"]),
         ("class A:\n    def f(self):\n        import onnxruntime", ["onnxruntime"]),
         ("if TYPE_CHECKING:\n    import onnx", ["onnx"]),
         ("try:\n    import tensorrt\nexcept ImportError:\n    pass", ["tensorrt"]),

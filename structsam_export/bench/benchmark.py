@@ -28,7 +28,8 @@ from structsam_export.bench.encoders import (
 )
 from structsam_export.bench.process import RowDied, RowNotRun, RowProcess
 from structsam_export.bench.report import TIMED, BenchReport, BenchRow, render_table
-from structsam_export.bundle.manifest import Bundle, PartName, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import PartName
 from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
 from structsam_export.runtimes import RunOptions, find_backend
 

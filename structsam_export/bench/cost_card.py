@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 
 _BYTES = {"fp32": 4, "fp16": 2}
 

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
+from structsam_export.bundle.files import sha256_of
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import (
     DECODER_ONNX,
     ENCODER_ONNX,
     MANIFEST,
     SCHEMA_VERSION,
-    Bundle,
     Part,
-    atomic,
-    open_bundle,
-    sha256_of,
 )
 from structsam_export.machine import tool_versions
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 
 if TYPE_CHECKING:
     from structsam.evaluation.summary import RunSummary, Summary

@@ -9,7 +9,8 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
-from structsam_export.bundle.manifest import Bundle, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import RunOptions
 
 _GRACE = 30  # seconds that a process gets to free its network

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Part, TensorSpec, open_bundle
+from structsam_export.bundle.folder import open_bundle
+from structsam_export.bundle.manifest import Part, TensorSpec
 from structsam_export.runtimes import RunOptions, find_backend
 from structsam_export.runtimes.base import Arrays
 

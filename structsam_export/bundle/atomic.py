@@ -29,7 +29,7 @@ def staged_file(final: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, final)
     except OSError as error:
-        raise _as_user_error(error, final) from None
+        raise as_user_error(error, final) from None
     finally:
         with suppress(OSError):  # what went wrong first is what the user should read
             temporary.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, final)
     except OSError as error:
-        raise _as_user_error(error, final) from None
+        raise as_user_error(error, final) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -114,7 +114,8 @@ _MENDABLE = {
 }  # fmt: skip
 
 
-def _as_user_error(error: OSError, target: Path) -> Exception:
+def as_user_error(error: OSError, target: Path) -> Exception:
+    """Return a `UserError` for what another folder or more space can mend, else `error` itself."""
     if error.errno not in _MENDABLE:
         return error
     reason = error.strerror or str(error)

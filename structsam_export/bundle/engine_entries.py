@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import ENGINE_FOLDER, Bundle, PartName, differences, sha256_of
+from structsam_export.bundle.files import sha256_of
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import ENGINE_FOLDER, PartName
 
 MAX_OPTIMIZATION_LEVEL = 5
 
@@ -157,4 +159,12 @@ def file_damage(folder: Path, entry: Mapping[str, Any], digest: bool = True) -> 
         return f"{entry['file']} was altered: {file.stat().st_size} bytes, not {entry['size']}"
     if digest and sha256_of(file) != entry["sha256"]:
         return f"{entry['file']} was altered: its SHA-256 is not the recorded one"
+    return None
+
+
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Say in words what differs between two fingerprints; None when nothing does."""
+    for key in [*wanted, *(k for k in recorded if k not in wanted)]:
+        if recorded.get(key) != wanted.get(key):
+            return f"{key} changed: {recorded.get(key)!r} -> {wanted.get(key)!r}"
     return None

@@ -24,7 +24,7 @@ from structsam_export.cli.arguments import (
 
 if TYPE_CHECKING:
     from structsam_export.bench.benchmark import BenchReport
-    from structsam_export.bundle.manifest import Bundle
+    from structsam_export.bundle.folder import Bundle
     from structsam_export.cli.terminal import Terminal
 
 
@@ -86,7 +86,7 @@ def bench(
     from structsam_export.bench.benchmark import bench as run
     from structsam_export.bench.benchmark import render_table
     from structsam_export.bench.fidelity import add_fidelity, read_fidelity
-    from structsam_export.bundle.manifest import open_bundle
+    from structsam_export.bundle.folder import open_bundle
     from structsam_export.plot_style import require_matplotlib
 
     summaries = read_fidelity(fidelity or ())  # a wrong path is told before the work

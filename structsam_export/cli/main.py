@@ -171,7 +171,7 @@ def build(
 ) -> None:
     """Build TensorRT engines from a bundle's ONNX, importing no torch."""
     terminal = make_terminal()
-    from structsam_export.bundle.manifest import open_bundle
+    from structsam_export.bundle.folder import open_bundle
     from structsam_export.engines.build import build as run
 
     opened = open_bundle(bundle)
@@ -211,7 +211,7 @@ def check(
 ) -> None:
     """Parity on this machine; exit 1 when it fails."""
     terminal = make_terminal()
-    from structsam_export.bundle.manifest import open_bundle
+    from structsam_export.bundle.folder import open_bundle
     from structsam_export.cli.terminal import parity_table
     from structsam_export.parity.check import check as run
     from structsam_export.runtimes import RunOptions
@@ -251,7 +251,7 @@ def predict(
 ) -> None:
     """Masks of a photo as PNG, an overlay, and scores as JSON."""
     terminal = make_terminal()
-    from structsam_export.bundle.manifest import open_bundle
+    from structsam_export.bundle.folder import open_bundle
     from structsam_export.predict.prediction import parse_box, parse_point, predict_image
 
     points, boxes = [parse_point(p) for p in point or ()], [parse_box(b) for b in box or ()]

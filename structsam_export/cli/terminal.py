@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.weights_source import weights_title
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any, get_args
 
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
 from structsam_export.bundle.engine_entries import (
     BuildSettings,
     engine_file,
@@ -22,7 +23,8 @@ from structsam_export.bundle.engine_entries import (
     fingerprint,
     record_engine,
 )
-from structsam_export.bundle.manifest import ENGINE_FOLDER, Bundle, PartName, atomic
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import ENGINE_FOLDER, PartName
 from structsam_export.engines.progress import BuildEvent, monitor_of, run_until_stopped
 from structsam_export.runtimes.base import BackendUnavailable
 from structsam_export.runtimes.cuda_memory import Gpu, open_cuda

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.evaluate.record import (
     add_runs,
     alone,

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM, Bundle, atomic
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM
 from structsam_export.parity.metrics import compare
 from structsam_export.parity.reference import (
     Reference,

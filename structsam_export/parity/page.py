@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 from structsam_export.parity.reference import Reference, prompt_grid
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.overlay import draw_overlay

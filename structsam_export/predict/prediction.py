@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, atomic
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.overlay import Box, Point, draw_overlay
 from structsam_export.predict.predictor import Predictor

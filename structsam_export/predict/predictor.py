@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import PROMPT_BOX, Bundle, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import PROMPT_BOX, PartName
 from structsam_export.predict.preprocessing import (
     ImageGeometry,
     binary_masks,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import get_args
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from structsam_export.runtimes.tensorrt_backend import TensorRTBackend

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, Part, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, PartName
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from structsam_export.bundle.manifest import Bundle, Part, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, PartName
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 
 _EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
 from structsam_export.bundle.engine_entries import (
     BuildSettings,
     engine_status,
@@ -22,7 +23,8 @@ from structsam_export.bundle.engine_entries import (
     find_entry,
     fingerprint,
 )
-from structsam_export.bundle.manifest import Bundle, Part, PartName, TensorSpec, atomic
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError, DeviceBuffers, Gpu, open_cuda
 from structsam_export.runtimes.tensorrt_module import (

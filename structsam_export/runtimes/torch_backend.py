@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.bundle.manifest import Bundle, Part, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, PartName
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import sys
 from functools import partial
 from typing import Any
 
-from structsam_export.bundle.manifest import Bundle, PartName
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import BackendUnavailable, RunOptions
 from structsam_export.runtimes.torch_backend import TorchBackend, TorchRunner, load_merged_sam
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from structsam.models import MODELS, ModelSpec
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from structsam_export.bundle.manifest import Bundle, Part, TensorSpec
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, TensorSpec
 
 onnx = pytest.importorskip("onnx")
 PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}

@@ -18,7 +18,8 @@ from structsam.methods.fixed_destinations import FixedDestinations
 from structsam.models import MODELS
 from structsam.models.load import build_sam
 from structsam_export import export
-from structsam_export.bundle.manifest import ENCODER_ONNX, open_bundle
+from structsam_export.bundle.folder import open_bundle
+from structsam_export.bundle.manifest import ENCODER_ONNX
 from structsam_export.cli.main import main
 from structsam_export.graph.exporter import export_encoder
 from structsam_export.graph.lint import lint

@@ -21,7 +21,8 @@ from PIL import Image
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam_export import pipeline
-from structsam_export.bundle.manifest import Bundle, atomic, open_bundle
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.graph import exporter as onnx_graph
 from structsam_export.graph import lint
 from structsam_export.graph.lint import require_clean

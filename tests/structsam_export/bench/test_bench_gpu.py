@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")

@@ -29,7 +29,8 @@ from structsam_export.bench.fidelity import add_fidelity, read_fidelity
 from structsam_export.bench.plot import draw_benchmark
 from structsam_export.bench.report import markdown
 from structsam_export.bench.row import feeds_of, peak_memory_mib
-from structsam_export.bundle.manifest import Bundle, Part, TensorSpec, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import Part, TensorSpec
 from structsam_export.cli.main import main
 from structsam_export.runtimes import BACKENDS, RunOptions
 from tests.structsam_export.small_bundle import make_bundle

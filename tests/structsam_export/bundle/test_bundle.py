@@ -16,16 +16,10 @@ from typing import Any
 import pytest
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    Bundle,
-    Part,
-    TensorSpec,
-    atomic,
-    differences,
-    open_bundle,
-)
+from structsam_export.bundle import atomic
+from structsam_export.bundle.engine_entries import differences
+from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import MANIFEST, SCHEMA_VERSION, Part, TensorSpec
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from structsam_export.bundle.engine_entries import (
     fingerprint,
     record_engine,
 )
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.engines.build import build
 from tests.structsam_export.small_bundle import make_bundle
 

@@ -21,7 +21,8 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam.methods import METHODS
 from structsam.models import MODELS
-from structsam_export.bundle.manifest import SCHEMA_VERSION, Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import SCHEMA_VERSION
 from structsam_export.cli.main import main, parse_rates
 from structsam_export.runtimes import BACKENDS
 

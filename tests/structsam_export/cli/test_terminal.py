@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 from structsam_export.cli import terminal as module
 from structsam_export.cli.terminal import Terminal, bundle_table
 

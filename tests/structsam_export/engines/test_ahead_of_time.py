@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.engines.build import build
 from structsam_export.graph.lint import lint
 

@@ -18,7 +18,7 @@ import pytest
 
 from structsam.errors import UserError
 from structsam_export.bundle.engine_entries import BuildSettings
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.engines import build as engine_build
 from structsam_export.engines.build import DEFAULT_TARGETS, build
 from structsam_export.engines.progress import BuildEvent, Phases, run_until_stopped

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity.metrics import mask_iou
 from structsam_export.runtimes import BACKENDS, Runner, RunOptions
 

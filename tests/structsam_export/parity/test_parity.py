@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, PartName, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import PartName
 from structsam_export.parity.check import check
 from structsam_export.parity.metrics import compare, mask_iou
 from structsam_export.parity.reference import Reference, load_reference, prompt_grid

@@ -17,7 +17,7 @@ from structsam.apply import apply_config, merged_blocks
 from structsam.config import MergeConfig
 from structsam.merging.block_plan import Tier
 from structsam.methods import METHODS
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity import check as parity
 from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference

@@ -10,7 +10,8 @@ import pytest
 
 from structsam.errors import UserError
 from structsam.models import MODELS
-from structsam_export.bundle.manifest import Bundle, Part, PartName, TensorSpec
+from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import image_geometry
 from structsam_export.predict.prompts import read_prompts

@@ -11,7 +11,7 @@ import pytest
 
 from structsam.errors import UserError
 from structsam_export.bundle.engine_entries import engine_file, fingerprint, record_engine
-from structsam_export.bundle.manifest import Bundle
+from structsam_export.bundle.folder import Bundle
 from structsam_export.engines.build import build
 from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions, find_backend
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError, DeviceBuffers
