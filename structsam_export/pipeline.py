@@ -252,7 +252,7 @@ def _write_networks(
     manifest["reference_images"] = []
     for photo in photos:
         clock.step(f"computing the PyTorch reference on {photo.name}")
-        reference = compute_reference(sam, photo, manifest["preprocessing"])
+        reference = compute_reference(sam, photo, bundle.preprocessing)
         for file in reference.save(folder / REFERENCE_FOLDER):
             bundle.record_file(file.relative_to(folder).as_posix())
         manifest["reference_images"].append(f"{REFERENCE_FOLDER}/{photo.name}")

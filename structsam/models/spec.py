@@ -55,18 +55,23 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Read what `to_dict` wrote. Raises `UserError` naming the field that does not fit."""
         names = [field.name for field in fields(cls)]
-        if sorted(values) != sorted(names):
+        found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+        if found != sorted(names):
             raise UserError(
-                f"Preprocessing has the fields {sorted(values)}, expected {sorted(names)}: "
+                f"Preprocessing has the fields {found}, expected {sorted(names)}: "
                 "this manifest comes from another version; export the bundle again."
             )
         for key, choices in _CHOICES.items():
             if values[key] not in choices:
-                raise UserError(
-                    f"Preprocessing field {key!r} is {values[key]!r}, expected one of {choices}: "
-                    "export the bundle again."
-                )
+                raise _misfit(key, values[key], f"one of {choices}")
+        side = values["image_size"]
+        if type(side) is not int or side < 1:
+            raise _misfit("image_size", side, "a number of pixels")
+        if values["resize"] == "long_side" and values["pad"] is not True:
+            raise _misfit("pad", values["pad"], "true, as 'long_side' cannot fill the square input")
         triples = {key: _triple(key, values[key]) for key in ("mean", "std")}
+        if values["scaling"] == "mean_std" and None in triples.values():
+            raise _misfit("mean' and 'std", tuple(triples.values()), "three numbers each")
         return cls(**{**values, **triples})
 
 
@@ -76,11 +81,15 @@ def _triple(key: str, value: Any) -> Triple | None:
     try:
         first, second, third = (float(v) for v in value)
     except (TypeError, ValueError):
-        raise UserError(
-            f"Preprocessing field {key!r} is {value!r}, expected three numbers or null: "
-            "export the bundle again."
-        ) from None
+        raise _misfit(key, value, "three numbers or null") from None
     return first, second, third
+
+
+def _misfit(key: str, value: Any, expected: str) -> UserError:
+    return UserError(
+        f"Preprocessing field '{key}' is {value!r} in the manifest, expected {expected}: "
+        "update structsam, or export the bundle again."
+    )
 
 
 SAM_PREPROCESSING = Preprocessing(

@@ -1,1 +1,1 @@
-"""What lies on disk: manifest, atomic files, engine entries; imports only `structsam.errors`."""
+"""What lies on disk: manifest, files, engine entries; of structsam only its errors and models."""

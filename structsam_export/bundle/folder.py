@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam.models import Preprocessing
 from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.manifest import (
     MANIFEST,
@@ -45,6 +46,15 @@ class Bundle:
     def precision(self) -> str:
         """`fp32` or `fp16`."""
         return str(self.manifest["precision"]["name"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a photo becomes the encoder's input.
+
+        Raises:
+            UserError: the manifest asks for what this version does not know.
+        """
+        return Preprocessing.from_dict(self.manifest["preprocessing"])
 
     @property
     def has_random_weights(self) -> bool:

@@ -105,7 +105,7 @@ def model_runs(
         # unmerged is rate 0: stock SAM's masks, with the attention that the merged runs have
         sam = apply_config(loaded[0], config or MergeConfig(rate=0.0))
         backend = LoadedSam(sam, precision)
-        bundle = backend.in_memory_bundle(spec.preprocessing.to_dict())
+        bundle = backend.in_memory_bundle(spec.preprocessing)
         with Predictor(bundle, backend, threads=threads) as predictor:
             yield predictor
 

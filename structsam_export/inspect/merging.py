@@ -85,7 +85,7 @@ def run(
     spec = model_spec(model)
     file = Path(image).expanduser() if image else SAMPLE_IMAGE
     photo = read_image(file)
-    pixels, geometry = preprocess(photo, spec.preprocessing.to_dict())
+    pixels, geometry = preprocess(photo, spec.preprocessing)
     names = choose_methods(methods)
     if depth_method is not None and depth_method not in names:
         raise UserError(

@@ -77,8 +77,7 @@ def run(
     spec = model_spec(model)
     require_matplotlib()
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
-    rules = spec.preprocessing.to_dict()
-    pixels = [preprocess(read_image(photo), rules)[0] for photo in photos]
+    pixels = [preprocess(read_image(photo), spec.preprocessing)[0] for photo in photos]
     names, numbers = choose_methods(methods), _checked_rates(rates)
     source = describe_weights(model, checkpoint, weights, seed)
     say(f"loading {model}")

@@ -148,7 +148,7 @@ def _references(
                 f"{reason}. Leave --image out to check on the images that the bundle holds"
             ) from reason
         say(f"computing the PyTorch reference on {image.name}")
-        references.append(compute_reference(sam, image, bundle.manifest["preprocessing"]))
+        references.append(compute_reference(sam, image, bundle.preprocessing))
     return references
 
 
@@ -184,7 +184,7 @@ def _rows(
     """Run one backend on all images: one network at a time, so that memory stays low."""
     inputs = []
     for reference in references:
-        pixels, geometry = preprocess(read_image(reference.image), bundle.manifest["preprocessing"])
+        pixels, geometry = preprocess(read_image(reference.image), bundle.preprocessing)
         inputs.append(({"image": pixels, **reference.prompt_feed}, geometry))
     say(f"{backend.name}: encoding {len(inputs)} image(s)")
     plans: list[Arrays | None] = [None] * len(inputs)
@@ -240,7 +240,7 @@ def _with_same_slots(
         return replace(row, reason=f"{differ}; torch tells ties from faults, and is not installed")
     try:
         sam = model.load()
-        followed, same = follow(sam, reference, plan, bundle.manifest["preprocessing"])
+        followed, same = follow(sam, reference, plan, bundle.preprocessing)
     except (CannotFollow, UserError) as reason:
         return replace(row, reason=f"{differ}; whether by ties was not found out: {reason}")
     metrics, _ = compare(followed, *found, None)

@@ -16,7 +16,8 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.parity.reference import Reference, prompt_grid
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.overlay import draw_overlay
-from structsam_export.predict.preprocessing import ImageGeometry, binary_masks, image_geometry
+from structsam_export.predict.preprocessing import ImageGeometry, image_geometry
+from structsam_export.predict.upscaling import binary_masks
 
 if TYPE_CHECKING:
     from structsam_export.parity.report import ParityReport, ParityRow
@@ -60,7 +61,7 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
 
 def _figures(bundle: Bundle, reference: Reference, masks: np.ndarray) -> list[dict[str, str]]:
     photo = read_image(reference.image)
-    geometry = image_geometry(photo.shape[0], photo.shape[1], bundle.manifest["preprocessing"])
+    geometry = image_geometry(photo.shape[0], photo.shape[1], bundle.preprocessing)
     small = _shrink(photo)
     figures = [_figure("photo", Image.fromarray(small))]
     blocks = {block["index"]: block for block in bundle.manifest["merging"]["blocks"]}

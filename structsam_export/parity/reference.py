@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
+from structsam.models import Preprocessing
 from structsam_export.bundle.manifest import PROMPT_BOX
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import ImageGeometry, preprocess
@@ -136,12 +137,12 @@ def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
     return np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
 
 
-def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference:
+def compute_reference(sam: Sam, image: Path, how: Preprocessing) -> Reference:
     """Run the merged encoder in FP32 and the stock prompt encoder and mask decoder.
 
     Args:
         sam: a merged model from `structsam.apply_merging`, float32.
-        rules: `preprocessing` of the manifest.
+        how: the preprocessing of the bundle.
 
     Raises:
         UserError: the image cannot be read.
@@ -150,7 +151,7 @@ def compute_reference(sam: Sam, image: Path, rules: dict[str, Any]) -> Reference
 
     from structsam_export.graph.modules import EncoderModule
 
-    pixels, geometry = preprocess(read_image(image), rules)
+    pixels, geometry = preprocess(read_image(image), how)
     module = EncoderModule(sam.image_encoder)
     blocks = list(module.merging)
     inputs = [pixels]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from structsam.merging.block_plan import Tier
+from structsam.models import Preprocessing
 from structsam.plans.plan import MergePlan
 from structsam.plans.slot_features import CellMean, InTurn, MatchedMean, OneToken, SlotMean
 from structsam_export.graph.modules import EncoderModule
@@ -80,14 +81,14 @@ class FollowedMethod:
 
 
 def follow(
-    sam: Sam, reference: Reference, plans: Arrays, rules: dict[str, Any]
+    sam: Sam, reference: Reference, plans: Arrays, how: Preprocessing
 ) -> tuple[Reference, dict[int, float]]:
     """Compute the reference with a backend's slots.
 
     Args:
         sam: the merged model, float32.
         plans: `slot_of_token.I` and `anchor_of_slot.I` of every block that plans.
-        rules: `preprocessing` of the manifest.
+        how: the preprocessing of the bundle.
 
     Returns:
         The reference with the embedding, masks and scores that follow, and per block the share of
@@ -96,7 +97,7 @@ def follow(
     Raises:
         CannotFollow: windows merge in tiers, or slots are no means of their tokens.
     """
-    pixels, geometry = preprocess(read_image(reference.image), rules)
+    pixels, geometry = preprocess(read_image(reference.image), how)
     module = EncoderModule(sam.image_encoder)
     before = {index: block.tiers for index, block in module.merging.items()}
     followed = {}

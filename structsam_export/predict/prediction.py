@@ -129,7 +129,7 @@ def predict_image(
             f"{height / 2:g}). Choose with --point x,y or --box x0,y0,x1,y1"
         )
     prompts = _prompt_arrays(points, boxes)
-    geometry = image_geometry(height, width, bundle.manifest["preprocessing"])
+    geometry = image_geometry(height, width, bundle.preprocessing)
     read_prompts(**prompts, geometry=geometry)  # refuses a bad prompt before the encoder runs
     multimask = all_masks or (len(points) == 1 and not boxes)
     folder = Path(f"{image_path.stem}-masks") if out is None else Path(out)

@@ -18,15 +18,9 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PROMPT_BOX, PartName
-from structsam_export.predict.preprocessing import (
-    ImageGeometry,
-    binary_masks,
-    check_image,
-    check_numbers,
-    preprocess,
-    upscale_masks,
-)
-from structsam_export.predict.prompts import Prompts, read_prompts
+from structsam_export.predict.preprocessing import ImageGeometry, check_image, preprocess
+from structsam_export.predict.prompts import Prompts, check_numbers, read_prompts
+from structsam_export.predict.upscaling import binary_masks, upscale_masks
 from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
 
 
@@ -85,7 +79,7 @@ class Predictor:
         self.reset_image()
         with self._timed("preprocess"):
             rgb = image if image_format == "RGB" else image[..., ::-1]
-            network_input, geometry = preprocess(rgb, self.bundle.manifest["preprocessing"])
+            network_input, geometry = preprocess(rgb, self.bundle.preprocessing)
         if self.bundle.takes_box:
             self._network_input = network_input
         else:

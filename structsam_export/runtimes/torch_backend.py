@@ -15,6 +15,8 @@ from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
+    from structsam.models import Preprocessing
+
 _INSTALL = "install it with `pip install 'structsam[export]'`"
 
 
@@ -133,17 +135,13 @@ class LoadedSam(TorchBackend):
     def __init__(self, sam: Sam, precision: str = "fp32") -> None:
         self.sam, self.precision = sam, precision
 
-    def in_memory_bundle(self, preprocessing: dict[str, Any]) -> Bundle:
-        """Return what a predictor asks a bundle for; nothing of it is on disk.
-
-        Args:
-            preprocessing: `ModelSpec.preprocessing.to_dict()`.
-        """
+    def in_memory_bundle(self, preprocessing: Preprocessing) -> Bundle:
+        """Return what a predictor asks a bundle for; nothing of it is on disk."""
         from structsam_export.graph.modules import DecoderModule, EncoderModule
 
         manifest = {
             "name": "in memory",
-            "preprocessing": preprocessing,
+            "preprocessing": preprocessing.to_dict(),
             "encoder": EncoderModule(self.sam.image_encoder).part("").to_dict(),
             "decoder": DecoderModule(self.sam).part("").to_dict(),
         }

@@ -45,7 +45,7 @@ class Judge:
     def __init__(self, sam: Any, spec: ModelSpec) -> None:
         from structsam_export.graph.modules import DecoderModule
 
-        self.sam, self.rules = sam, spec.preprocessing.to_dict()
+        self.sam, self.preprocessing = sam, spec.preprocessing
         self.decoder = DecoderModule(sam)
         self._photo: Path | None = None
         self._inputs: list[Tensor] = []
@@ -59,7 +59,7 @@ class Judge:
 
         if photo == self._photo:
             return
-        pixels, geometry = preprocess(read_image(photo), self.rules)
+        pixels, geometry = preprocess(read_image(photo), self.preprocessing)
         height, width = geometry.input_size
         steps = (np.arange(_POINTS) + 0.5) / _POINTS
         points = [[[x * width, y * height], [0.0, 0.0]] for y in steps for x in steps]

@@ -74,6 +74,11 @@ def test_preprocessing_survives_json(name: str) -> None:
     [
         ({"resize": "crop"}, "'resize' is 'crop'"),
         ({"mean": [1.0, 2.0]}, "'mean'"),
+        ({"mean": None}, "'mean' and 'std'"),
+        ({"image_size": "1024"}, "'image_size'"),
+        ({"pad": False}, "'pad' is False"),
+        ({"scaling": "odd"}, "'scaling' is 'odd'"),
+        ({"interpolation": ["bilinear"]}, "'interpolation'"),
         ({"extra": 1}, "another version"),
     ],
 )

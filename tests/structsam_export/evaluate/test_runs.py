@@ -56,7 +56,7 @@ def test_a_model_in_memory_draws_the_masks_of_samplepredictor(tiny_sam_factory, 
 
     sam = tiny_sam_factory()
     backend = LoadedSam(sam)
-    ours = Predictor(backend.in_memory_bundle(tiny_spec.preprocessing.to_dict()), backend)
+    ours = Predictor(backend.in_memory_bundle(tiny_spec.preprocessing), backend)
     stock, sample = SamPredictor(sam), toy_sample("photo")
     ours.set_image(sample.image)
     stock.set_image(sample.image)

@@ -30,7 +30,7 @@ def fast(one_torch_thread) -> None:
 
 @pytest.fixture
 def pixels(tiny_photo, tiny_spec) -> np.ndarray:
-    return preprocess(read_image(tiny_photo), tiny_spec.preprocessing.to_dict())[0]
+    return preprocess(read_image(tiny_photo), tiny_spec.preprocessing)[0]
 
 
 def test_counts_of_a_window_block_leave_padding_out(tiny_sam_factory, pixels) -> None:

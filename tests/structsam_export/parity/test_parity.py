@@ -390,7 +390,7 @@ def test_the_stored_reference_reads_back(own_bundle: Bundle) -> None:
 
 
 def test_the_prompts_of_parity_stay_on_the_photo(own_bundle: Bundle) -> None:
-    geometry = image_geometry(96, 128, own_bundle.manifest["preprocessing"])
+    geometry = image_geometry(96, 128, own_bundle.preprocessing)
     coords, labels = prompt_grid(geometry)
     assert coords.shape == (25, 2, 2) and coords.dtype == labels.dtype == np.float32
     height, width = geometry.input_size

@@ -67,14 +67,14 @@ def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
     """The reference as it were if a tie in block 1, the global one, had been ranked otherwise."""
     sam = load_merged_sam(own_bundle, RunOptions())
     photo = own_bundle.path / own_bundle.manifest["reference_images"][0]
-    rules = own_bundle.manifest["preprocessing"]
-    plain = compute_reference(sam, photo, rules)
+    preprocessing = own_bundle.preprocessing
+    plain = compute_reference(sam, photo, preprocessing)
     slots, anchors = (array.copy() for array in plain.plans[1])
     block = merged_blocks(sam)[1]
     one_cell_otherwise(slots, anchors, block.method.num_merged_cells)
     other = FollowedMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
     block.tiers = (Tier(other, 1),)
-    found = compute_reference(sam, photo, rules)
+    found = compute_reference(sam, photo, preprocessing)
     assert not np.array_equal(found.plans[1][0], plain.plans[1][0])
     return replace(found, image=photo)
 
@@ -146,12 +146,12 @@ def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> 
 def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):
     sam = apply_config(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
     before = [block.tiers for block in merged_blocks(sam)]
-    reference = compute_reference(sam, tiny_photo, own_bundle.manifest["preprocessing"])
+    reference = compute_reference(sam, tiny_photo, own_bundle.preprocessing)
     plans = {
         f"{what}.{index}": arrays[i]
         for index, arrays in reference.plans.items()
         for i, what in enumerate(("slot_of_token", "anchor_of_slot"))
     }
     with pytest.raises(CannotFollow, match="tiers"):
-        follow(sam, reference, plans, own_bundle.manifest["preprocessing"])
+        follow(sam, reference, plans, own_bundle.preprocessing)
     assert [block.tiers for block in merged_blocks(sam)] == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from structsam_export.runtimes import BACKENDS, Backend, Runner, RunOptions
 SIDE, LOW, CHANNELS, MAX_P, MAX_K = 64, 16, 8, 4, 6
 HEIGHT, WIDTH = 30, 50
 PHOTO = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-RULES = {**MODELS["vit_b"].preprocessing.to_dict(), "image_size": SIDE}
+PREPROCESSING = replace(MODELS["vit_b"].preprocessing, image_size=SIDE)
 
 
 def spec(name: str, *shape: int | str) -> TensorSpec:
@@ -47,7 +48,7 @@ def fake_bundle(
     )
     manifest = {
         "name": path.name,
-        "preprocessing": RULES,
+        "preprocessing": PREPROCESSING.to_dict(),
         "encoder": encoder.to_dict(),
         "decoder": decoder.to_dict(),
         "model": {"name": "fake", "weights": "random"} | model,
@@ -146,7 +147,9 @@ def test_order_equals_the_stock_prompt_encoder(kind: str) -> None:
     points = np.array([[10.0, 20.0], [30.0, 5.0]]) if kind != "box" else None
     labels = np.array([1, 0]) if kind != "box" else None
     box = np.array([3.0, 4.0, 40.0, 20.0]) if kind != "points" else None
-    geometry = image_geometry(SIDE, SIDE, RULES)  # the image fills the input: same coordinates
+    geometry = image_geometry(
+        SIDE, SIDE, PREPROCESSING
+    )  # the image fills the input: same coordinates
     ours = read_prompts(points, labels, box, geometry)
     with torch.no_grad():
         expected, _ = encoder(

@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_the_whole_encoder(tiny_model, tiny_spec, folder):
     config = MergeConfig(rate=(0.0, 0.5, 0.0))
     short, whole = judge.losses(config, photo, 1), judge.losses(config, photo)
     assert short.embedding == pytest.approx(whole.embedding, rel=1e-4)
-    pixels = torch.from_numpy(preprocess(read_image(photo), tiny_spec.preprocessing.to_dict())[0])
+    pixels = torch.from_numpy(preprocess(read_image(photo), tiny_spec.preprocessing)[0])
     with torch.inference_mode():
         merged = apply_config(sam, config).image_encoder(pixels)
         stock = structsam.remove_merging(sam).image_encoder(pixels)
