@@ -55,6 +55,10 @@ class Setting:
         if self.workers < 1:
             raise UserError(f"workers {self.workers} is out of range. Use 1 or more")
 
+    def files_of(self, folder: Path, run: str) -> RunFiles:
+        """Return the files of a run in a results folder; raises `UserError` if they are others."""
+        return RunFiles(folder, run, [metric.name for metric in self.metrics])
+
 
 def evaluate(
     predictor: MaskPredictor,
@@ -72,9 +76,9 @@ def evaluate(
     Raises:
         UserError: an unreadable results folder; with `strict`, the first problem.
     """
-    files = RunFiles(folder, run, [metric.name for metric in setting.metrics])
+    files = setting.files_of(folder, run)
     problems = ProblemFile(folder)
-    todo = [name for name in image_ids if name not in files.done]
+    todo = files.missing(image_ids)
     done = len(image_ids) - len(todo)
     on_image(done, len(image_ids))
     with ThreadPoolExecutor(setting.workers) as pool:

@@ -65,6 +65,10 @@ class RunFiles:
         _rewrite(self.rows, self.columns, done, "object_id")
         return done
 
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """Return those of `image_ids` that are not done yet, in their order."""
+        return [name for name in image_ids if name not in self.done]
+
     def append(self, rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> None:
         """Write one image: its rows first, then the line that says it is done."""
         _append(self.rows, self.columns, rows)

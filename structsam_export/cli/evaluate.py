@@ -108,7 +108,6 @@ def evaluate(
     from structsam.evaluation.prompts import Prompting
     from structsam.evaluation.protocols import find_protocol
     from structsam_export.evaluate.runs import bundle_runs, evaluate_runs
-    from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
     if boxes is not None and prompt != "box":
         raise UserError("--boxes gives box prompts. Leave --prompt out")
@@ -126,8 +125,6 @@ def evaluate(
         workers,
         strict,
     )
-    if not bundle or backend == "torch":
-        use_fast_settings()
     left_out: list[dict[str, str]] = []
     if bundle:
         facts, runs = bundle_runs(bundle, backend, threads)
@@ -221,9 +218,10 @@ def _show_summary(terminal: Any, out: Path, json_only: bool) -> None:
 
 def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="From `evaluate`.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.md and report.html.")] = Path(
-        "report"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.md and report.html; RESULTS-report by default."),
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
     gallery: Annotated[int, typer.Option(min=0, help="Worst cases to show.")] = 12,
 ) -> None:

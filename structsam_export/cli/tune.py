@@ -91,6 +91,7 @@ def tune(
             seed,
             out,
             terminal.counted,
+            terminal.warn,
         )
     finally:
         terminal.close()

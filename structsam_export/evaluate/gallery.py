@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The metric that says which cases are worst.
 METRIC = "iou"
+#: IoU that a mask must have lost to be shown; less cannot be seen in a picture.
+LEAST_LOSS = 0.05
 _SIDE, _GAP, _STRIP = 320, 8, 26
 _MARGIN = 0.2  # around the masks, as a share of their box
 _SMALLEST_CROP = 48  # pixels of the photo
@@ -66,7 +68,7 @@ class WorstCase:
 
 
 def worst_cases(summary: Summary, count: int) -> list[WorstCase]:
-    """Return up to `count` masks that lost most IoU, each object once, the worst first.
+    """Return up to `count` masks that lost at least `LEAST_LOSS`, each object once, worst first.
 
     Runs take turns, so that one bad run does not fill the gallery; each gives its worst first.
     """
@@ -111,7 +113,7 @@ def _losses(rows: Any, base: Any, label: str, most: int) -> list[WorstCase]:
         (base.values[j, theirs] - rows.values[i, mine], i, j)
         for i, j in zip(pairs.run.tolist(), pairs.base.tolist(), strict=True)
     )
-    worst = heapq.nlargest(most, (c for c in candidates if c[0] > 0), key=lambda c: c[0])
+    worst = heapq.nlargest(most, (c for c in candidates if c[0] >= LEAST_LOSS), key=lambda c: c[0])
     return [
         WorstCase(
             rows.image_ids[rows.image[i]],

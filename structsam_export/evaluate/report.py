@@ -13,7 +13,7 @@ import jinja2
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.evaluate.curves import draw_curves
-from structsam_export.evaluate.gallery import draw_gallery, worst_cases
+from structsam_export.evaluate.gallery import LEAST_LOSS, draw_gallery, worst_cases
 from structsam_export.evaluate.table import (
     RANDOM,
     findings,
@@ -46,7 +46,7 @@ class _Picture:
 
 def write_report(
     folders: Sequence[str | Path],
-    out: str | Path,
+    out: str | Path | None = None,
     title: str | None = None,
     gallery: int = 12,
 ) -> list[Path]:
@@ -54,7 +54,7 @@ def write_report(
 
     Args:
         folders: results folders of `structsam-export evaluate`, a section each.
-        out: where to write.
+        out: where to write; `RESULTS-report` beside the first folder by default.
         title: heading; `Evaluation` by default.
         gallery: at most so many worst cases per folder.
 
@@ -62,7 +62,8 @@ def write_report(
         the files, `report.html` first.
 
     Raises:
-        UserError: no folder given, one that holds no results, or a missing library.
+        UserError: no folder given, one that holds no results, `out` is a results folder, or a
+            missing library.
     """
     from structsam.evaluation.summary import RULES, summarise
 
@@ -70,6 +71,7 @@ def write_report(
         raise UserError("no results folder is given. Give what `structsam-export evaluate` wrote")
     if gallery < 0:
         raise UserError(f"gallery {gallery} is out of range. Use 0 or more")
+    target = _place_of_report([Path(folder) for folder in folders], out)
     require_matplotlib()
     summaries = [summarise(folder) for folder in folders]
     sections = [_section(s, number, gallery) for number, s in enumerate(summaries, start=1)]
@@ -79,9 +81,25 @@ def write_report(
         "sections": sections,
         "rules": RULES,
         "random": _random_words(random),
+        "least_loss": LEAST_LOSS,
     }
     texts = {name: _render(name, context) for name in ("report.html", "report.md")}
-    return _save(Path(out), texts, [p for s in sections for p in s["pictures"]])
+    return _save(target, texts, [p for s in sections for p in s["pictures"]])
+
+
+def _place_of_report(folders: Sequence[Path], out: str | Path | None) -> Path:
+    """Return where the report goes: never among the rows of a record."""
+    if out is None:
+        named = folders[0].name not in ("", "..")
+        first = folders[0] if named else folders[0].resolve()
+        return first.with_name(f"{first.name}-report")
+    records = {folder.resolve() / part for folder in folders for part in ("", "rows", "timing")}
+    if Path(out).resolve() in records:
+        raise UserError(
+            f"{out} holds the results themselves, and a report would mix with them. Choose "
+            "another --out"
+        )
+    return Path(out)
 
 
 def _random_words(random: Sequence[bool]) -> str:
@@ -127,7 +145,7 @@ def _why_no_cases(summary: Summary, gallery: int) -> str:
         return "None was asked for."
     if summary.baseline is None:
         return "There is no unmerged run to compare with."
-    return "No mask lost IoU against the unmerged model."
+    return f"No mask lost {LEAST_LOSS} of IoU or more against the unmerged model."
 
 
 def measured(facts: dict[str, Any]) -> list[tuple[str, str]]:

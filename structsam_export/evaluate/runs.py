@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from structsam_export.evaluate.record import (
 )
 from structsam_export.merging_choices import label_of
 from structsam_export.predict.predictor import Predictor
+from structsam_export.runtimes import find_backend
+from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
@@ -84,21 +87,23 @@ def model_runs(
     Returns:
         what `evaluation.json` says of the model, and the runs.
     """
-    import structsam
-    from structsam.apply import apply_config
-    from structsam.config import MergeConfig
     from structsam.flops import encoder_flops, unmerged_flops
     from structsam.models import model_spec
     from structsam_export.bundle.weights_source import describe_weights
     from structsam_export.pipeline import bundle_name
-    from structsam_export.runtimes.torch_backend import LoadedSam
 
     spec = model_spec(model)
     loaded: list[Any] = []
 
     @contextmanager
     def opened(config: MergeConfig | None) -> Iterator[Predictor]:
+        import structsam
+        from structsam.apply import apply_config
+        from structsam.config import MergeConfig
+        from structsam_export.runtimes.torch_backend import LoadedSam
+
         if not loaded:
+            use_fast_settings()
             loaded.append(
                 structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
             )
@@ -139,8 +144,7 @@ def bundle_runs(
             )
     runs = []
     for bundle in opened:
-        with Predictor(bundle, backend) as predictor:
-            backend_name = predictor.backend.name
+        backend_name = find_backend(backend, bundle).name
         merging = dict(bundle.manifest["merging"])
         unmerged = not any(block["rate"] for block in merging["blocks"])
         flops, files = bundle.manifest["flops"], bundle.manifest["files"]
@@ -156,7 +160,7 @@ def bundle_runs(
                     "kept_tokens": _kept(flops["blocks"]),
                     "encoder_sha256": files[bundle.part("encoder").file]["sha256"],
                 },
-                lambda bundle=bundle: Predictor(bundle, backend, threads=threads),  # type: ignore[misc]
+                partial(_open, bundle, backend_name, threads),
             )
         )
     return models[0], runs
@@ -215,12 +219,21 @@ def _evaluate_alone(
         def told(done: int, total: int, name: str = run.label) -> None:
             progress(name, done, total)
 
-        with run.open() as predictor:
-            evaluate(predictor, setting, image_ids, out, run.name, told)
+        if setting.files_of(out, run.name).missing(image_ids):
+            with run.open() as predictor:
+                evaluate(predictor, setting, image_ids, out, run.name, told)
+        else:
+            told(len(image_ids), len(image_ids))
         next(r for r in record["runs"] if r["name"] == run.name)["complete"] = True
         record["problems"] = ProblemFile(out).sorted()
         write_record(out, record)
     return record
+
+
+def _open(bundle: Bundle, backend: str, threads: int | None) -> Predictor:
+    if backend == "torch":
+        use_fast_settings()
+    return Predictor(bundle, backend, threads=threads)
 
 
 def _cost(flops: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("image", "block", "rate", "embedding", "masks", "ms")
 #: Told what is done, how much of it, of how much.
 Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
 
 
 def sensitivities(
@@ -31,11 +32,17 @@ def sensitivities(
     photos: Sequence[Path],
     path: Path,
     progress: Progress,
+    note: Note,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss and median ms, both [B, R], of merging each block alone; rows go to `path`."""
+    """Mean loss and median ms, both [B, R], of merging each block alone; rows go to `path`.
+
+    What lies there from a search that was stopped is used again, and `note` is told.
+    """
     depth = len(judge.sam.image_encoder.blocks)
     known = {(r["image"], int(r["block"]), float(r["rate"])): r for r in _read_rows(path)}
     total, done = len(photos) * depth * len(rates), 0
+    if reused := sum((p.name, b, r) in known for p in photos for b in range(depth) for r in rates):
+        note(f"{path}: {reused} of {total} measurements are there already; the rest run")
     loss, times = np.zeros((2, len(photos), depth, len(rates)))
     for number, photo in enumerate(photos):
         for block in range(depth):

@@ -21,7 +21,7 @@ from structsam.errors import UserError
 from structsam_export.tune.merging_loss import Judge, Loss
 from structsam_export.tune.schedule_file import Schedule
 from structsam_export.tune.schedule_search import TRIES, Candidate, Sensitivity, mean
-from structsam_export.tune.sensitivity import Progress, claim, sensitivities
+from structsam_export.tune.sensitivity import Note, Progress, claim, sensitivities
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
@@ -107,6 +107,7 @@ def tune(
     seed: int = 0,
     out: str | Path = "tune",
     progress: Progress = lambda title, done, total: None,
+    note: Note = lambda text: None,
 ) -> TuneReport:
     """Find rates per block that lose less than one rate everywhere at its cost, or cost less.
 
@@ -119,6 +120,7 @@ def tune(
         least: `loss`, at the cost of the uniform rate; or `cost`, at its loss.
         max_loss: with `least="cost"`, the mean loss of the search photos that is allowed; None
             takes that of the uniform rate.
+        note: told what is reused of a search that was stopped.
 
     Raises:
         UserError: any input that cannot be used, or a folder `out` of another search.
@@ -153,7 +155,7 @@ def tune(
     found_in = {}
     for each in bases:
         path = folder / f"sensitivity_{each.placement}.csv"
-        loss, times = sensitivities(judge, each, allowed, search, path, progress)
+        loss, times = sensitivities(judge, each, allowed, search, path, progress, note)
         costs = _macs(spec, each, allowed) if cost == "gmac" else times
         found_in[each.placement] = Sensitivity(each.placement, tuple(allowed), loss, costs)
 

@@ -211,7 +211,7 @@ def test_only_an_unmerged_run_has_no_curves_and_no_worst_cases(tmp_path) -> None
     write_facts(folder, [run_facts("unmerged")])
     text, page = report(folder, tmp_path / "out")
     assert "Curves" not in text and "<img" not in page
-    assert "No mask lost IoU against the unmerged model." in text
+    assert "No mask lost 0.05 of IoU or more against the unmerged model." in text
     assert not (tmp_path / "out" / "report_files").exists()
 
 
@@ -222,6 +222,41 @@ def test_average_precision_has_columns(tmp_path, no_curves) -> None:
     heading, base = rows_of(report(tmp_path / "r", tmp_path / "out")[0])
     assert dict(zip(heading, base, strict=True))["AP"] == "1.0000"
     assert "APl" not in heading  # the set has no large object
+
+
+def test_a_report_never_lies_among_the_rows(tmp_path, no_curves, monkeypatch) -> None:
+    folder = two_runs(tmp_path / "results")
+    before = sorted(path for path in folder.rglob("*"))
+    assert write_report([folder])[0] == tmp_path / "results-report" / "report.html"
+    monkeypatch.chdir(folder)
+    assert write_report(["."])[0].samefile(tmp_path / "results-report" / "report.html")
+    for out in (folder, ".", "rows", folder / "timing"):
+        with pytest.raises(UserError, match="holds the results themselves"):
+            write_report([folder], out)
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_the_table_fits_a_page_of_1200_pixels(tmp_path, no_curves) -> None:
+    """With the four metrics of the default; a character of 15 or 12 pixels is half as wide."""
+    folder = many_images(tmp_path / "results")
+    for path in (folder / "rows").iterdir():  # Dice and NSD beside IoU and boundary IoU
+        header, *lines = path.read_text("utf-8").splitlines()
+        more = [line.split(",") for line in lines]
+        wider = [",".join([*cells[:12], *cells[10:12], *cells[12:]]) for cells in more]
+        header = header.replace("iou,boundary_iou", "iou,boundary_iou,dice,nsd")
+        path.write_text("\n".join([header, *wider]) + "\n", "utf-8")
+    _, page = report(folder, tmp_path / "out")
+    table = page.split('<table class="results">')[1].split("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in table.split("<tr")[2:]]
+    assert {len(row) for row in rows} == {4 + 4 + 1 + 1}
+
+    def pixels(cell: str) -> float:
+        small = re.findall(r"<small>(.*?)</small>", cell)
+        large = re.split(r"<[^>]*>", re.sub(r"<small>.*?</small>", "<>", cell))
+        return max(6.6 * len(text) for text in small) if small else 8 * max(map(len, large))
+
+    widths = [max(pixels(row[column]) for row in rows) + 11 for column in range(10)]
+    assert sum(widths) < 1168
 
 
 @pytest.mark.parametrize("gallery", [-1])
@@ -272,6 +307,18 @@ def test_the_worst_cases_are_the_largest_losses(tmp_path) -> None:
     assert found[0].title == "d, object 1, structsam 0.5: IoU 1.000 unmerged, 0.400 merged"
     assert [case.image_id for case in gallery.worst_cases(summarise(tmp_path), 1)] == ["d"]
     assert gallery.worst_cases(summarise(tmp_path), 0) == []
+
+
+def test_a_loss_that_nobody_sees_is_no_worst_case(tmp_path, no_curves) -> None:
+    folder = two_runs(tmp_path / "results")
+    truth = square(15, 20, 10, 10)
+    for name, merged in (("unmerged", "0.9"), ("structsam-r0.50", "0.898")):
+        write_rows(folder, name, [row_of("a", "1", 1, truth, truth, iou=merged)])
+    assert gallery.worst_cases(summarise(folder), 12) == []
+    words = "No mask lost 0.05 of IoU or more against the unmerged model."
+    assert all(words in each for each in report(folder, tmp_path / "out"))
+    text, page = report(two_runs(tmp_path / "seen"), tmp_path / "out")
+    assert "at least 0.05" in text and "at least 0.05" in page
 
 
 def test_runs_take_turns_and_an_object_is_shown_once(tmp_path) -> None:

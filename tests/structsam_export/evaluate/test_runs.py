@@ -155,8 +155,12 @@ def test_asking_again_adds_runs_and_repeats_none(tiny_model, tmp_path, monkeypat
     evaluate_runs(facts, runs, setting(), out)
     before = {file.name: file.read_bytes() for file in (out / "rows").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "set_image", lambda self, image: pytest.fail("encoded again"))
-        evaluate_runs(facts, runs, setting(), out)
+        patch.setattr("structsam.load_sam", lambda *a, **k: pytest.fail("loaded again"))
+        facts, runs = runs_of(tiny_model)
+        told = []
+        record = evaluate_runs(facts, runs, setting(), out, progress=lambda *s: told.append(s))
+        assert record == read_facts(out) and all(run["complete"] for run in record["runs"])
+        assert told == [("unmerged", 2, 2), ("structsam 0.5", 2, 2)]
     facts, more = runs_of(tiny_model, rates=(0.25,))
     record = evaluate_runs(facts, more, setting(), out)
     assert {run["name"] for run in record["runs"]} == {

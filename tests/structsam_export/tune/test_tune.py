@@ -187,7 +187,11 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
             found(tiny_model, folder, out)
     table = out / "sensitivity_attention.csv"
     table.write_text(table.read_text()[:-5])  # and its last line is cut
-    again = found(tiny_model, folder, out)
+    told, reused = [], table.read_text().count("\n") - 1
+    again = found(tiny_model, folder, out, note=told.append)
+    assert reused and told == [
+        f"{table}: {reused} of 36 measurements are there already; the rest run"
+    ]
     assert again.best.rates == whole.best.rates
     np.testing.assert_allclose(again.sensitivity.loss, whole.sensitivity.loss, rtol=1e-4)
     with monkeypatch.context() as patch:
