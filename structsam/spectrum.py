@@ -24,6 +24,17 @@ So the coarse Laplacian is `I - (n/d)^1/2 W_c (n/d)^1/2`. The text of PiToMe's D
 `I - D_c^-1/2 W_c D_c^-1/2` with the row sums of W_c as degrees, is the same for equal group sizes
 only; for others Lemma 1 does not hold with it.
 
+What it measures. Averaging over slots projects: `A = D^-1/2 W D^-1/2` of the affinity graph, whose
+eigenvalues are not negative, becomes (where all degrees are d) `Q A Q` with Q the projector on
+what is constant in every slot. No eigenvalue grows by that (Cauchy), so the l1 distance is the
+trace that is lost: the scatter of the unit tokens around the means of their slots, over 2 d. A
+slot of k tokens costs (k - 1) (1 - mean cosine of its pairs) / 2 d, so every token removed costs
+the same, in pairs and in cells of four, and only its cosine counts. ViT-T's degrees differ, and
+the distance is the lost trace to three digits all the same. So this measure ranks methods by the
+cosine of what they merge (`slot_dissimilarity`), and one that matches tokens by cosine is near
+its optimum by construction. Where tokens lie on the image it does not see. docs/fidelity.md has
+what that says of the methods here.
+
 Cost. Both weights have the form V J V^T with V [N, C+1] and a signed diagonal J, and averaging
 blocks of W is averaging rows of V. So no N x N matrix is made: at most C + 1 eigenvalues differ
 from 1, and they are those of the (C+1) x (C+1) matrix `R J R^T` from a QR of the scaled V (or of
@@ -193,6 +204,30 @@ def layer_discrepancy(
     """
     lifted = lifted_spectrum(tokens, slot_of_token, num_slots, graph)
     return spectral_distance(graph_spectrum(tokens, graph), lifted)
+
+
+def slot_dissimilarity(tokens: Tensor, slot_of_token: Tensor, num_slots: int) -> Tensor:
+    """Mean of 1 - cosine inside slots, over the tokens that merging removes.
+
+    Args:
+        tokens: [B, N, C]; all-zero tokens (padding) count for nothing.
+        slot_of_token: [B, N] int64 in 0..M-1, as in `MergePlan`.
+        num_slots: M.
+
+    Returns:
+        [B] float64 in 0..2: scatter of the unit tokens in their slots / tokens removed; 0 where
+        none is removed.
+    """
+    tokens = tokens.to(torch.float64)
+    norm = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    real = (norm > 0).to(tokens)  # [B, N, 1]
+    units = torch.cat([tokens / torch.where(norm > 0, norm, 1.0), real], -1)
+    sums = units.new_zeros(units.shape[0], num_slots, units.shape[2])
+    sums.scatter_add_(1, slot_of_token[:, :, None].expand_as(units), units)
+    members = sums[..., -1]
+    kept_length = (sums[..., :-1].square().sum(-1) / members.clamp(min=1)).sum(1)
+    removed = (members - 1).clamp(min=0).sum(1)
+    return (real.sum((1, 2)) - kept_length) / removed.clamp(min=1)
 
 
 def encoder_discrepancy(layers: Iterable[Tensor]) -> float:

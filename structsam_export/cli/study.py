@@ -113,7 +113,11 @@ def spectrum(
     out: Annotated[Path, typer.Option(help="Folder for table and plot.")] = Path("spectrum"),
     json_only: Json = False,
 ) -> None:
-    """How far merging moves the spectrum of the token graph, by layer and method."""
+    """How far merging moves the spectrum of the token graph, by layer and method.
+
+    The graph joins tokens by cosine: methods that match tokens by cosine move it least, and
+    StructSAM, which compares none, moves it more. docs/fidelity.md says what holds instead.
+    """
     terminal = make_terminal()
     if weights == "random":
         terminal.warn(random_note())

@@ -6,12 +6,13 @@ on all merging before it, and two methods could not be compared at one block. Th
 comes from the merged block itself, which is left as soon as it has planned.
 
 A block's discrepancy is the mean over its windows and over the images. Padding is zero after the
-norm and counts for nothing (`structsam.spectrum`).
+norm and counts for nothing (`structsam.spectrum`). It ranks methods by the cosine of what they
+merge, which stands beside it; docs/fidelity.md says what that means for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ def spectrum_study(
     layers: str | Sequence[int] = "all",
     graph: str = "affinity",
     say: Say = lambda text: None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[SpectrumRow]:
     """Measure every method at every rate on a model, which is stock afterwards.
 
@@ -127,6 +129,7 @@ def spectrum_study(
         rates: shares of tokens to remove.
         layers: `all`, `global`, `window`, or block indices.
         graph: key of `structsam.spectrum.GRAPHS`.
+        options: of every one of the methods, such as `{"flatness": "mean"}`.
 
     Returns:
         One row per rate and method, by rate; those that cannot be carry a note.
@@ -144,7 +147,7 @@ def spectrum_study(
     if not images:
         raise UserError("no image was given. Give at least one")
     pairs = [(method, rate) for rate in rates for method in methods]
-    notes = _notes(sam, pairs, layers)
+    notes = _notes(sam, pairs, layers, options)
     found: dict[tuple[str, float], dict[int, list[BlockSpectrum]]] = {pair: {} for pair in pairs}
     try:
         with torch.inference_mode():
@@ -156,7 +159,7 @@ def spectrum_study(
                     if pair in notes:
                         continue
                     say(f"image {number} of {len(images)}: {pair[0]} at rate {pair[1]:g}")
-                    measured = _measure(sam, pair, layers, graph, inputs, originals)
+                    measured = _measure(sam, pair, layers, options, graph, inputs, originals)
                     for block in measured:
                         found[pair].setdefault(block.index, []).append(block)
     finally:
@@ -173,7 +176,10 @@ def spectrum_study(
 
 
 def _notes(
-    sam: Sam, pairs: Sequence[tuple[str, float]], layers: str | Sequence[int]
+    sam: Sam,
+    pairs: Sequence[tuple[str, float]],
+    layers: str | Sequence[int],
+    options: Mapping[str, Any] | None,
 ) -> dict[tuple[str, float], str]:
     """Say which pairs cannot be and why, before any work; leaves the model stock.
 
@@ -181,18 +187,19 @@ def _notes(
         UserError: none of them can be.
     """
     from structsam.apply import apply_merging, remove_merging
-    from structsam.methods import find_method
+    from structsam.methods import find_method, rate_limit
 
     notes: dict[tuple[str, float], str] = {}
     refusals: list[str] = []
     for method, rate in pairs:
-        cap = find_method(method).max_rate
+        chosen = find_method(method)
+        cap = rate_limit(chosen, options) if options else chosen.max_rate
         if rate > cap:
             notes[method, rate] = f"not available: cap {cap:g}"
             refusals.append(f"{method} merges at most {cap:g} of the tokens, not {rate:g}")
             continue
         try:
-            apply_merging(sam, method, rate, layers)
+            apply_merging(sam, method, rate, layers, options=options)
         except UserError as error:
             notes[method, rate] = f"not available: {error}"
             refusals.insert(0, str(error))  # it says more than a cap
@@ -224,15 +231,21 @@ def _measure(
     sam: Sam,
     pair: tuple[str, float],
     layers: str | Sequence[int],
+    options: Mapping[str, Any] | None,
     graph: str,
     inputs: Sequence[Tensor],
     originals: dict[int, Tensor],
 ) -> list[BlockSpectrum]:
     """Measure every merging block; `originals` keeps the unmerged spectra for the next pair."""
     from structsam.apply import apply_merging, merged_blocks
-    from structsam.spectrum import graph_spectrum, lifted_spectrum, spectral_distance
+    from structsam.spectrum import (
+        graph_spectrum,
+        lifted_spectrum,
+        slot_dissimilarity,
+        spectral_distance,
+    )
 
-    apply_merging(sam, *pair, layers)
+    apply_merging(sam, *pair, layers, options=options)
     rows = []
     for index, (block, x) in enumerate(zip(merged_blocks(sam), inputs, strict=True)):
         if block.method is None:
@@ -243,8 +256,10 @@ def _measure(
             originals[index] = graph_spectrum(tokens, graph)
         lifted = lifted_spectrum(tokens, plan.slot_of_token, plan.num_slots, graph)
         value = spectral_distance(originals[index], lifted).mean()
+        unlike = slot_dissimilarity(tokens, plan.slot_of_token, plan.num_slots).mean()
         kind = "window" if block.window_size else "global"
-        rows.append(BlockSpectrum(index, kind, tokens.shape[1], plan.num_slots, float(value)))
+        sizes = tokens.shape[1], plan.num_slots
+        rows.append(BlockSpectrum(index, kind, *sizes, float(value), float(unlike)))
     return rows
 
 
@@ -282,5 +297,6 @@ def _plan_of(block: MergedBlock, x: Tensor) -> MergePlan:
 
 
 def _mean_of_images(blocks: Sequence[BlockSpectrum]) -> BlockSpectrum:
-    values: Any = [block.discrepancy for block in blocks]
-    return replace(blocks[0], discrepancy=float(np.mean(values)))
+    values: Any = [(block.discrepancy, block.dissimilarity) for block in blocks]
+    discrepancy, dissimilarity = map(float, np.mean(values, 0))
+    return replace(blocks[0], discrepancy=discrepancy, dissimilarity=dissimilarity)

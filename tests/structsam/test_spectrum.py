@@ -22,6 +22,7 @@ from structsam.spectrum import (
     lift,
     lifted_spectrum,
     normalized_laplacian,
+    slot_dissimilarity,
     spectral_distance,
     token_graph,
 )
@@ -148,6 +149,93 @@ def test_merging_equal_tokens_costs_nothing(maps, graph) -> None:
     torch.testing.assert_close(
         layer_discrepancy(equal, slot, slots, graph), x.new_zeros(x.shape[0]), rtol=0, atol=1e-9
     )
+
+
+def of_equal_degrees(tokens, channels, seed=0):
+    """Unit tokens [1, N, C] that come in opposite pairs: every degree of the affinity graph is N/2.
+
+    The second half is minus the first.
+    """
+    half = torch.randn(1, tokens // 2, channels, generator=torch.Generator().manual_seed(seed))
+    half = half.double() / half.double().norm(dim=-1, keepdim=True)
+    return torch.cat([half, -half], 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_degrees_the_distance_is_the_scatter_inside_slots(seed) -> None:
+    """A known answer, with no eigenvalue in it: sum over tokens of |u - mean of its slot|^2 / N."""
+    x = of_equal_degrees(24, 7, seed)
+    slot = partition(1, 24, 9, torch.Generator().manual_seed(seed))
+    scatter = 0.0
+    for number in range(9):
+        members = x[0, slot[0] == number]
+        scatter += float((members - members.mean(0)).square().sum())
+    assert layer_discrepancy(x, slot, 9).item() == pytest.approx(scatter / 24, abs=1e-9)
+    removed = 24 - 9
+    mean = slot_dissimilarity(x, slot, 9).item()
+    assert mean == pytest.approx(scatter / removed, abs=1e-9)
+
+
+def test_dissimilarity_is_one_minus_the_mean_cosine_of_a_slots_pairs() -> None:
+    x = torch.tensor([[[1.0, 0], [5, 0], [0, 2], [0, -1], [3, 3], [0, 0], [0, 0]]])  # last: padding
+    pair = torch.tensor([[0, 0, 1, 2, 3, 4, 4]])
+    assert slot_dissimilarity(x, pair, 5).item() == pytest.approx(0)
+    opposite = torch.tensor([[0, 1, 2, 2, 3, 4, 4]])
+    assert slot_dissimilarity(x, opposite, 5).item() == pytest.approx(2)
+    three = torch.tensor([[0, 0, 0, 1, 2, 3, 3]])  # cosines 1, 0, 0: two tokens removed
+    assert slot_dissimilarity(x, three, 4).item() == pytest.approx(2 / 3)
+    nothing = torch.tensor([[0, 1, 2, 3, 4, 5, 5]])
+    assert slot_dissimilarity(x, nothing, 6).item() == 0
+
+
+def test_a_cell_of_four_costs_what_pairs_of_the_same_cosine_cost_per_token_removed() -> None:
+    """Six removed tokens at cosine 0.6: two cells of four, or six pairs."""
+    cosine = 0.6
+    gram = torch.full((12, 12), cosine, dtype=torch.float64).fill_diagonal_(1)
+    half = torch.linalg.cholesky(gram)[None]
+    x = torch.cat([half, -half], 1)  # equal degrees; all slots lie in the first half
+    rest = torch.arange(100, 112)
+    cells = torch.cat([torch.tensor([0] * 4 + [1] * 4 + [2, 3, 4, 5]), rest])
+    pairs = torch.cat([torch.arange(6).repeat_interleave(2), rest])
+    costs = []
+    for slots in (cells, pairs):
+        slot = slots.unique(return_inverse=True)[1][None]
+        assert int(slot.max()) + 1 == 24 - 6
+        costs.append(layer_discrepancy(x, slot, 18).item())
+    assert costs[0] == pytest.approx(costs[1], abs=1e-9)
+    assert costs[0] == pytest.approx(6 * (1 - cosine) / 24, abs=1e-9)
+
+
+def planned(name, x, side, **options):
+    """Discrepancy of a method's plan at rate 0.25 of a map [1, side, side, C]."""
+    method = METHODS[name](grid=(side, side), rate=0.25, **options)
+    plan = method.plan(x.flatten(1, 2))
+    return layer_discrepancy(x.flatten(1, 2), plan.slot_of_token, plan.num_slots).item(), plan
+
+
+def test_pairs_matched_by_cosine_move_the_spectrum_less_than_cells_at_the_same_count() -> None:
+    """Why ToMe keeps this spectrum better than StructSAM does: rows alternate, cells mix them."""
+    rows = torch.eye(4)[torch.arange(16) % 2]
+    x = rows[None, :, None].expand(1, 16, 16, 4).contiguous()
+    matched, pairs = planned("tome", x, 16)
+    compared, _ = planned("algm", x, 16)
+    cells, plan = planned("structsam", x, 16)
+    assert plan.num_slots == pairs.num_slots
+    assert matched == pytest.approx(0, abs=1e-9)
+    assert cells == pytest.approx(compared, abs=1e-9)  # no choice of cells helps here
+    assert cells > 0.1
+
+
+def test_flat_cells_move_the_spectrum_less_than_random_ones() -> None:
+    """What the paper claims against random merging: cells inside areas cost nothing."""
+    x = torch.zeros(1, 16, 16, 4)
+    x[..., 0] = 1
+    x[:, :, 5:, 0], x[:, :, 5:, 1] = 0, 1  # an edge that runs through cells
+    x[:, 9:, :, 2] = 2
+    flat, _ = planned("structsam", x, 16)
+    random, _ = planned("structsam", x, 16, cells="random")
+    assert flat == pytest.approx(0, abs=1e-9)
+    assert random > 0.01
 
 
 @settings(max_examples=40)

@@ -20,7 +20,7 @@ from structsam.apply import merged_blocks
 from structsam.errors import UserError
 from structsam.methods import METHODS, choose_methods
 from structsam.methods.structsam import StructSAM
-from structsam.spectrum import layer_discrepancy
+from structsam.spectrum import layer_discrepancy, slot_dissimilarity
 from structsam_export.inspect.spectrum import run, spectrum_study
 from structsam_export.inspect.spectrum_report import (
     BlockSpectrum,
@@ -78,7 +78,7 @@ def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
     stock, merged = tiny_sam_factory(), tiny_sam_factory()
     apply_merging(merged, "structsam", 0.5)
     x = stock.image_encoder.patch_embed(torch.from_numpy(image)) + stock.image_encoder.pos_embed
-    expected = []
+    expected, unlike = [], []
     for index, block in enumerate(stock.image_encoder.blocks):
         plans = []
         own = merged_blocks(merged)[index]
@@ -88,11 +88,14 @@ def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
         if block.window_size:
             tokens, _ = window_partition(tokens, block.window_size)
         (plan,) = plans
-        values = layer_discrepancy(tokens.flatten(1, 2), plan.slot_of_token, plan.num_slots)
-        expected.append(values.mean().item())
+        merging = tokens.flatten(1, 2), plan.slot_of_token, plan.num_slots
+        expected.append(layer_discrepancy(*merging).mean().item())
+        unlike.append(slot_dissimilarity(*merging).mean().item())
         x = block(x)
     assert [b.discrepancy for b in rows[0].blocks] == pytest.approx(expected, rel=1e-9)
+    assert [b.dissimilarity for b in rows[0].blocks] == pytest.approx(unlike, rel=1e-9)
     assert rows[0].encoder == pytest.approx(sum(expected))
+    assert rows[0].dissimilarity == pytest.approx(sum(unlike) / 3)
     assert rows[0].kept == "97 of 196, 127 of 256"
 
 
@@ -106,6 +109,15 @@ def test_protecting_edges_keeps_the_spectrum_better_than_merging_them(tiny_sam_f
     assert sums["structsam", 0.25] < sums["structsam", 0.5]
 
 
+def test_options_reach_the_methods(tiny_sam_factory) -> None:
+    sam, photo = tiny_sam_factory(), [smooth_image()]
+    (flat,) = spectrum_study(sam, photo, ["structsam"], [0.5])
+    (random,) = spectrum_study(sam, photo, ["structsam"], [0.5], options={"cells": "random"})
+    assert flat.encoder < random.encoder
+    (large,) = spectrum_study(sam, photo, ["structsam"], [0.8], "global", options={"cell_size": 4})
+    assert large.note == "", "the cap is that of the method with its options"
+
+
 def test_images_are_averaged(tiny_sam_factory, image) -> None:
     sam, other = tiny_sam_factory(), smooth_image()
     one, two, both = (
@@ -115,6 +127,7 @@ def test_images_are_averaged(tiny_sam_factory, image) -> None:
     for a, b, mean in zip(one, two, both, strict=True):
         assert a.discrepancy != b.discrepancy
         assert mean.discrepancy == pytest.approx((a.discrepancy + b.discrepancy) / 2)
+        assert mean.dissimilarity == pytest.approx((a.dissimilarity + b.dissimilarity) / 2)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +273,8 @@ def small_report(depth=3):
     def blocks(scale):
         kinds = ["global" if i == 1 else "window" for i in range(depth)]
         return tuple(
-            BlockSpectrum(i, kind, 196, 97, scale * (i + 1)) for i, kind in enumerate(kinds)
+            BlockSpectrum(i, kind, 196, 97, scale * (i + 1), 0.03 * (i + 1))
+            for i, kind in enumerate(kinds)
         )
 
     rows = (
@@ -308,7 +322,9 @@ def text_of(table) -> str:
 def test_the_table_shows_blocks_sum_tokens_and_what_is_missing() -> None:
     text = text_of(spectrum_table(small_report()))
     line = next(line for line in text.splitlines() if "sharpest" in line and "0.25" in line)
-    assert all(number in line for number in ("97 of 196", "0.200", "0.400", "0.600", "1.200"))
+    assert all(
+        number in line for number in ("97 of 196", "0.200", "0.400", "0.600", "1.200", "0.060")
+    )
     assert "not available: cap [x]" in text
     assert "tiny, random weights, seed 0" in text
 
