@@ -15,8 +15,7 @@ from structsam.config import PLACEMENTS as OUR_PLACEMENTS
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.flops_counts import BlockFlops, EncoderFlops, TierFlops
-from structsam.merging.attention import folded_channels
-from structsam.merging.real_slots import padding_slots_of_maps
+from structsam.merging.folded import folded_channels
 from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost
 from structsam.models.spec import ModelSpec
@@ -167,7 +166,7 @@ def _tier(
         stands_on = method.slot_grid or grid
         cost = method.cost(channels, channels if method.metric == "all" else dim)
         if placement != THESIS and config.prompt_aware != "windows":
-            padding = sum(padding_slots_of_maps(method, spec.grid, grid) or ())
+            padding = sum(method.padding_slots_of_maps(spec.grid) or ())
     rows = maps * slots
     logits = heads * maps * slots**2
     folded = config.attention == "folded" and placement != THESIS

@@ -210,8 +210,17 @@ def test_importing_a_package_loads_nothing_heavy(package) -> None:
     assert not [name for name in loaded if name.startswith(("tensorrt", "cuda"))]
 
 
-@pytest.mark.parametrize("module", ["structsam.models", "structsam.errors"])
-def test_model_names_are_known_without_torch(module) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "structsam.config",
+        "structsam.errors",
+        "structsam.flops",
+        "structsam.methods",
+        "structsam.models",
+    ],
+)
+def test_what_is_judged_and_counted_loads_without_torch(module) -> None:
     assert "torch" not in load([module], absent={"torch", "segment_anything"})
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor
 
+from structsam.merging.folded import folded_channels
 from structsam.merging.real_slots import RealSlots
 
 
@@ -67,12 +68,6 @@ def attend(
     out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, positions)
     out = out.transpose(1, 2).reshape(batch, slots, channels)
     return attn.proj(out if real is None else real.take(out))
-
-
-def folded_channels(grid: tuple[int, int], head_dim: int, proportional: bool) -> int:
-    """Channels that the folded form adds to a head: H + W (+ 1), up to a multiple of 8 in all."""
-    extra = grid[0] + grid[1] + int(proportional)
-    return extra + -(head_dim + extra) % 8
 
 
 def _folded(

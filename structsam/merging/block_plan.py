@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structsam.merging.attention import Positions
-from structsam.merging.real_slots import RealSlots, padding_slots_of_maps
+from structsam.merging.real_slots import RealSlots
 from structsam.merging.window_maps import WindowMaps, box_of_windows, closeness
 from structsam.methods.base import MergeMethod
 from structsam.plans.plan import MergePlan
@@ -198,7 +198,7 @@ def _read_from_image(group: MapGroup, method: MergeMethod, maps: WindowMaps) -> 
     image = maps.height, maps.width
     if not maps.window or not isinstance(features, CellMean):
         return group
-    padding = padding_slots_of_maps(method, image, maps.grid)
+    padding = method.padding_slots_of_maps(image)
     if group.is_padding is not None and not padding:
         return group  # slots may hold padding, which is zeros and nowhere in the image
     device = group.plan.slot_of_token.device

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from structsam.methods.base import MergeMethod
 
 
 class RealSlots:
@@ -73,29 +69,3 @@ class RealSlots:
     def row_of(self, slot: Tensor) -> Tensor:
         """Return the row of every slot 0..B*M-1, S for padding."""
         return self._row_of_slot.index_select(0, slot.flatten()).reshape(slot.shape)
-
-
-def padding_slots_of_maps(
-    method: MergeMethod, image: tuple[int, int], grid: tuple[int, int]
-) -> list[int] | None:
-    """Count the slots of padding at the start of every map that the image's grid is cut into.
-
-    Args:
-        method: which merges the maps, and is told of the padding.
-        image: (H', W') of the whole token grid.
-        grid: (H, W) of a map.
-
-    Returns:
-        One number a map, row-major; None when the method does not say, or there are none.
-
-    >>> from structsam.methods import StructSAM
-    >>> padding_slots_of_maps(StructSAM((14, 14), 0.5), (20, 28), (14, 14))  # 8 rows are padding
-    [0, 0, 28, 28]
-    """
-    rows, columns = (
-        [min(side, length - start) for start in range(0, length, side)]
-        for length, side in zip(image, grid, strict=True)
-    )
-    counts = [method.padding_slots((row, column)) for row in rows for column in columns]
-    known = [count for count in counts if count is not None]
-    return known if len(known) == len(counts) and any(known) else None

@@ -7,18 +7,15 @@ batch). Here the counts are fixed, and which cells and tokens they are follows i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from structsam.methods.base import MergeMethod
+from structsam.methods.base import MergeMethod, require_cells
 from structsam.methods.cost import MergeCost, matching_cost
-from structsam.plans.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
-from structsam.plans.matching import BOTH_PADDING, best_match, plan_of_match, unit_vectors
-from structsam.plans.plan import MergePlan
-from structsam.plans.ranking import invert_ranks, rank_descending
-from structsam.plans.slot_features import InTurn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 _CELL = 2
 _PAIRS = 6  # of the four tokens in a cell
@@ -79,6 +76,13 @@ class ALGM(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """Cells by mean cosine, then even and odd slots; ties go to the lower index."""
+        import torch
+
+        from structsam.plans.matching import best_match, plan_of_match
+        from structsam.plans.plan import MergePlan
+        from structsam.plans.ranking import invert_ranks, rank_descending
+        from structsam.plans.slot_features import InTurn
+
         first = self._merge_cells(tokens, padding)
         if not self.num_matched:
             return first
@@ -108,6 +112,12 @@ class ALGM(MergeMethod):
 
     def _merge_cells(self, tokens: Tensor, padding: Tensor | None) -> MergePlan:
         """Merge the cells of highest mean cosine; a slot stands at its cell's last token."""
+        import torch
+
+        from structsam.plans.cells import cells_of, merge_first_cells, tokens_of_cells
+        from structsam.plans.matching import BOTH_PADDING, unit_vectors
+        from structsam.plans.ranking import rank_descending
+
         in_cell = cells_of(unit_vectors(tokens.float()), self.grid, _CELL)  # [B, N/4, 4, C]
         # the sum over all pairs is half of |sum|^2 - sum |.|^2; no product of FP32 matrices
         total, each = in_cell.sum(2), (in_cell * in_cell).sum((2, 3))

@@ -3,6 +3,9 @@
 Everything that decides a count is a Python int before the first tensor operation; everything that
 decides which tokens is index data of fixed shape. A method knows nothing about SAM.
 
+Counts and limits are asked for where torch is not loaded: a method's file imports torch, and what
+it plans with, inside the functions that make a plan.
+
 A method's options are the keyword fields of its dataclass: `Literal[...]` for a choice, `int` or
 `float` for a number. The command line, the manifest and the documentation read them from there.
 """
@@ -12,14 +15,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from structsam.errors import UserError
 from structsam.methods.cost import MergeCost
 from structsam.methods.options import check_options
-from structsam.plans.plan import MergePlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,27 @@ class MergeMethod(ABC):
         """
         return None
 
+    def padding_slots_of_maps(self, image: tuple[int, int]) -> list[int] | None:
+        """Count the slots of padding at the start of every map that a larger grid is cut into.
+
+        Args:
+            image: (H', W') of the whole token grid, padded at the right and bottom.
+
+        Returns:
+            One number a map, row-major; None when the method does not say, or there are none.
+
+        >>> from structsam.methods import StructSAM
+        >>> StructSAM((14, 14), 0.5).padding_slots_of_maps((20, 28))  # 8 rows are padding
+        [0, 0, 28, 28]
+        """
+        rows, columns = (
+            [min(side, length - start) for start in range(0, length, side)]
+            for length, side in zip(image, self.grid, strict=True)
+        )
+        counts = [self.padding_slots((row, column)) for row in rows for column in columns]
+        known = [count for count in counts if count is not None]
+        return known if len(known) == len(counts) and any(known) else None
+
     @abstractmethod
     def cost(self, channels: int, metric_channels: int) -> MergeCost:
         """Count scoring, matching and pooling of one map.
@@ -200,4 +226,22 @@ def check_rate(rate: float, method: str, limit: float) -> None:
             f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
             f"Use --rate {limit:g} or less"
             + (f", or a method that allows it: {others}" if others else "")
+        )
+
+
+def require_cells(grid: tuple[int, int], s: int) -> None:
+    """Refuse a grid that whole cells do not fill.
+
+    Raises:
+        UserError: saying which sides fit.
+    """
+    height, width = grid
+    if height < 1 or width < 1 or height % s or width % s:
+        raise UserError(
+            f"a token grid of {height}x{width} cannot be cut into cells of {s}x{s}. "
+            + (
+                "Use a grid with even sides"
+                if s == 2
+                else "Use cells of 2x2, or merge only layers whose grid they divide"
+            )
         )

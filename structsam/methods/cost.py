@@ -45,3 +45,11 @@ def matching_cost(
         matching=sources * destinations * metric_channels,
         pooling=averaged * destinations * channels,
     )
+
+
+def energy_cost(operator: str, tokens: int, channels: int) -> int:
+    """Multiply-adds that the literature counts: 18 per token and channel for Sobel (two 3x3).
+
+    Central differences count nothing in fvcore's convention: they are one subtraction.
+    """
+    return 18 * tokens * channels if operator == "sobel" else 0

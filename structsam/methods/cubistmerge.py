@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost
-from structsam.plans.line_merge import LinePass, line_pass
-from structsam.plans.plan import MergePlan
 
-_Merge = Callable[[LinePass, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,12 @@ class CubistMerge(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """Rows first, then the columns of what is left; ties: lower index, left neighbour."""
+        import torch
+
+        from structsam.plans.grid_features import GridFeatures
+        from structsam.plans.line_merge import line_pass
+        from structsam.plans.plan import MergePlan
+
         batch = tokens.shape[0]
         height, width = self.grid
         rho_h, rho_w = self.removed_per_line
@@ -108,13 +111,13 @@ class CubistMerge(MergeMethod):
         lines = tokens.reshape(batch * height, width, -1)
         flags = None if padding is None else padding.reshape(batch * height, width)
         rows = line_pass(lines, rho_w, flags)
-        features = _GridFeatures(self.grid, rows, rows, self.feature)  # rows only, so far
+        features = GridFeatures(self.grid, rows, rows, self.feature)  # rows only, so far
         shorter = features.pass_rows(tokens)  # [B, H, W', C]
         if flags is not None:
             flags = flags.gather(1, rows.kept).reshape(batch, height, short)
             flags = flags.transpose(1, 2).reshape(batch * short, height)
         columns = line_pass(shorter.transpose(1, 2).flatten(0, 1), rho_h, flags)
-        features = _GridFeatures(self.grid, rows, columns, self.feature)
+        features = GridFeatures(self.grid, rows, columns, self.feature)
 
         place_x = rows.place_of_token.reshape(batch, height * width)  # [B, N] in 0..W'-1
         y = torch.arange(height * width, device=tokens.device) // width
@@ -144,49 +147,3 @@ class CubistMerge(MergeMethod):
     def _left(self, removed: tuple[int, ...]) -> int:
         """M when every column and every row loses that many tokens."""
         return (self.grid[0] - removed[0]) * (self.grid[1] - removed[1])
-
-
-@dataclass(frozen=True)
-class _GridFeatures:
-    """Slot features of two passes, rows before columns: [B, N, C] -> [B, H'*W', C]."""
-
-    grid: tuple[int, int]
-    rows: LinePass
-    columns: LinePass
-    feature: str
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        if self.feature == "max_magnitude":
-            return self._pass_columns(self.pass_rows(tokens), LinePass.largest_magnitude)
-        sums = self._pass_columns(self._sum_rows(tokens.float()), LinePass.total)
-        return (sums / self.sizes(tokens).unsqueeze(-1)).to(tokens.dtype)
-
-    def pass_rows(self, tokens: Tensor) -> Tensor:
-        """Merge along the rows only: [B, N, C] -> [B, H, W', C]."""
-        if self.feature == "max_magnitude":
-            return self._rows(tokens, LinePass.largest_magnitude)
-        sums, sizes = self._sum_rows(tokens.float()), self._sum_rows(_ones(tokens))
-        return (sums / sizes).to(tokens.dtype)
-
-    def sizes(self, tokens: Tensor) -> Tensor:
-        """How many tokens share every slot, float32 [B, H'*W']."""
-        ones = self._sum_rows(_ones(tokens))
-        return self._pass_columns(ones, LinePass.total).squeeze(-1)
-
-    def _sum_rows(self, tokens: Tensor) -> Tensor:
-        return self._rows(tokens, LinePass.total)
-
-    def _rows(self, tokens: Tensor, merge: _Merge) -> Tensor:
-        batch, (height, width) = tokens.shape[0], self.grid
-        lines = tokens.reshape(batch * height, width, tokens.shape[-1])
-        return merge(self.rows, lines).reshape(batch, height, -1, tokens.shape[-1])
-
-    def _pass_columns(self, tokens: Tensor, merge: _Merge) -> Tensor:
-        batch, height, short, channels = tokens.shape
-        lines = tokens.transpose(1, 2).reshape(batch * short, height, channels)
-        merged = merge(self.columns, lines).reshape(batch, short, -1, channels)
-        return merged.transpose(1, 2).reshape(batch, -1, channels)
-
-
-def _ones(tokens: Tensor) -> Tensor:
-    return torch.ones_like(tokens[:, :, :1], dtype=torch.float32)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from structsam.errors import UserError
 from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost, matching_cost
-from structsam.plans.matching import merge_best_edges
-from structsam.plans.plan import MergePlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class FixedDestinations(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """Join sources to their most similar destination; ties go to the lower index."""
+        import torch
+
+        from structsam.plans.matching import merge_best_edges
+
         batch = tokens.shape[0]
         others = np.setdiff1d(np.arange(self.num_tokens), self._destinations)
         sources, destinations = (

@@ -7,18 +7,15 @@ who joins them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from structsam.methods.base import MergeMethod, require_cells
+from structsam.methods.cost import MergeCost, energy_cost, matching_cost
 
-from structsam.methods.base import MergeMethod
-from structsam.methods.cost import MergeCost, matching_cost
-from structsam.plans.cells import first_of_cells, require_cells
-from structsam.plans.gradient_energy import OPERATORS, energy_cost
-from structsam.plans.matching import merge_alternate, merge_best_edges
-from structsam.plans.plan import MergePlan
-from structsam.plans.ranking import invert_ranks, rank_ascending
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 _CELL = 2
 
@@ -51,6 +48,8 @@ class GradToMe(MergeMethod):
 
     def token_energy(self, feature_map: Tensor) -> Tensor:
         """Gradient energy [B, H', W'] of the whole map, borders replicated."""
+        from structsam.plans.gradient_energy import OPERATORS
+
         return OPERATORS[self.operator](feature_map)
 
     def plan(
@@ -61,6 +60,12 @@ class GradToMe(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """Least energy marks destinations; ties go to the lower index."""
+        import torch
+
+        from structsam.plans.cells import first_of_cells
+        from structsam.plans.matching import merge_alternate, merge_best_edges
+        from structsam.plans.ranking import invert_ranks, rank_ascending
+
         batch = tokens.shape[0]
         if energy is None:
             energy = self.token_energy(tokens.reshape(batch, *self.grid, -1)).flatten(1)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from structsam.methods.base import MergeMethod
+from structsam.methods.base import MergeMethod, require_cells
 from structsam.methods.cost import MergeCost, matching_cost
-from structsam.plans.cells import first_of_cells, require_cells
-from structsam.plans.matching import cosine_similarity, merge_alternate, merge_best_edges
-from structsam.plans.plan import MergePlan
-from structsam.plans.ranking import invert_ranks, rank_descending
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 _CELL = 2
 #: Above every energy, so that padding is the first to merge.
-_PADDING_ENERGY = torch.finfo(torch.float32).max
+_PADDING_ENERGY = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,13 @@ class PiToMe(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """High energy merges first; ties go to the lower index."""
+        import torch
+        import torch.nn.functional as F
+
+        from structsam.plans.cells import first_of_cells
+        from structsam.plans.matching import cosine_similarity, merge_alternate, merge_best_edges
+        from structsam.plans.ranking import invert_ranks, rank_descending
+
         similarity = cosine_similarity(tokens, tokens, padding, padding)  # [B, N, N]
         score = F.elu(similarity - self.margin_here, self.alpha).mean(-1)
         if padding is not None:

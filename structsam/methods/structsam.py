@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from structsam.methods.base import MergeMethod
-from structsam.methods.cost import MergeCost
-from structsam.plans.cells import cells_of, merge_first_cells, require_cells, tokens_of_cells
-from structsam.plans.gradient_energy import OPERATORS, energy_cost
-from structsam.plans.matching import best_match, plan_of_match
-from structsam.plans.plan import MergePlan
-from structsam.plans.ranking import invert_ranks, rank_ascending
+from structsam.methods.base import MergeMethod, require_cells
+from structsam.methods.cost import MergeCost, energy_cost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from structsam.plans.plan import MergePlan
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,8 @@ class StructSAM(MergeMethod):
 
     def token_energy(self, feature_map: Tensor) -> Tensor:
         """Gradient energy [B, H', W'] of the whole map, borders replicated."""
+        from structsam.plans.gradient_energy import OPERATORS
+
         return OPERATORS[self.operator](feature_map)
 
     def plan(
@@ -116,6 +116,11 @@ class StructSAM(MergeMethod):
         return self._plan_cells(energy, padding, box)
 
     def _plan_cells(self, energy: Tensor, padding: Tensor | None, box: Tensor | None) -> MergePlan:
+        import torch
+
+        from structsam.plans.cells import cells_of, merge_first_cells, tokens_of_cells
+        from structsam.plans.ranking import rank_ascending
+
         s = self.cell_size
         in_cell = cells_of(energy, self.grid, s)  # [B, N/s^2, s^2]
         score = self._cell_energy(in_cell)  # [B, N/s^2]
@@ -142,14 +147,16 @@ class StructSAM(MergeMethod):
     def _cell_energy(self, in_cell: Tensor) -> Tensor:
         """Reduce [B, N/s^2, s^2] to what the cells are ranked by, [B, N/s^2]; low merges first."""
         if self.cells == "random":
-            order = torch.as_tensor(self._random_cells, device=in_cell.device)
+            order = _tensor(self._random_cells, in_cell)
             return order.expand(in_cell.shape[0], -1)
         return in_cell.amax(-1) if self.flatness == "max" else in_cell.mean(-1)
 
     def _destination_rank(self, in_cell: Tensor) -> Tensor:
         """Rank the tokens of every cell [B, N/s^2, s^2]; rank 0 is the destination."""
+        from structsam.plans.ranking import rank_ascending
+
         if self.destination == "random":
-            order = torch.as_tensor(self._random_tokens, device=in_cell.device)
+            order = _tensor(self._random_tokens, in_cell)
             return order.expand(in_cell.shape[0], -1, -1)
         return rank_ascending(in_cell if self.destination == "min" else -in_cell)
 
@@ -157,14 +164,19 @@ class StructSAM(MergeMethod):
         self, tokens: Tensor, energy: Tensor, padding: Tensor | None, box: Tensor | None
     ) -> MergePlan:
         """Of the 4/3 R tokens of least energy every fourth is a destination (methods.md 7.4)."""
+        import torch
+
+        from structsam.plans.matching import best_match, plan_of_match
+        from structsam.plans.ranking import invert_ranks, rank_ascending
+
         inside = None if box is None else _inside(box, self.grid, 1)
         if padding is not None:
             energy = torch.where(padding, -1.0, energy)  # before every real token
         order = invert_ranks(rank_ascending(energy, inside))  # [B, N]
         mergeable = 4 * self.num_removed // 3
-        place = np.arange(mergeable)
-        sources = order.index_select(1, _index(place[place % 4 != 0], order))
-        destinations = order.index_select(1, _index(place[place % 4 == 0], order))
+        place = np.arange(mergeable, dtype=np.int64)
+        sources = order.index_select(1, _tensor(place[place % 4 != 0], order))
+        destinations = order.index_select(1, _tensor(place[place % 4 == 0], order))
         _, match = best_match(tokens, sources, destinations, padding)
         return plan_of_match(self.grid, order[:, mergeable:], destinations, sources, match)
 
@@ -192,6 +204,8 @@ class StructSAM(MergeMethod):
 
 def _inside(box: Tensor, grid: tuple[int, int], s: int) -> Tensor:
     """Whether the centre of every s x s cell lies in the box [B, 4]: [B, N/s^2] bool."""
+    import torch
+
     height, width = grid
     y = s * torch.arange(height // s, device=box.device) + s / 2
     x = s * torch.arange(width // s, device=box.device) + s / 2
@@ -200,5 +214,7 @@ def _inside(box: Tensor, grid: tuple[int, int], s: int) -> Tensor:
     return (in_y.unsqueeze(2) & in_x.unsqueeze(1)).flatten(1)
 
 
-def _index(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.int64, device=like.device)
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
+    import torch
+
+    return torch.as_tensor(values, device=like.device)

@@ -8,31 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structsam.errors import UserError
 from structsam.plans.plan import MergePlan
 from structsam.plans.ranking import invert_ranks, rank_ascending
 from structsam.plans.slot_features import CellMean, gather_rows
 
 #: The places in a 2x2 cell that are left when one of the four is taken.
 _OTHER_PLACES = [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-
-
-def require_cells(grid: tuple[int, int], s: int) -> None:
-    """Refuse a grid that whole cells do not fill.
-
-    Raises:
-        UserError: saying which sides fit.
-    """
-    height, width = grid
-    if height < 1 or width < 1 or height % s or width % s:
-        raise UserError(
-            f"a token grid of {height}x{width} cannot be cut into cells of {s}x{s}. "
-            + (
-                "Use a grid with even sides"
-                if s == 2
-                else "Use cells of 2x2, or merge only layers whose grid they divide"
-            )
-        )
 
 
 def cells_of(values: Tensor, grid: tuple[int, int], s: int) -> Tensor:

@@ -56,14 +56,6 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def energy_cost(operator: str, tokens: int, channels: int) -> int:
-    """Multiply-adds that the literature counts: 18 per token and channel for Sobel (two 3x3).
-
-    Central differences count nothing in fvcore's convention: they are one subtraction.
-    """
-    return 18 * tokens * channels if operator == "sobel" else 0
-
-
 def _replicate(tokens: Tensor, dim: int) -> Tensor:
     """Repeat the first and the last token along `dim` once."""
     size = tokens.shape[dim]

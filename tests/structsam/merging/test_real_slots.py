@@ -11,7 +11,7 @@ from structsam.apply import apply_config, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.merging.attention import Positions
 from structsam.merging.block_plan import BlockMerging, MapGroup, _read_from_image
-from structsam.merging.real_slots import RealSlots, padding_slots_of_maps
+from structsam.merging.real_slots import RealSlots
 from structsam.merging.window_maps import WindowMaps
 from structsam.methods import StructSAM
 from tests.structsam.method_contract import check_padding_slots
@@ -39,7 +39,7 @@ def test_padding_comes_first_whatever_the_energies(rows, columns, rate, flat, op
 
 def test_other_variants_promise_nothing():
     assert StructSAM((14, 14), 0.5, variant="no_cell").padding_slots((8, 14)) is None
-    assert padding_slots_of_maps(StructSAM((14, 14), 0.5), (28, 28), (14, 14)) is None
+    assert StructSAM((14, 14), 0.5).padding_slots_of_maps((28, 28)) is None
 
 
 def test_rows_and_slots():
