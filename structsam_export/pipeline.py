@@ -21,7 +21,7 @@ from structsam_export.bundle.manifest import (
     REFERENCE_FOLDER,
     SCHEMA_VERSION,
 )
-from structsam_export.bundle.weights_source import describe_weights
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.engines.build import ALL_TARGETS, build, can_build, choose_targets
 from structsam_export.graph.lint import require_clean
 from structsam_export.machine import tool_versions
@@ -133,7 +133,7 @@ def export(
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
-    source = describe_weights(model, checkpoint, weights, seed)
+    source = ModelSource(model, checkpoint, weights, seed).describe()
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, source) | {"flops": flops}

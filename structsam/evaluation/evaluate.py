@@ -31,6 +31,7 @@ class Setting:
     """What is asked of every run alike.
 
     Args:
+        limit: only so many images, spread over the set; None takes all.
         smallest: share of the image's area that an object needs, in 0..1; smaller ones are
             counted as too small.
         max_objects: per image, chosen at random but the same in every run; None takes all.
@@ -46,6 +47,7 @@ class Setting:
     max_objects: int | None = 10
     workers: int = 2
     strict: bool = False
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.smallest < 1:
@@ -54,6 +56,11 @@ class Setting:
             raise UserError(f"max objects {self.max_objects} is out of range. Use 1 or more")
         if self.workers < 1:
             raise UserError(f"workers {self.workers} is out of range. Use 1 or more")
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The images that are scored, in the set's order."""
+        return evenly(self.dataset.image_ids, self.limit)
 
     def files_of(self, folder: Path, run: str) -> RunFiles:
         """Return the files of a run in a results folder; raises `UserError` if they are others."""

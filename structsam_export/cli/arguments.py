@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from structsam.errors import UserError
 
 if TYPE_CHECKING:
+    from structsam_export.bundle.weights_source import ModelSource
     from structsam_export.cli.terminal import Terminal
 
 Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
@@ -51,6 +53,29 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safete
 Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Where a model's weights come from."""
+
+    checkpoint: Checkpoint = None
+    weights: Weights = None
+    seed: Seed = 0
+
+    def of(self, model: str, terminal: Terminal) -> ModelSource:
+        """Return the model with these weights; says what random ones are good for."""
+        from structsam_export.bundle.weights_source import ModelSource
+
+        if self.weights == "random":
+            terminal.warn(random_note())
+        return ModelSource(model, self.checkpoint, self.weights, self.seed)
+
+
+def rate_list(text: str) -> tuple[float, ...]:
+    """Read rates to compare, as typed; raises `UserError` where one is not a number."""
+    parsed = parse_rates(text)
+    return parsed if isinstance(parsed, tuple) else (parsed,)
 
 
 def parse_rates(text: str) -> float | tuple[float, ...]:

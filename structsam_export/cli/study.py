@@ -26,6 +26,7 @@ from structsam_export.cli.arguments import (
     Reuse,
     ScheduleFile,
     Seed,
+    WeightOptions,
     Weights,
     make_terminal,
     parse_rates,
@@ -33,6 +34,7 @@ from structsam_export.cli.arguments import (
     random_note,
     refuse_beside,
 )
+from structsam_export.cli.option_groups import takes_groups
 
 
 def flops(
@@ -146,16 +148,16 @@ def spectrum(
         terminal.print(str(file))
 
 
+@takes_groups
 def inspect(
+    *,
     model: Model,
     image: Annotated[Path | None, typer.Option(help="Photo; one of ours by default.")] = None,
     methods: Methods = "all",
     rate: Rate = "0.5",
     block: Annotated[str, typer.Option(help="Block to draw; several: 2,5,8; or all.")] = "8",
     layers: Layers = "all",
-    checkpoint: Checkpoint = None,
-    weights: Weights = None,
-    seed: Seed = 0,
+    source: WeightOptions,
     option: Options = None,
     align: Align = 1,
     proportional: Proportional = False,
@@ -167,22 +169,17 @@ def inspect(
 ) -> None:
     """Pictures of what merges where: per method, across methods, and across depth."""
     terminal = make_terminal()
-    if weights == "random":
-        terminal.warn(random_note())
     from structsam.config import parse_layers
-    from structsam_export.inspect.merging import run
+    from structsam_export.inspect.merging import inspect_merging
     from structsam_export.inspect.report import inspection_table
 
-    result = run(
-        model,
+    result = inspect_merging(
+        source.of(model, terminal),
         image,
         methods,
         parse_rates(rate),
         block,
         parse_layers(layers),
-        checkpoint,
-        weights,
-        seed,
         option or (),
         align,
         proportional,

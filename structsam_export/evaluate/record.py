@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 RESULTS = "evaluation.json"
 
 
-def shared_facts(
-    model: Mapping[str, Any], setting: Setting, image_ids: Sequence[str]
-) -> dict[str, Any]:
+def shared_facts(model: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
     """Say what all runs of a folder must share."""
     from structsam.evaluation.read_results import FORMAT
 
-    dataset = setting.dataset
+    dataset, image_ids = setting.dataset, setting.image_ids
     checkpoint, source = model["checkpoint"], model["weights"]
     return {
         "format": FORMAT,

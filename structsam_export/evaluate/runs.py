@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam.evaluation.evaluate import evaluate
+from structsam.evaluation.results import ProblemFile
+from structsam.evaluation.sample import ProblemError
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.evaluate.record import (
     add_runs,
     alone,
@@ -72,11 +76,8 @@ class Run:
 
 
 def model_runs(
-    model: str,
+    source: ModelSource,
     configs: Sequence[MergeConfig],
-    checkpoint: Path | None = None,
-    weights: str | None = None,
-    seed: int = 0,
     precision: str = "fp32",
     threads: int | None = None,
 ) -> tuple[dict[str, Any], list[Run]]:
@@ -88,25 +89,19 @@ def model_runs(
         what `evaluation.json` says of the model, and the runs.
     """
     from structsam.flops import encoder_flops, unmerged_flops
-    from structsam.models import model_spec
-    from structsam_export.bundle.weights_source import describe_weights
     from structsam_export.pipeline import bundle_name
 
-    spec = model_spec(model)
-    loaded: list[Any] = []
+    spec, loaded = source.spec, list[Any]()
 
     @contextmanager
     def opened(config: MergeConfig | None) -> Iterator[Predictor]:
-        import structsam
         from structsam.apply import apply_config
         from structsam.config import MergeConfig
         from structsam_export.runtimes.torch_backend import LoadedSam
 
         if not loaded:
             use_fast_settings()
-            loaded.append(
-                structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
-            )
+            loaded.append(source.load())
         # unmerged is rate 0: stock SAM's masks, with the attention that the merged runs have
         sam = apply_config(loaded[0], config or MergeConfig(rate=0.0))
         backend = LoadedSam(sam, precision)
@@ -121,9 +116,9 @@ def model_runs(
     suffix = "" if precision == "fp32" else f"-{precision}"
     runs = [run(f"{BASELINE}{suffix}", "unmerged", None, unmerged_flops(spec))]
     for config in configs:
-        name = bundle_name(model, config, "fp16").removeprefix(f"{model}-") + suffix
+        name = bundle_name(spec.name, config, "fp16").removeprefix(f"{spec.name}-") + suffix
         runs.append(run(name, label_of(config.to_dict()), config, encoder_flops(spec, config)))
-    return describe_weights(model, checkpoint, weights, seed), runs
+    return source.describe(), runs
 
 
 def bundle_runs(
@@ -171,63 +166,50 @@ def evaluate_runs(
     runs: Sequence[Run],
     setting: Setting,
     out: Path,
-    limit: int | None = None,
     left_out: Sequence[Mapping[str, str]] = (),
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Score all runs into the folder `out`, and return what its `evaluation.json` says.
 
     Args:
-        limit: only so many images, spread over the set.
+        left_out: what cannot be run, with the reason: for the record.
 
     Raises:
         UserError: `out` holds an evaluation of something else, or another process writes into it
-            now; a broken results file; with
-            `strict`, the first problem.
+            now; a broken results file; with `strict`, the first problem.
     """
-    from structsam.evaluation.evaluate import evenly
-
-    image_ids = evenly(setting.dataset.image_ids, limit)
-    facts = shared_facts(model, setting, image_ids)
+    facts = shared_facts(model, setting)
     open_record(out, facts)  # refuses another folder before anything is written
     with alone(out):
         record = open_record(out, facts)
-        return _evaluate_alone(record, runs, setting, image_ids, out, left_out, progress)
-
-
-def _evaluate_alone(
-    record: dict[str, Any],
-    runs: Sequence[Run],
-    setting: Setting,
-    image_ids: Sequence[str],
-    out: Path,
-    left_out: Sequence[Mapping[str, str]],
-    progress: Progress,
-) -> dict[str, Any]:
-    from structsam.evaluation.evaluate import evaluate
-    from structsam.evaluation.results import ProblemFile
-
-    add_runs(record, [run.to_dict() for run in runs], out)
-    record["left_out"] = [dict(entry) for entry in left_out]
-    write_record(out, record)
-    ProblemFile(out).add(setting.dataset.listing_problems)
-    if setting.strict and setting.dataset.listing_problems:
-        problem = setting.dataset.listing_problems[0]
-        raise UserError(f"{problem.image_id}: {problem.kind}: {problem.detail}")
-    for run in runs:
-
-        def told(done: int, total: int, name: str = run.label) -> None:
-            progress(name, done, total)
-
-        if setting.files_of(out, run.name).missing(image_ids):
-            with run.open() as predictor:
-                evaluate(predictor, setting, image_ids, out, run.name, told)
-        else:
-            told(len(image_ids), len(image_ids))
-        next(r for r in record["runs"] if r["name"] == run.name)["complete"] = True
-        record["problems"] = ProblemFile(out).sorted()
+        record["left_out"] = [dict(entry) for entry in left_out]
+        add_runs(record, [run.to_dict() for run in runs], out)
         write_record(out, record)
+        _note_problems(setting, out)
+        for run in runs:
+            _evaluate_run(run, setting, out, progress)
+            next(r for r in record["runs"] if r["name"] == run.name)["complete"] = True
+            record["problems"] = ProblemFile(out).sorted()
+            write_record(out, record)
     return record
+
+
+def _note_problems(setting: Setting, out: Path) -> None:
+    """Write down what the listing of the dataset found; with `strict` that is the end."""
+    problems = setting.dataset.listing_problems
+    ProblemFile(out).add(problems)
+    if setting.strict and problems:
+        raise ProblemError(problems[0])
+
+
+def _evaluate_run(run: Run, setting: Setting, out: Path, progress: Progress) -> None:
+    """Score what is missing of one run; where nothing is, no model is loaded."""
+    image_ids, told = setting.image_ids, partial(progress, run.label)
+    if not setting.files_of(out, run.name).missing(image_ids):
+        told(len(image_ids), len(image_ids))
+        return
+    with run.open() as predictor:
+        evaluate(predictor, setting, image_ids, out, run.name, told)
 
 
 def _open(bundle: Bundle, backend: str, threads: int | None) -> Predictor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.weights_source import describe_weights, weights_title
+from structsam_export.bundle.weights_source import ModelSource, weights_title
 from structsam_export.inspect.merged_map import MergedMap, merged_map
 from structsam_export.inspect.report import Inspection
 from structsam_export.inspect.sheets import Inspected, draw_inspection
@@ -33,16 +33,13 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def run(
-    model: str = "vit_t",
+def inspect_merging(
+    source: ModelSource,
     image: str | Path | None = None,
     methods: str | Sequence[str] = "all",
     rate: float | Sequence[float] = 0.5,
     block: str | int | Sequence[int] = 8,
     layers: str | Sequence[int] = "all",
-    checkpoint: str | Path | None = None,
-    weights: str | None = None,
-    seed: int = 0,
     options: Mapping[str, Any] | Sequence[str] = (),
     align: int = 1,
     proportional: bool = False,
@@ -56,16 +53,12 @@ def run(
     `PHOTO_rateR_depth_METHOD.png`, each replaced in one step.
 
     Args:
-        model: key of `structsam.models.MODELS`.
         image: a photo; the one that comes with the package when None.
         methods: `all`, names separated by commas, or a sequence of names.
         rate: share of tokens to remove; one number, or one per block. A method that cannot do it
             gets a tile that says so.
         block: which blocks to draw for every method: an index, several (`2,5,8`), or `all`.
         layers: which blocks merge: `all`, `global`, `window`, or indices.
-        checkpoint: official `.pth`, or `.safetensors` with the same keys.
-        weights: `random` to do without a checkpoint.
-        seed: of random weights.
         options: the methods' own, as a mapping or as typed (`operator=central`); each goes to
             those methods that have it.
         align, proportional: see `MergeConfig`.
@@ -79,10 +72,9 @@ def run(
     """
     import structsam
     from structsam.methods import choose_methods
-    from structsam.models import model_spec
     from structsam_export.pipeline import SAMPLE_IMAGE
 
-    spec = model_spec(model)
+    spec = source.spec
     file = Path(image).expanduser() if image else SAMPLE_IMAGE
     photo = read_image(file)
     pixels, geometry = preprocess(photo, spec.preprocessing)
@@ -93,9 +85,9 @@ def run(
         )
     chosen = _checked_blocks(block, spec)
     settings = _options_of(names, options)
-    source = describe_weights(model, checkpoint, weights, seed)
-    say(f"loading {model}")
-    sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
+    described = source.describe()
+    say(f"loading {spec.name}")
+    sam = source.load()
     found: dict[str, Inspected] = {}
     for name in names:
         in_depth = depth_method == name or (
@@ -122,8 +114,8 @@ def run(
         spec=spec,
         blocks=chosen,
         rate=rate,
-        weights=weights_title(source),
-        random=source["weights"] == "random",
+        weights=weights_title(described),
+        random=described["weights"] == "random",
         image=file,
         out=Path(out),
     )

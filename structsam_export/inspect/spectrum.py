@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.weights_source import describe_weights, weights_title
+from structsam_export.bundle.weights_source import ModelSource, weights_title
 from structsam_export.inspect.spectrum_report import (
     BlockSpectrum,
     SpectrumReport,
@@ -70,7 +70,6 @@ def run(
     Raises:
         UserError: any input that cannot be used; nothing is written then.
     """
-    import structsam
     from structsam.methods import choose_methods
     from structsam.models import model_spec
     from structsam_export.pipeline import SAMPLE_IMAGE
@@ -80,14 +79,15 @@ def run(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     pixels = [preprocess(read_image(photo), spec.preprocessing)[0] for photo in photos]
     names, numbers = choose_methods(methods), _checked_rates(rates)
-    source = describe_weights(model, checkpoint, weights, seed)
+    source = ModelSource(model, checkpoint, weights, seed)
+    described = source.describe()
     say(f"loading {model}")
-    sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
+    sam = source.load()
     rows = spectrum_study(sam, pixels, names, numbers, layers, graph, say)
     say("writing the report")
     report = SpectrumReport(
         model=model,
-        weights=weights_title(source),
+        weights=weights_title(described),
         graph=graph,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         images=tuple(photo.name for photo in photos),

@@ -10,14 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.tune.merging_loss import Judge, Loss
 from structsam_export.tune.schedule_file import Schedule
 from structsam_export.tune.schedule_search import TRIES, Candidate, Sensitivity, mean
@@ -34,6 +35,40 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
 _LARGEST_LOSS = 10.0  # far above what no embedding and no mask in common make, 2 or so
 _ROUNDING = 1e-9  # of sums of costs
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is sought.
+
+    Args:
+        cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
+        least: `loss`, at the cost of the uniform rate; or `cost`, at its loss.
+        max_loss: with `least="cost"`, the mean loss of the search photos that is allowed; None
+            takes that of the uniform rate.
+    """
+
+    cost: str = "gmac"
+    least: str = "loss"
+    max_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cost not in COSTS:
+            raise UserError(f"unknown cost {self.cost!r}. Choose one of: {', '.join(COSTS)}")
+        if self.least not in GOALS:
+            raise UserError(f"unknown goal {self.least!r}. Choose one of: {', '.join(GOALS)}")
+        most = self.max_loss
+        if most is not None and (self.least != "cost" or not 0 < most <= _LARGEST_LOSS):
+            raise UserError(
+                f"a largest loss of {most:g} cannot be met. It goes with --least cost, and lies "
+                f"between 0 and {_LARGEST_LOSS:g}"
+            )
+
+    def budget_text(self, rate: float) -> str:
+        """Say what must be kept, of the uniform `rate`."""
+        if self.max_loss is not None:
+            return f"mean loss {self.max_loss:g} on the search photos"
+        return f"{'cost' if self.least == 'loss' else 'loss'} of the uniform rate {rate:g}"
 
 
 @dataclass(frozen=True)
@@ -92,19 +127,11 @@ def find_photos(images: Sequence[str | Path]) -> list[Path]:
 
 
 def tune(
-    model: str,
+    source: ModelSource,
     images: Sequence[str | Path],
-    budget: float = 0.5,
-    method: str = "structsam",
-    placements: Sequence[str] = ("attention",),
-    options: Mapping[str, Any] | None = None,
+    uniform: Sequence[MergeConfig],
     rates: Sequence[float] = RATES,
-    cost: str = "gmac",
-    least: str = "loss",
-    max_loss: float | None = None,
-    checkpoint: str | Path | None = None,
-    weights: str | None = None,
-    seed: int = 0,
+    goal: Goal = Goal(),
     out: str | Path = "tune",
     progress: Progress = lambda title, done, total: None,
     note: Note = lambda text: None,
@@ -113,83 +140,75 @@ def tune(
 
     Args:
         images: photos or folders of them, unlabelled; every third is held out.
-        budget: the uniform rate to beat; its cost, or its loss, is the budget.
-        placements: that may be chosen, `attention` or `block`; the budget is that of the first.
-        rates: candidates; `budget` is added to them, and what the method cannot do is dropped.
-        cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
-        least: `loss`, at the cost of the uniform rate; or `cost`, at its loss.
-        max_loss: with `least="cost"`, the mean loss of the search photos that is allowed; None
-            takes that of the uniform rate.
+        uniform: one merging of all layers at one rate, the budget, in every placement that may be
+            chosen, `attention` or `block`; that of the first is the one to beat.
+        rates: candidates; the budget's is added to them, and what the method cannot do is dropped.
         note: told what is reused of a search that was stopped.
 
     Raises:
         UserError: any input that cannot be used, or a folder `out` of another search.
     """
-    import structsam
-    from structsam.config import MergeConfig
-    from structsam.models import model_spec
-    from structsam_export.bundle.weights_source import describe_weights
-
-    spec = model_spec(model)
-    _refuse_mistakes(budget, placements, cost, least, max_loss)
-    bases = [
-        MergeConfig.of(method, budget, "all", options=options or {}, placement=placement)
-        for placement in dict.fromkeys(placements)
-    ]
-    base = bases[0]
+    spec, base = source.spec, uniform[0]
+    budget = _budget(uniform)
     photos = find_photos(images)
     search = [photo for i, photo in enumerate(photos) if i % 3 != 2]
     held_out = [photo for i, photo in enumerate(photos) if i % 3 == 2]
     allowed = _allowed_rates(spec, base, sorted({*rates, 0.0, budget}))
-    source = describe_weights(model, checkpoint, weights, seed)
-    folder = Path(out)
+    described, folder = source.describe(), Path(out)
     asked = {
         "format": 1,
-        "model": source,
-        "merging": [{**each.to_dict(), "rate": None} for each in bases],
+        "model": described,
+        "merging": [{**each.to_dict(), "rate": None} for each in uniform],
         "rates": list(allowed),
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
     claim(folder, asked)
-    judge = Judge(structsam.load_sam(model, checkpoint, weights, seed), spec)
+    judge = Judge(source.load(), spec)
     found_in = {}
-    for each in bases:
+    for each in uniform:
         path = folder / f"sensitivity_{each.placement}.csv"
         loss, times = sensitivities(judge, each, allowed, search, path, progress, note)
-        costs = _macs(spec, each, allowed) if cost == "gmac" else times
+        costs = _macs(spec, each, allowed) if goal.cost == "gmac" else times
         found_in[each.placement] = Sensitivity(each.placement, tuple(allowed), loss, costs)
 
-    verify = _Verifier(judge, base, search, progress, 1 + TRIES[least] * len(found_in))
-    uniform = verify(found_in[base.placement].uniform(budget))
-    if least == "loss":
-        for one in found_in.values():
-            for candidate in one.within_cost(uniform.cost):
-                verify(candidate)
-        best = min(verify.done, key=lambda candidate: mean(candidate.search))
-    else:
-        limit = mean(uniform.search) if max_loss is None else max_loss
-        within = [c for one in found_in.values() for c in one.within_loss(limit, verify)]
-        within += [uniform] if mean(uniform.search) <= limit else []
-        if not within:
-            raise UserError(
-                f"no schedule that saves much has a loss of at most {limit:g}: that of the uniform "
-                f"rate {budget:g} is {mean(uniform.search):.3g}. Allow more loss"
-            )
-        best = min(within, key=lambda candidate: candidate.cost)
+    verify = _Verifier(judge, base, search, progress, 1 + TRIES[goal.least] * len(found_in))
+    beaten = verify(found_in[base.placement].uniform(budget))
+    best = _search(goal, list(found_in.values()), verify, beaten)
     progress("comparing on held-out photos", 0, 2)
-    best, uniform = (replace(c, held_out=verify.losses(c, held_out)) for c in (best, uniform))
+    best, beaten = (replace(c, held_out=verify.losses(c, held_out)) for c in (best, beaten))
     progress("comparing on held-out photos", 2, 2)
     found = {
         "photos": {"search": len(search), "held_out": len(held_out)},
-        "budget": _budget_text(budget, least, max_loss),
-        "cost": {"unit": cost, "schedule": best.cost, "uniform": uniform.cost},
-        "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(uniform.held_out)},
-        "weights": source["weights"],
+        "budget": goal.budget_text(budget),
+        "cost": {"unit": goal.cost, "schedule": best.cost, "uniform": beaten.cost},
+        "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(beaten.held_out)},
+        "weights": described["weights"],
     }
-    schedule = Schedule(model, method, best.rates, best.placement, dict(base.options), found)
-    return TuneReport(
-        schedule, best, uniform, tuple(verify.done), found_in[best.placement], cost, least
+    schedule = Schedule(
+        spec.name, base.method, best.rates, best.placement, dict(base.options), found
     )
+    tried, best_table = tuple(verify.done), found_in[best.placement]
+    return TuneReport(schedule, best, beaten, tried, best_table, goal.cost, goal.least)
+
+
+def _search(
+    goal: Goal, tables: Sequence[Sensitivity], verify: _Verifier, uniform: Candidate
+) -> Candidate:
+    """Return the candidate of least loss at the uniform one's cost, or of least cost."""
+    if goal.least == "loss":
+        for table in tables:
+            for candidate in table.within_cost(uniform.cost):
+                verify(candidate)
+        return min(verify.done, key=lambda candidate: mean(candidate.search))
+    limit = mean(uniform.search) if goal.max_loss is None else goal.max_loss
+    within = [candidate for table in tables for candidate in table.within_loss(limit, verify)]
+    within += [uniform] if mean(uniform.search) <= limit else []
+    if not within:
+        raise UserError(
+            f"no schedule that saves much has a loss of at most {limit:g}: that of the uniform "
+            f"rate {uniform.rates[0]:g} is {mean(uniform.search):.3g}. Allow more loss"
+        )
+    return min(within, key=lambda candidate: candidate.cost)
 
 
 class _Verifier:
@@ -227,32 +246,18 @@ class _Verifier:
         return tuple(self._judge.losses(config, photo) for photo in photos)
 
 
-def _refuse_mistakes(
-    budget: float, placements: Sequence[str], cost: str, least: str, max_loss: float | None
-) -> None:
-    for placement in placements:
-        if placement not in ("attention", "block"):
+def _budget(uniform: Sequence[MergeConfig]) -> float:
+    """Return the one rate of all; raises `UserError` where it saves nothing or cannot be tuned."""
+    for config in uniform:
+        if config.placement not in ("attention", "block"):
             raise UserError(
-                f"placement {placement!r} cannot be tuned: blocks of a stage share one rate. "
-                "Use attention or block"
+                f"placement {config.placement!r} cannot be tuned: blocks of a stage share one "
+                "rate. Use attention or block"
             )
-    if cost not in COSTS:
-        raise UserError(f"unknown cost {cost!r}. Choose one of: {', '.join(COSTS)}")
-    if least not in GOALS:
-        raise UserError(f"unknown goal {least!r}. Choose one of: {', '.join(GOALS)}")
-    if max_loss is not None and (least != "cost" or not 0 < max_loss <= _LARGEST_LOSS):
-        raise UserError(
-            f"a largest loss of {max_loss:g} cannot be met. It goes with --least cost, and lies "
-            f"between 0 and {_LARGEST_LOSS:g}"
-        )
-    if budget <= 0:
-        raise UserError(f"budget {budget:g} saves nothing. Use a rate above 0, such as 0.5")
-
-
-def _budget_text(budget: float, least: str, max_loss: float | None) -> str:
-    if max_loss is not None:
-        return f"mean loss {max_loss:g} on the search photos"
-    return f"{'cost' if least == 'loss' else 'loss'} of the uniform rate {budget:g}"
+    rate = uniform[0].rate
+    if isinstance(rate, tuple) or not rate:
+        raise UserError(f"budget {rate} saves nothing. Use one rate above 0, such as 0.5")
+    return rate
 
 
 def _allowed_rates(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> list[float]:

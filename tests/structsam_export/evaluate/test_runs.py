@@ -19,6 +19,7 @@ from structsam.evaluation.prompts import Prompting
 from structsam.evaluation.protocols import PROTOCOLS
 from structsam.evaluation.read_results import read_facts
 from structsam.models import MODELS, model_spec
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.evaluate.runs import (
     BASELINE,
     bundle_runs,
@@ -48,7 +49,8 @@ def rows(folder: Path, run: str) -> list[dict[str, str]]:
 def runs_of(tiny_model, rates=(0.5,), **more):
     configs, left_out = merge_configs(model_spec(tiny_model), ["structsam"], rates, ["all"])
     assert not left_out
-    return model_runs(tiny_model, configs, weights="random", **more)
+    seed = more.pop("seed", 0)
+    return model_runs(ModelSource(tiny_model, weights="random", seed=seed), configs, **more)
 
 
 def test_a_model_in_memory_draws_the_masks_of_samplepredictor(tiny_sam_factory, tiny_spec):

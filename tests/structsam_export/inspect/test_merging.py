@@ -16,8 +16,9 @@ from structsam import apply_merging
 from structsam.apply import merged_blocks
 from structsam.errors import UserError
 from structsam.methods import METHODS
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merge_picture import group_colors
-from structsam_export.inspect.merging import observe, run
+from structsam_export.inspect.merging import inspect_merging, observe
 from structsam_export.inspect.report import inspection_table
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
@@ -130,6 +131,10 @@ def test_all_groups_that_touch_have_different_colours(tiny_sam_factory, pixels) 
             assert apart[both & ~same].min() > 60
 
 
+def run(model, *more, weights="random", **named):
+    return inspect_merging(ModelSource(model, weights=weights), *more, **named)
+
+
 def test_run_writes_pictures_and_sheets_and_says_what_they_show(
     tiny_model, tiny_photo, tmp_path
 ) -> None:
@@ -140,7 +145,6 @@ def test_run_writes_pictures_and_sheets_and_says_what_they_show(
         "structsam,tome",
         rate=0.5,
         block=[0, 1],
-        weights="random",
         out=tmp_path / "out",
         say=said.append,
     )
@@ -180,7 +184,7 @@ def test_the_picture_shows_the_photo_in_the_encoders_input(
     tiny_model, tiny_photo, tmp_path
 ) -> None:
     """A region that no method merges at so low a rate must be the photo, and padding be cut."""
-    found = run(tiny_model, tiny_photo, "structsam", 0.02, 1, weights="random", out=tmp_path)
+    found = run(tiny_model, tiny_photo, "structsam", 0.02, 1, out=tmp_path)
     with Image.open(found.files[0]) as image:
         picture = np.asarray(image.convert("RGB"))
     photo = np.asarray(Image.fromarray(read_image(tiny_photo)).resize((256, 192), 2))
@@ -199,9 +203,7 @@ def test_the_picture_shows_the_photo_in_the_encoders_input(
 
 
 def test_a_rate_above_a_methods_limit_is_a_tile(tiny_model, tiny_photo, tmp_path) -> None:
-    found = run(
-        tiny_model, tiny_photo, ["tome", "structsam"], 0.7, "1", weights="random", out=tmp_path
-    )
+    found = run(tiny_model, tiny_photo, ["tome", "structsam"], 0.7, "1", out=tmp_path)
     assert "0.5" in found.rows[0].note and found.rows[0].photo is None
     assert found.rows[1].note == ""
     assert {row.method for row in found.depth} == {"structsam"}
@@ -216,7 +218,7 @@ def test_a_rate_above_a_methods_limit_is_a_tile(tiny_model, tiny_photo, tmp_path
 
 def test_options_go_to_the_methods_that_have_them(tiny_model, tiny_photo, tmp_path) -> None:
     found = run(
-        tiny_model, tiny_photo, ["structsam", "tome", "gradtome"], 0.5, 1, weights="random",
+        tiny_model, tiny_photo, ["structsam", "tome", "gradtome"], 0.5, 1,
         options=["operator=central", "variant=sorted"], out=tmp_path, depth_method="gradtome",
     )  # fmt: skip
     given = {row.method: row.options for row in found.rows}
@@ -227,9 +229,9 @@ def test_options_go_to_the_methods_that_have_them(tiny_model, tiny_photo, tmp_pa
     }
     assert "operator=central" in found.rows[0].caption()[0]
     assert {row.method for row in found.depth} == {"gradtome"}
-    plain = run(tiny_model, tiny_photo, "gradtome", 0.5, 1, weights="random", out=tmp_path)
+    plain = run(tiny_model, tiny_photo, "gradtome", 0.5, 1, out=tmp_path)
     mapped = run(
-        tiny_model, tiny_photo, "gradtome", 0.5, 1, weights="random",
+        tiny_model, tiny_photo, "gradtome", 0.5, 1,
         options={"operator": "central", "variant": "sorted"}, out=tmp_path,
     )  # fmt: skip
     sorted_too = found.rows[2].photo
@@ -259,7 +261,7 @@ def test_bad_input_is_a_user_error_and_writes_nothing(
     change, words, tiny_model, tiny_photo, tmp_path
 ) -> None:
     given = {
-        "image": tiny_photo, "methods": "structsam", "block": 1, "weights": "random",
+        "image": tiny_photo, "methods": "structsam", "block": 1,
         "out": tmp_path / "out", **change,
     }  # fmt: skip
     with pytest.raises(UserError, match=words):
@@ -271,11 +273,11 @@ def test_a_damaged_photo_is_a_user_error(tiny_model, tmp_path) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"no picture")
     with pytest.raises(UserError, match="not an image"):
-        run(tiny_model, photo, "structsam", 0.5, 1, weights="random", out=Path(tmp_path) / "out")
+        run(tiny_model, photo, "structsam", 0.5, 1, out=Path(tmp_path) / "out")
 
 
 def test_an_elongated_photo_can_be_drawn(tiny_model, tmp_path) -> None:
     photo = tmp_path / "thin.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 6, 3), np.uint8)).save(photo)
-    found = run(tiny_model, photo, "structsam,pitome", 0.5, "all", weights="random", out=tmp_path)
+    found = run(tiny_model, photo, "structsam,pitome", 0.5, "all", out=tmp_path)
     assert found.rows[0].photo.tokens == 16

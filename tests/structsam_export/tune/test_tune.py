@@ -17,6 +17,7 @@ import structsam
 from structsam.apply import apply_config
 from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.cli.main import main
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
@@ -25,7 +26,7 @@ from structsam_export.tune.merging_loss import Judge, Loss
 from structsam_export.tune.report import save_report, tune_table
 from structsam_export.tune.schedule_file import Schedule, read_schedule
 from structsam_export.tune.schedule_search import mean
-from structsam_export.tune.tune import find_photos, tune
+from structsam_export.tune.tune import Goal, find_photos, tune
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -43,8 +44,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 def found(tiny_model, folder, out, **more):
-    more = {"rates": (0.25, 0.5, 0.75), "weights": "random", **more}
-    return tune(tiny_model, [folder], out=out, **more)
+    source = ModelSource(tiny_model, weights="random", seed=more.pop("seed", 0))
+    note = more.pop("note", lambda text: None)
+    merging = {"method": more.pop("method", "structsam"), "rate": more.pop("budget", 0.5)}
+    placements = more.pop("placements", ("attention",))
+    uniform = [MergeConfig(**merging, placement=placement) for placement in placements]
+    return tune(source, [folder], uniform, (0.25, 0.5, 0.75), Goal(**more), out, note=note)
 
 
 def test_the_loss_is_that_of_the_whole_encoder(tiny_model, tiny_spec, folder):
