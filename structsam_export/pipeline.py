@@ -26,9 +26,10 @@ from structsam_export.engines.build import ALL_TARGETS, build, can_build, choose
 from structsam_export.graph.lint import require_clean
 from structsam_export.machine import tool_versions
 from structsam_export.parity.check import check
+from structsam_export.parity.compare import ParityReport
 from structsam_export.parity.reference import compute_reference
-from structsam_export.parity.report import ParityReport
 from structsam_export.predict.image_file import read_image
+from structsam_export.predict.preprocessing import read_photo
 from structsam_export.runtimes import RunOptions
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _write_networks(
     manifest["reference_images"] = []
     for photo in photos:
         clock.step(f"computing the PyTorch reference on {photo.name}")
-        reference = compute_reference(sam, photo, bundle.preprocessing)
+        reference = compute_reference(sam, read_photo(photo, bundle.preprocessing))
         for file in reference.save(folder / REFERENCE_FOLDER):
             bundle.record_file(file.relative_to(folder).as_posix())
         manifest["reference_images"].append(f"{REFERENCE_FOLDER}/{photo.name}")

@@ -24,7 +24,7 @@ from structsam_export.bundle.weights_source import weights_title
 
 if TYPE_CHECKING:
     from structsam_export.engines.progress import BuildEvent
-    from structsam_export.parity.report import ParityReport
+    from structsam_export.parity.compare import ParityReport
 
 RANDOM_NOTE = "random weights: masks carry no meaning; use for latency only"
 

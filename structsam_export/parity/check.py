@@ -2,7 +2,7 @@
 
 Three measures per backend and image: the share of tokens in the same slot (per block), the error
 of the embedding, and the IoU of the decoder's masks over a fixed grid of prompts. A result off its
-gates is compared once more with PyTorch following the same slots (`same_slots.py`), which tells
+gates is compared once more with PyTorch following the same slots (`replay.py`), which tells
 ties that rounding ranked otherwise from faults. A check that cannot run is "not run" with its
 reason, never passed.
 """
@@ -10,9 +10,11 @@ reason, never passed.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -21,19 +23,19 @@ from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM
-from structsam_export.parity.metrics import compare
+from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
 from structsam_export.parity.reference import (
     Reference,
     compute_reference,
     load_reference,
     prompt_grid,
 )
-from structsam_export.parity.report import ParityReport, ParityRow, keeps_gates
 from structsam_export.predict.image_file import read_image
-from structsam_export.predict.preprocessing import preprocess
+from structsam_export.predict.preprocessing import read_photo
 from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions, find_backend
 from structsam_export.runtimes.base import Arrays, Backend
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 #: Where slots differ: the share of tokens of a block that PyTorch would have to send to the same
@@ -73,6 +75,11 @@ def check(
     )
     names += [name for name in require if name not in names]
     chosen = [find_backend(name) for name in names]
+    for name in require:  # judged first: the others may take minutes
+        try:
+            find_backend(name).runner(bundle, "encoder", options)
+        except BackendUnavailable as reason:
+            raise UserError(f"required backend {name} cannot run: {reason}") from reason
     model = _ReferenceModel(bundle, options)
     references = _references(bundle, images, model, say)
     report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
@@ -87,11 +94,15 @@ def check(
             if engine.name in require:
                 raise UserError(f"required backend {engine.name} cannot run: {reason}") from reason
             report.rows += [
-                ParityRow(engine.name, r.image.name, "not run", str(reason)) for r in references
+                ParityRow(engine.name, r.image, "not run", str(reason)) for r in references
             ]
         except Exception as error:  # one broken runtime must not hide the verdict on the others
             reason_text = " ".join(f"{type(error).__name__}: {error}".split())
-            report.rows.append(ParityRow(engine.name, "all", "failed", reason_text))
+            trace = "".join(format_exception(error))
+            report.rows.append(
+                ParityRow(engine.name, "all", "failed", reason_text, traceback=trace)
+            )
+            logger.debug("%s broke", engine.name, exc_info=error)
             say(f"{engine.name}: failed: {reason_text}")
     if any(row.status != "not run" for row in report.rows):
         try:
@@ -130,15 +141,16 @@ def write_report(
 def _references(
     bundle: Bundle, images: Sequence[str | Path], model: _ReferenceModel, say: Say
 ) -> list[Reference]:
+    how = bundle.preprocessing
     stored = {Path(name).name: bundle.path / name for name in bundle.manifest["reference_images"]}
     if not images:
-        return [load_reference(photo) for photo in stored.values()]
+        return [load_reference(read_photo(file, how)) for file in stored.values()]
     references: list[Reference] = []
     for image in map(Path, images):
-        pixels = read_image(image)
+        photo = read_photo(image, how, note=say)
         known = stored.get(image.name)
-        if known is not None and np.array_equal(read_image(known), pixels):
-            references.append(load_reference(known))
+        if known is not None and np.array_equal(read_image(known), photo.rgb):
+            references.append(load_reference(replace(photo, path=known)))
             continue
         try:
             sam = model.load()
@@ -148,7 +160,7 @@ def _references(
                 f"{reason}. Leave --image out to check on the images that the bundle holds"
             ) from reason
         say(f"computing the PyTorch reference on {image.name}")
-        references.append(compute_reference(sam, image, bundle.preprocessing))
+        references.append(compute_reference(sam, photo))
     return references
 
 
@@ -182,30 +194,26 @@ def _rows(
     say: Say,
 ) -> list[tuple[ParityRow, Reference, np.ndarray]]:
     """Run one backend on all images: one network at a time, so that memory stays low."""
-    inputs = []
-    for reference in references:
-        pixels, geometry = preprocess(read_image(reference.image), bundle.preprocessing)
-        inputs.append(({"image": pixels, **reference.prompt_feed}, geometry))
+    inputs = [{"image": r.photo.pixels, **r.prompt_feed} for r in references]
     say(f"{backend.name}: encoding {len(inputs)} image(s)")
     plans: list[Arrays | None] = [None] * len(inputs)
     if (inner := backend.plan_runner(bundle, options)) is not None:
         with inner as runner:
-            plans = [runner.run(feeds) for feeds, _ in inputs]
+            plans = [runner.run(feeds) for feeds in inputs]
     with backend.runner(bundle, "encoder", options) as runner:
-        embeddings = [runner.run(feeds)["image_embeddings"] for feeds, _ in inputs]
+        embeddings = [runner.run(feeds)["image_embeddings"] for feeds in inputs]
         runtime = runner.describe()
     say(f"{backend.name}: decoding")
     rows = []
     with backend.runner(bundle, "decoder", options) as runner:
-        for reference, embedding, (_, geometry), plan in zip(
-            references, embeddings, inputs, plans, strict=True
-        ):
-            masks, scores = _decode(runner.run, embedding, *prompt_grid(geometry))
+        for reference, embedding, plan in zip(references, embeddings, plans, strict=True):
+            prompts = prompt_grid(reference.photo.geometry)
+            masks, scores = _decode(runner.run, embedding, *prompts)
             metrics, same = compare(reference, embedding, masks, scores, plan)
             good = keeps_gates(metrics, bundle.precision)
             row = ParityRow(
                 backend.name,
-                reference.image.name,
+                reference.image,
                 "passed" if good else "failed",
                 metrics=metrics,
                 same_slot=same,
@@ -240,7 +248,7 @@ def _with_same_slots(
         return replace(row, reason=f"{differ}; torch tells ties from faults, and is not installed")
     try:
         sam = model.load()
-        followed, same = follow(sam, reference, plan, bundle.preprocessing)
+        followed, same = follow(sam, reference, plan)
     except (CannotFollow, UserError) as reason:
         return replace(row, reason=f"{differ}; whether by ties was not found out: {reason}")
     metrics, _ = compare(followed, *found, None)

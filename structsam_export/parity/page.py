@@ -14,19 +14,20 @@ from PIL import Image
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.parity.reference import Reference, prompt_grid
-from structsam_export.predict.image_file import read_image
 from structsam_export.predict.overlay import draw_overlay
-from structsam_export.predict.preprocessing import ImageGeometry, image_geometry
+from structsam_export.predict.preprocessing import ImageGeometry, Photo
 from structsam_export.predict.upscaling import binary_masks
 
 if TYPE_CHECKING:
-    from structsam_export.parity.report import ParityReport, ParityRow
+    from structsam_export.parity.compare import ParityReport, ParityRow
 
 Shown = Sequence[tuple[Reference, "ParityRow", np.ndarray]]
 
 _LONG_SIDE = 640
-#: Prompts of `prompt_grid` whose masks are drawn: an inner point and the middle box.
-_DRAWN_PROMPTS = (5, 20)
+#: Prompts of `prompt_grid` whose masks are drawn where they show an object: an inner point and
+#: the middle box. Shares of the photo that count as an object.
+_USUAL_PROMPTS = (5, 20)
+_LEAST, _MOST = 0.005, 0.9
 _RANDOM = "random weights: masks carry no meaning"
 
 
@@ -46,7 +47,11 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
     pictures = [
         {
             "title": f"{row.backend} on {row.image}",
-            "figures": _figures(bundle, reference, masks),
+            "figures": _figures(bundle, reference),
+            "triplets": [
+                _mask_figures(prompt, reference.masks[prompt, 0], masks[prompt, 0], reference.photo)
+                for prompt in drawn_prompts(reference)
+            ],
         }
         for reference, row, masks in shown
     ]
@@ -59,10 +64,9 @@ def render(bundle: Bundle, report: ParityReport, shown: Shown) -> str:
     )
 
 
-def _figures(bundle: Bundle, reference: Reference, masks: np.ndarray) -> list[dict[str, str]]:
-    photo = read_image(reference.image)
-    geometry = image_geometry(photo.shape[0], photo.shape[1], bundle.preprocessing)
-    small = _shrink(photo)
+def _figures(bundle: Bundle, reference: Reference) -> list[dict[str, str]]:
+    geometry = reference.photo.geometry
+    small = _shrink(reference.photo.rgb)
     figures = [_figure("photo", Image.fromarray(small))]
     blocks = {block["index"]: block for block in bundle.manifest["merging"]["blocks"]}
     for index, energy in reference.energies.items():
@@ -80,10 +84,30 @@ def _figures(bundle: Bundle, reference: Reference, masks: np.ndarray) -> list[di
                 _merged_picture(merged, geometry, small),
             )
         )
-    for prompt in _DRAWN_PROMPTS:
-        expected, found = reference.masks[prompt, 0], masks[prompt, 0]
-        figures += _mask_figures(prompt, expected, found, geometry, photo)
     return figures
+
+
+def drawn_prompts(reference: Reference) -> list[int]:
+    """Choose a point and a box whose masks are drawn: ones whose mask is an object.
+
+    The mask of an inner point and of the middle box, unless it is nearly empty or nearly all of
+    the photo; then the first that is not, and the fullest below `_MOST` where none is.
+    """
+    rows, columns = (
+        max(1, round(side * size / reference.photo.geometry.image_size))
+        for side, size in zip(
+            reference.photo.geometry.input_size, reference.masks.shape[-2:], strict=True
+        )
+    )
+    shares = reference.masks[:, 0, :rows, :columns].mean((1, 2))
+    _, labels = prompt_grid(reference.photo.geometry)
+    chosen = []
+    for usual in _USUAL_PROMPTS:
+        same_kind = np.flatnonzero(labels[:, 0] == labels[usual, 0]).tolist()
+        fit = [p for p in (usual, *same_kind) if _LEAST <= shares[p] <= _MOST]
+        below = [p for p in same_kind if shares[p] <= _MOST] or same_kind
+        chosen.append(fit[0] if fit else max(below, key=lambda p: float(shares[p])))
+    return sorted(chosen, key=lambda p: not _LEAST <= shares[p] <= _MOST)
 
 
 def merged_tokens(
@@ -105,10 +129,10 @@ def _mask_figures(
     prompt: int,
     expected: np.ndarray,
     found: np.ndarray,
-    geometry: ImageGeometry,
-    photo: np.ndarray,
+    photo: Photo,
 ) -> list[dict[str, str]]:
     """Reference, what ran here, and their difference, for one prompt."""
+    geometry = photo.geometry
     coords, labels = prompt_grid(geometry)
     (height, width), (new_height, new_width) = geometry.original_size, geometry.input_size
     xy = coords[prompt] * np.array([width / new_width, height / new_height])
@@ -127,7 +151,7 @@ def _mask_figures(
     ):
         signed = np.where(mask, 1.0, -1.0).astype(np.float32)
         full = binary_masks(signed, geometry)
-        picture = draw_overlay(photo, [full], points=points, boxes=boxes)  # type: ignore[arg-type]
+        picture = draw_overlay(photo.rgb, [full], points=points, boxes=boxes)  # type: ignore[arg-type]
         figures.append(_figure(title, picture))
     return figures
 

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam.models import Preprocessing
 from structsam_export.bundle.manifest import PROMPT_BOX
-from structsam_export.predict.image_file import read_image
-from structsam_export.predict.preprocessing import ImageGeometry, preprocess
+from structsam_export.predict.preprocessing import ImageGeometry, Photo
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -32,7 +30,7 @@ class Reference:
     """Expected results for one image.
 
     Args:
-        image: file of the photo.
+        photo: the photo, as it was read and preprocessed.
         embedding: float32 [1, 256, h, w].
         plans: block index -> (slot_of_token [B', N], anchor_of_slot [B', M]).
         prompt_box: float32 [1, 4] in input pixels, for an encoder that takes one; else None.
@@ -41,7 +39,7 @@ class Reference:
         scores: float32 [Q, 4], the predicted IoU of every mask.
     """
 
-    image: Path
+    photo: Photo
     embedding: np.ndarray
     plans: dict[int, tuple[np.ndarray, np.ndarray]]
     energies: dict[int, np.ndarray]
@@ -54,16 +52,21 @@ class Reference:
         """What the encoder is fed beside the image."""
         return {} if self.prompt_box is None else {PROMPT_BOX: self.prompt_box}
 
+    @property
+    def image(self) -> str:
+        """Name of the photo's file."""
+        return self.photo.path.name
+
     def save(self, folder: Path) -> list[Path]:
         """Write the photo and the numbers into `folder`; return the two files."""
         folder.mkdir(parents=True, exist_ok=True)
-        photo = folder / self.image.name
-        if photo.exists():
+        image = folder / self.image
+        if image.exists():
             raise UserError(
-                f"two sample images are named {photo.name}. Rename one: the bundle keeps both"
+                f"two sample images are named {image.name}. Rename one: the bundle keeps both"
             )
-        shutil.copyfile(self.image, photo)
-        numbers = photo.with_name(photo.name + ".npz")
+        shutil.copyfile(self.photo.path, image)
+        numbers = image.with_name(image.name + ".npz")
         arrays: dict[str, Any] = {
             "embedding": self.embedding,
             "scores": self.scores,
@@ -78,17 +81,17 @@ class Reference:
         for index, energy in self.energies.items():
             arrays[f"energy.{index}"] = energy.astype(np.float16)
         np.savez_compressed(numbers, **arrays)
-        return [photo, numbers]
+        return [image, numbers]
 
 
-def load_reference(photo: Path) -> Reference:
-    """Read what `Reference.save` wrote beside `photo`."""
-    with np.load(photo.with_name(photo.name + ".npz")) as arrays:
+def load_reference(photo: Photo) -> Reference:
+    """Read what `Reference.save` wrote beside the photo."""
+    with np.load(photo.path.with_name(photo.path.name + ".npz")) as arrays:
         blocks = [int(k.rpartition(".")[2]) for k in arrays if k.startswith("slot_of_token.")]
         shape = tuple(arrays["masks_shape"])
         bits = np.unpackbits(arrays["masks"], count=int(np.prod(shape)))
         return Reference(
-            image=photo,
+            photo=photo,
             embedding=arrays["embedding"],
             plans={
                 index: (
@@ -137,26 +140,21 @@ def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
     return np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
 
 
-def compute_reference(sam: Sam, image: Path, how: Preprocessing) -> Reference:
+def compute_reference(sam: Sam, photo: Photo) -> Reference:
     """Run the merged encoder in FP32 and the stock prompt encoder and mask decoder.
 
     Args:
         sam: a merged model from `structsam.apply_merging`, float32.
-        how: the preprocessing of the bundle.
-
-    Raises:
-        UserError: the image cannot be read.
     """
     import torch
 
     from structsam_export.graph.modules import EncoderModule
 
-    pixels, geometry = preprocess(read_image(image), how)
     module = EncoderModule(sam.image_encoder)
     blocks = list(module.merging)
-    inputs = [pixels]
+    inputs = [photo.pixels]
     if module.takes_box:
-        inputs.append(prompt_box_of(geometry))
+        inputs.append(prompt_box_of(photo.geometry))
     energies: dict[int, np.ndarray] = {}
     hooks = []
     for index in picture_blocks(sam):
@@ -173,13 +171,13 @@ def compute_reference(sam: Sam, image: Path, how: Preprocessing) -> Reference:
     try:
         with torch.inference_mode():
             embedding, *plans = module(*map(torch.from_numpy, inputs))
-            masks, scores = stock_masks(sam, embedding, *prompt_grid(geometry))
+            masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
     finally:
         for hook in hooks:
             hook.remove()
     arrays = [tensor.numpy() for tensor in plans]
     return Reference(
-        image=image,
+        photo=photo,
         embedding=embedding.numpy(),
         plans={index: (arrays[2 * i], arrays[2 * i + 1]) for i, index in enumerate(blocks)},
         energies=energies,

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 
 from structsam.merging.block_plan import Tier
-from structsam.models import Preprocessing
 from structsam.plans.plan import MergePlan
 from structsam.plans.slot_features import CellMean, InTurn, MatchedMean, OneToken, SlotMean
 from structsam_export.graph.modules import EncoderModule
 from structsam_export.parity.reference import Reference, prompt_grid, stock_masks
-from structsam_export.predict.image_file import read_image
-from structsam_export.predict.preprocessing import preprocess
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -80,15 +77,12 @@ class FollowedMethod:
         return MergePlan(own.grid, self._slots, self._anchors, size, features, own.slot_grid)
 
 
-def follow(
-    sam: Sam, reference: Reference, plans: Arrays, how: Preprocessing
-) -> tuple[Reference, dict[int, float]]:
+def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, dict[int, float]]:
     """Compute the reference with a backend's slots.
 
     Args:
         sam: the merged model, float32.
         plans: `slot_of_token.I` and `anchor_of_slot.I` of every block that plans.
-        how: the preprocessing of the bundle.
 
     Returns:
         The reference with the embedding, masks and scores that follow, and per block the share of
@@ -97,7 +91,7 @@ def follow(
     Raises:
         CannotFollow: windows merge in tiers, or slots are no means of their tokens.
     """
-    pixels, geometry = preprocess(read_image(reference.image), how)
+    photo = reference.photo
     module = EncoderModule(sam.image_encoder)
     before = {index: block.tiers for index, block in module.merging.items()}
     followed = {}
@@ -112,10 +106,11 @@ def follow(
             )
             followed[index] = FollowedMethod(tier.method, slots, anchors)
             block.tiers = (Tier(followed[index], tier.windows),)  # type: ignore[arg-type]
-        inputs = [torch.from_numpy(array) for array in (pixels, *reference.prompt_feed.values())]
+        arrays = photo.pixels, *reference.prompt_feed.values()
+        inputs = [torch.from_numpy(array) for array in arrays]
         with torch.inference_mode():
             embedding = module.encode(*inputs)
-            masks, scores = stock_masks(sam, embedding, *prompt_grid(geometry))
+            masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
     finally:
         for index, tiers in before.items():
             module.merging[index].tiers = tiers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from structsam.errors import UserError
 
+Note = Callable[[str], None]
 MAX_PIXELS = 100_000_000
+#: Upper 8 of 16 bits below which a whole picture is called dark: a quarter of full scale.
+_DARK = 64
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, note: Note | None = None) -> np.ndarray:
     """Read an image file as uint8 [H, W, 3], upright: the EXIF orientation is applied.
 
     Grey, palette and CMYK images become RGB. Transparency is dropped, not blended, as in
     `Image.convert("RGB")`, which SAM's users call. Of 16 bits the upper 8 are kept: full scale
     stays full scale, nothing is stretched to the range of the picture. Of an animation or a
     multi-page file the first picture is read.
+
+    Args:
+        note: is told in a sentence when a picture of 16 bits fills so few of them that it is dark.
 
     Raises:
         UserError: missing, a folder, empty, not an image, truncated, floating point, or more than
@@ -30,7 +37,15 @@ def read_image(path: str | Path) -> np.ndarray:
     _check_file(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
-        return _decode(file)
+        rgb, bits = _decode(file)
+    brightest = int(rgb.max())
+    if note is not None and bits == 16 and brightest < _DARK:
+        note(
+            f"{file.name} is dark: it has 16 bits a channel, and its values stay below "
+            f"{256 * (brightest + 1)} of 65536, as in a 12-bit picture. Scale its values to "
+            "0..65535 and save it again"
+        )
+    return rgb
 
 
 def _check_file(file: Path) -> None:
@@ -45,12 +60,14 @@ def _check_file(file: Path) -> None:
         raise UserError(f"cannot read {file}: {error.strerror}. Check the path") from None
 
 
-def _decode(file: Path) -> np.ndarray:
+def _decode(file: Path) -> tuple[np.ndarray, int]:
+    """Return the pixels, and the bits of a channel in the file."""
     try:
         with Image.open(file) as image:
             _check_size(file, *image.size)
             _check_mode(file, image.mode)
-            return _to_rgb(file, ImageOps.exif_transpose(image))
+            bits = 16 if ";16" in str(image.tile) else 8  # the raw mode: "I;16B", "RGB;16B"
+            return _to_rgb(file, ImageOps.exif_transpose(image)), bits
     except UserError:
         raise
     except UnidentifiedImageError:

@@ -12,6 +12,7 @@ probabilities where SAM upsamples logits, and so do we.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam.models import Preprocessing
+from structsam_export.predict.image_file import Note, read_image
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -48,6 +50,29 @@ class ImageGeometry:
         (height, width), (new_height, new_width) = self.original_size, self.input_size
         factors = np.array([new_width / width, new_height / height])
         return np.asarray(np.asarray(xy, np.float64) * factors, np.float32)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that was read and preprocessed once.
+
+    Args:
+        path: its file.
+        rgb: uint8 [H, W, 3].
+        pixels: the encoder's input, float32 [1, 3, S, S].
+        geometry: where the photo lies in that input.
+    """
+
+    path: Path
+    rgb: np.ndarray
+    pixels: np.ndarray
+    geometry: ImageGeometry
+
+
+def read_photo(path: Path, how: Preprocessing, note: Note | None = None) -> Photo:
+    """Read and preprocess an image file; see `read_image` and `preprocess`."""
+    rgb = read_image(path, note)
+    return Photo(path, rgb, *preprocess(rgb, how))
 
 
 def preprocess(rgb: np.ndarray, how: Preprocessing) -> tuple[np.ndarray, ImageGeometry]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structsam.mask_iou import mask_iou
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 
@@ -94,10 +95,7 @@ class Judge:
             embedding = self._neck(x)
             assert self._embedding is not None and self._masks is not None
             error = (embedding - self._embedding).norm() / self._embedding.norm()
-            masks = self._masks_of(embedding)
-            union = (masks | self._masks).flatten(2).sum(2)
-            both = (masks & self._masks).flatten(2).sum(2)
-            iou = torch.where(union > 0, both / union.clamp(min=1), 1.0)
+            iou = mask_iou(self._masks_of(embedding).numpy(), self._masks.numpy())
         return Loss(float(error), float(1 - iou.mean()))
 
     def milliseconds(self, config: MergeConfig, photo: Path, block: int) -> float:

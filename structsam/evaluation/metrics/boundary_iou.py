@@ -9,7 +9,7 @@ import numpy as np
 
 from structsam.evaluation.metrics.base import MaskMetric
 from structsam.evaluation.metrics.crop import crop_to_objects
-from structsam.evaluation.metrics.iou import intersection_over_union
+from structsam.mask_iou import mask_iou
 
 _SHARE_OF_DIAGONAL = 0.02
 
@@ -65,6 +65,5 @@ class BoundaryIoU(MaskMetric):
     def score(self, predicted: np.ndarray, truth: np.ndarray) -> float:
         """Return the intersection over union of the boundaries."""
         width = boundary_width(*predicted.shape)
-        return intersection_over_union(
-            *(inner_boundary(mask, width) for mask in crop_to_objects(predicted, truth))
-        )
+        boundaries = (inner_boundary(mask, width) for mask in crop_to_objects(predicted, truth))
+        return float(mask_iou(*boundaries))

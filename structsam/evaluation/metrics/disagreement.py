@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from structsam.evaluation.metrics.base import MaskMetric
-from structsam.evaluation.metrics.iou import intersection_over_union
+from structsam.mask_iou import mask_iou
 
 
 class Disagreement(MaskMetric):
@@ -29,4 +29,4 @@ class Disagreement(MaskMetric):
 
     def score(self, predicted: np.ndarray, truth: np.ndarray) -> float:
         """Return one minus the intersection over union; `truth` is the unmerged model's mask."""
-        return 1.0 - intersection_over_union(predicted, truth)
+        return 1.0 - float(mask_iou(predicted, truth))

@@ -7,12 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from structsam.evaluation.metrics.base import MaskMetric
-
-
-def intersection_over_union(first: np.ndarray, second: np.ndarray) -> float:
-    """Return |A and B| / |A or B| of two bool arrays, in 0..1; both empty: 1.0."""
-    union = np.count_nonzero(first | second)
-    return float(np.count_nonzero(first & second) / union) if union else 1.0
+from structsam.mask_iou import mask_iou
 
 
 class IoU(MaskMetric):
@@ -30,4 +25,4 @@ class IoU(MaskMetric):
 
     def score(self, predicted: np.ndarray, truth: np.ndarray) -> float:
         """Return the intersection over union."""
-        return intersection_over_union(predicted, truth)
+        return float(mask_iou(predicted, truth))

@@ -521,9 +521,9 @@ def test_check(cli: Callable[..., Ended], own_bundle: Bundle) -> None:
 def test_check_exits_1_when_parity_fails(
     cli: Callable[..., Ended], own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from structsam_export.parity import report as parity_report
+    from structsam_export.parity import compare
 
-    monkeypatch.setitem(parity_report.GATES, "fp32", {"relative_l2": ("max", 0.0)})
+    monkeypatch.setitem(compare.GATES, "fp32", {"relative_l2": ("max", 0.0)})
     for option in ((), ("--json",)):
         ended = cli("check", own_bundle.path, "--backend", "onnxruntime", *option)
         assert ended.code == 1 and "error:" not in ended.err

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from structsam.mask_iou import mask_iou
 from structsam_export.bundle.folder import Bundle, open_bundle
-from structsam_export.parity.metrics import mask_iou
 from structsam_export.runtimes import BACKENDS, Runner, RunOptions
 
 torch = pytest.importorskip("torch")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PartName
+from structsam_export.parity import check as parity_check
 from structsam_export.parity.check import check
-from structsam_export.parity.metrics import compare, mask_iou
+from structsam_export.parity.compare import GATES, ParityReport, ParityRow, compare
+from structsam_export.parity.page import drawn_prompts
 from structsam_export.parity.reference import Reference, load_reference, prompt_grid
-from structsam_export.parity.report import GATES, ParityReport, ParityRow
-from structsam_export.predict.preprocessing import image_geometry
+from structsam_export.predict.preprocessing import (
+    ImageGeometry,
+    Photo,
+    image_geometry,
+    read_photo,
+)
 from structsam_export.runtimes import RunOptions
 from tests.structsam_export.conftest import Exported
 
@@ -186,8 +193,9 @@ def test_a_report_with_values_that_are_not_finite_is_strict_json(own_bundle: Bun
 def small_reference(rng: np.random.Generator) -> Reference:
     slots = np.array([[0, 0, 1, 2], [0, 1, 2, 2]])
     anchors = np.array([[0, 2, 3], [0, 1, 3]])
+    rgb, pixels = np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.float32)
     return Reference(
-        image=Path("photo.png"),
+        photo=Photo(Path("photo.png"), rgb, pixels, ImageGeometry((8, 8), (8, 8), 8)),
         embedding=rng.normal(size=(1, 4, 2, 2)).astype(np.float32),
         plans={3: (slots, anchors)},
         energies={},
@@ -256,18 +264,6 @@ def test_one_value_that_is_not_finite_fails_every_gate(
     assert zero["cosine"] == -1 and zero["relative_l2"] == 1
 
 
-def test_mask_iou_by_hand() -> None:
-    a = np.zeros((4, 3, 3), bool)
-    b = np.zeros((4, 3, 3), bool)
-    a[0, 0], b[0, 0, :2] = True, True  # 3 and 2 pixels, 2 shared
-    a[1, 0], b[1, 2] = True, True  # apart
-    a[2] = True  # against an empty one
-    # 3: both empty
-    assert mask_iou(a, b).tolist() == [2 / 3, 0, 0, 1]
-    assert mask_iou(b, a).tolist() == [2 / 3, 0, 0, 1]
-    assert mask_iou(a.reshape(2, 2, 3, 3), b.reshape(2, 2, 3, 3)).shape == (2, 2)
-
-
 def row(status: str, backend: str = "b", **metrics: float) -> ParityRow:
     good = {"cosine": 1.0, "relative_l2": 0.0, "mean_mask_iou": 1.0, "min_mask_iou": 1.0}
     good["max_score_error"] = 0.0
@@ -331,6 +327,37 @@ def test_a_backend_that_cannot_run_is_not_run(
         check(own_bundle, "onnxruntime", require=["onyx"])
 
 
+def test_a_required_backend_is_judged_before_anything_runs(
+    own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from structsam_export.runtimes import BACKENDS
+
+    def ran(*_: object) -> None:
+        raise AssertionError("the other backend was run first")
+
+    monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "why_unavailable", lambda: "no such GPU")
+    monkeypatch.setattr(parity_check, "_references", ran)
+    monkeypatch.setattr(BACKENDS["onnxruntime"], "runner", ran)
+    with pytest.raises(UserError, match="required backend onnxruntime-cuda cannot run: no such"):
+        check(own_bundle, "onnxruntime", require=["onnxruntime-cuda"])
+
+
+def test_each_photo_is_read_once(own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counting(path: Path, *arguments: Any) -> Photo:
+        read.append(Path(path))
+        return read_photo(path, *arguments)
+
+    def again(*_: Any) -> None:
+        raise AssertionError("a photo was read or preprocessed a second time")
+
+    monkeypatch.setattr(parity_check, "read_photo", counting)
+    monkeypatch.setattr(parity_check, "read_image", again)
+    assert check(own_bundle, "onnxruntime", require=["onnxruntime"])
+    assert read == [own_bundle.path / "reference" / "scene.png"]
+
+
 def test_a_backend_that_breaks_fails_alone(
     own_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +374,9 @@ def test_a_backend_that_breaks_fails_alone(
     assert not report and report.exit_code == 1
     assert "onnxruntime-cuda broke: RuntimeError: CUDA error 700" in report.verdict()
     assert "CUDA error 700" in (own_bundle.path / "parity.html").read_text()
+    rows = json.loads((own_bundle.path / "parity.json").read_text())["rows"]
+    traceback = {row["backend"]: row["traceback"] for row in rows}
+    assert traceback["onnxruntime"] == "" and ", in broken\n" in traceback["onnxruntime-cuda"]
 
 
 def test_the_torch_backend_agrees_too(own_bundle: Bundle, tiny_model: str) -> None:
@@ -370,6 +400,31 @@ def test_the_page_is_whole_in_itself(own_bundle: Bundle) -> None:
     assert "100.000 %" in page and "scene.png" in page
 
 
+def test_prompts_that_are_drawn_show_an_object(rng: np.random.Generator) -> None:
+    """Not nothing, and not the whole photo; in the usual place where that shows one."""
+    masks = np.zeros((25, 4, 8, 8), bool)
+    masks[[5, 20], 0, :4] = True
+    reference = replace(small_reference(rng), masks=masks)
+    assert drawn_prompts(reference) == [5, 20]
+    masks[5], masks[20] = False, True
+    masks[9, 0, :2], masks[23, 0, :, 3:] = True, True
+    assert drawn_prompts(reference) == [9, 23]
+    masks[9] = False
+    assert drawn_prompts(reference)[0] == 23  # no point shows anything: the box comes first
+    wide = replace(reference.photo, geometry=ImageGeometry((4, 8), (4, 8), 8))
+    masks[:, 0, 4:] = True  # below the photo, where the input is padding
+    assert drawn_prompts(replace(reference, photo=wide))[0] == 23
+
+
+def test_a_row_of_masks_stays_in_one_row(own_bundle: Bundle) -> None:
+    """Both columns and pictures shrink with the window; nothing wraps."""
+    check(own_bundle, "onnxruntime")
+    page = (own_bundle.path / "parity.html").read_text(encoding="utf-8")
+    assert "grid-template-columns: repeat(3, minmax(0, 1fr))" in page
+    triplets = re.findall(r'<div class="triplet">(.*?)</div>', page, re.DOTALL)
+    assert [text.count("<figure>") for text in triplets] == [3, 3]
+
+
 def test_a_page_of_real_weights_has_no_warning(own_bundle: Bundle) -> None:
     own_bundle.manifest["model"]["weights"] = "checkpoint"
     check(own_bundle, "onnxruntime")
@@ -377,7 +432,9 @@ def test_a_page_of_real_weights_has_no_warning(own_bundle: Bundle) -> None:
 
 
 def test_the_stored_reference_reads_back(own_bundle: Bundle) -> None:
-    reference = load_reference(own_bundle.path / "reference" / "scene.png")
+    file = own_bundle.path / "reference" / "scene.png"
+    reference = load_reference(read_photo(file, own_bundle.preprocessing))
+    assert reference.image == "scene.png" and reference.photo.rgb.shape == (96, 128, 3)
     assert reference.embedding.shape == (1, 256, 16, 16)
     assert reference.embedding.dtype == np.float32
     assert reference.scores.shape == (25, 4)

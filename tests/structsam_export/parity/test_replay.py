@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from structsam_export.parity import check as parity
 from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference
 from structsam_export.parity.replay import CannotFollow, FollowedMethod, follow
+from structsam_export.predict.preprocessing import read_photo
 from structsam_export.runtimes import RunOptions
 from structsam_export.runtimes.torch_backend import load_merged_sam
 from tests.structsam.method_contract import cap_of, variants
@@ -66,17 +66,17 @@ def one_cell_otherwise(slots: np.ndarray, anchors: np.ndarray, merged: int) -> N
 def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
     """The reference as it were if a tie in block 1, the global one, had been ranked otherwise."""
     sam = load_merged_sam(own_bundle, RunOptions())
-    photo = own_bundle.path / own_bundle.manifest["reference_images"][0]
-    preprocessing = own_bundle.preprocessing
-    plain = compute_reference(sam, photo, preprocessing)
+    file = own_bundle.path / own_bundle.manifest["reference_images"][0]
+    photo = read_photo(file, own_bundle.preprocessing)
+    plain = compute_reference(sam, photo)
     slots, anchors = (array.copy() for array in plain.plans[1])
     block = merged_blocks(sam)[1]
     one_cell_otherwise(slots, anchors, block.method.num_merged_cells)
     other = FollowedMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
     block.tiers = (Tier(other, 1),)
-    found = compute_reference(sam, photo, preprocessing)
+    found = compute_reference(sam, photo)
     assert not np.array_equal(found.plans[1][0], plain.plans[1][0])
-    return replace(found, image=photo)
+    return found
 
 
 def test_a_tie_ranked_otherwise_passes_and_says_so(own_bundle, tied, monkeypatch) -> None:
@@ -146,12 +146,12 @@ def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> 
 def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):
     sam = apply_config(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
     before = [block.tiers for block in merged_blocks(sam)]
-    reference = compute_reference(sam, tiny_photo, own_bundle.preprocessing)
+    reference = compute_reference(sam, read_photo(tiny_photo, own_bundle.preprocessing))
     plans = {
         f"{what}.{index}": arrays[i]
         for index, arrays in reference.plans.items()
         for i, what in enumerate(("slot_of_token", "anchor_of_slot"))
     }
     with pytest.raises(CannotFollow, match="tiers"):
-        follow(sam, reference, plans, own_bundle.preprocessing)
+        follow(sam, reference, plans)
     assert [block.tiers for block in merged_blocks(sam)] == before

@@ -80,6 +80,43 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(rgb[..., 1], rgb[..., 2])
 
 
+@pytest.mark.parametrize(("mode", "brightest"), [("grey", 4095), ("grey", 16383), ("colour", 4095)])
+def test_sixteen_bits_that_are_hardly_used_are_told(
+    tmp_path: Path, mode: str, brightest: int
+) -> None:
+    told: list[str] = []
+    read_image(sixteen_bits(tmp_path, mode, brightest), told.append)
+    (note,) = told
+    assert "deep.png is dark" in note and f"below {brightest + 1} of 65536" in note
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize("mode", ["grey", "colour"])
+def test_a_picture_that_uses_its_bits_is_not_called_dark(tmp_path: Path, mode: str) -> None:
+    told: list[str] = []
+    read_image(sixteen_bits(tmp_path, mode, 40000), told.append)
+    read_image(saved(tmp_path, Image.fromarray(PHOTO // 8)), told.append)  # dark, but of 8 bits
+    assert told == []
+
+
+def sixteen_bits(folder: Path, mode: str, brightest: int) -> Path:
+    """A PNG of 16 bits a channel with values 0..brightest; Pillow cannot write a coloured one."""
+    values = np.linspace(0, brightest, 12).astype(">u2").reshape(2, 6)
+    color = {"grey": 0, "colour": 2}[mode]  # six greys, or two pixels of three channels, a row
+    header = struct.pack(">IIBBBBB", 6 if mode == "grey" else 2, 2, 16, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path = folder / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    return path
+
+
 def test_integers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, np.int32)), "deep.tif")
     assert "70000" in refusal(path)

@@ -1,4 +1,7 @@
-"""The verdict of a parity check: gates, one row per backend and image, and what they add up to."""
+"""How far a result is from its reference, the gates that it must keep, and the verdict of all rows.
+
+Letters: Q prompts, h w size of the embedding, B' maps, N tokens and M slots of one map.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from structsam.mask_iou import mask_area, mask_iou
+from structsam_export.parity.reference import Reference
+from structsam_export.runtimes.base import Arrays
+
+#: Smallest union of two masks, as a share of the picture, whose IoU is judged.
+MIN_MASK_AREA = 0.001
 
 #: Per precision: metric -> (direction, tolerance). "max": at most; "min": at least.
 GATES: dict[str, dict[str, tuple[str, float]]] = {
@@ -24,6 +34,65 @@ GATES: dict[str, dict[str, tuple[str, float]]] = {
 }
 
 
+def compare(
+    reference: Reference,
+    embedding: np.ndarray,
+    masks: np.ndarray,
+    scores: np.ndarray,
+    plans: Arrays | None,
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Measure one result against its reference.
+
+    Args:
+        embedding: [1, 256, h, w].
+        masks: bool [Q, 4, 4h, 4w].
+        scores: [Q, 4].
+        plans: `slot_of_token.I` and `anchor_of_slot.I` per block; None when not available.
+
+    Returns:
+        Metrics by name, and per block the share of tokens whose slot has the same destination.
+        Masks whose union is below `MIN_MASK_AREA` do not count: one pixel decides their IoU.
+    """
+    a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
+    finite = bool(np.isfinite(b).all())
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    iou = mask_iou(reference.masks, masks)
+    pixels = masks.shape[-2] * masks.shape[-1]
+    large = mask_area(reference.masks | masks) >= MIN_MASK_AREA * pixels
+    iou = iou[large] if large.any() else iou
+    metrics = {
+        "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
+        "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
+        "max_abs": _largest_difference(a, b),
+        "mean_mask_iou": float(iou.mean()),
+        "min_mask_iou": float(iou.min()),
+        "masks_judged": float(iou.size),
+        "max_score_error": _largest_difference(reference.scores, scores),
+    }
+    same: dict[int, float] = {}
+    for index, (slots, anchors) in reference.plans.items() if plans is not None else ():
+        assert plans is not None
+        expected = np.take_along_axis(anchors, slots, 1)
+        found = np.take_along_axis(
+            plans[f"anchor_of_slot.{index}"], plans[f"slot_of_token.{index}"], 1
+        )
+        same[index] = float((expected == found).mean())
+    if same:
+        metrics["same_slot"] = float(np.mean(list(same.values())))
+    return metrics, same
+
+
+def keeps_gates(metrics: dict[str, float], precision: str) -> bool:
+    """Whether all metrics keep to the gates of the precision."""
+    return all(passes(metrics[name], gate) for name, gate in GATES[precision].items())
+
+
+def passes(value: float, gate: tuple[str, float]) -> bool:
+    """Whether a metric keeps to its gate."""
+    direction, tolerance = gate
+    return value <= tolerance if direction == "max" else value >= tolerance
+
+
 @dataclass(frozen=True)
 class ParityRow:
     """One backend on one image. `metrics` is empty when it was not run.
@@ -32,6 +101,7 @@ class ParityRow:
         same_slot: block -> share of tokens with the same destination as in the reference.
         followed: of a result off its gates: `metrics` against PyTorch with this backend's slots,
             and `same_slot`, what PyTorch would have chosen alike from the same input.
+        traceback: where a backend broke, for who mends it.
     """
 
     backend: str
@@ -42,6 +112,7 @@ class ParityRow:
     same_slot: dict[int, float] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
     followed: dict[str, Any] = field(default_factory=dict)
+    traceback: str = ""
 
 
 @dataclass
@@ -101,15 +172,9 @@ class ParityReport:
         return "parity FAILED: " + ". ".join(parts)
 
 
-def keeps_gates(metrics: dict[str, float], precision: str) -> bool:
-    """Whether all metrics keep to the gates of the precision."""
-    return all(passes(metrics[name], gate) for name, gate in GATES[precision].items())
-
-
-def passes(value: float, gate: tuple[str, float]) -> bool:
-    """Whether a metric keeps to its gate."""
-    direction, tolerance = gate
-    return value <= tolerance if direction == "max" else value >= tolerance
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    difference = float(np.abs(np.asarray(a, np.float64) - b).max())
+    return difference if np.isfinite(difference) else float("inf")
 
 
 def _strict(facts: Any) -> Any:
