@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,6 +43,10 @@ from structsam_export.cli.arguments import (
     random_note,
     refuse_beside,
 )
+
+if TYPE_CHECKING:
+    from structsam_export.cli.terminal import Terminal
+    from structsam_export.predict.prediction import Prediction
 
 app = typer.Typer(
     name="structsam-export",
@@ -236,47 +240,76 @@ def check(
 @app.command()
 def predict(
     bundle: BundlePath,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Photo.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos.")],
     point: Annotated[
         list[str] | None,
         typer.Option(help="x,y or x,y,label (1 object, 0 background); repeat it."),
     ] = None,
     box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1; repeat it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; IMAGE-masks by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; IMAGE-masks by default. Of several photos: of their folders."),
+    ] = None,
     backend: BackendName = "auto",
     all_masks: Annotated[bool, typer.Option(help="Keep all three masks of every prompt.")] = False,
+    overlay: Annotated[bool, typer.Option(help="Draw masks and prompts on the photo.")] = True,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
     json_only: Json = False,
 ) -> None:
-    """Masks of a photo as PNG, an overlay, and scores as JSON."""
+    """Masks of photos as PNG, an overlay, and scores as JSON; the prompts apply to each photo."""
     terminal = make_terminal()
     from structsam_export.bundle.folder import open_bundle
-    from structsam_export.predict.prediction import parse_box, parse_point, predict_image
+    from structsam_export.predict.prediction import Refused, predict_images
+    from structsam_export.predict.prompts import parse_box, parse_point
 
     points, boxes = [parse_point(p) for p in point or ()], [parse_box(b) for b in box or ()]
-    result = predict_image(
-        open_bundle(bundle),
-        image,
+    opened = open_bundle(bundle)
+    results = predict_images(
+        opened,
+        images,
         points,
         boxes,
         out,
         backend=backend,
         all_masks=all_masks,
+        overlay=overlay,
         threads=threads,
         checkpoint=checkpoint,
     )
-    for note in result.notes:
-        terminal.warn(note)
+    told: set[str] = set()
+    done, refused = [], []
+    for image, result in zip(images, results, strict=True):
+        about = f"{image}: " if len(images) > 1 else ""
+        if isinstance(result, Refused):
+            if not about:
+                raise result.reason
+            refused.append({"image": str(image), "error": str(result.reason)})
+            terminal.warn(f"no masks of {image}: {result.reason}")
+            continue
+        done.append(result.details)
+        for note in result.notes:
+            if note not in told:
+                terminal.warn(about + note)
+            told.add(note)
+        if not json_only:
+            _show_prediction(terminal, result)
     if json_only:
-        print(json.dumps(result.details))
-        return
+        several = {"bundle": opened.name, "images": done, "refused": refused}
+        print(json.dumps(several if len(images) > 1 else done[0]))
+    if refused:
+        terminal.warn(f"{len(refused)} of {len(images)} photos gave no masks")
+        raise typer.Exit(2)
+
+
+def _show_prediction(terminal: Terminal, result: Prediction) -> None:
     for prompt in result.details["prompts"]:
         for mask in prompt["masks"]:
             terminal.print(f"{result.folder / mask['file']}  score {mask['score']:.3f}")
     shown = ", ".join(f"{step} {ms:.0f} ms" for step, ms in result.details["timings_ms"].items())
     terminal.print(f"{result.details['backend']}: {shown}")
-    terminal.print(f"overlay: {result.overlay}")
+    if result.overlay:
+        terminal.print(f"overlay: {result.overlay}")
 
 
 @app.command()

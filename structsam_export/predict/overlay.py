@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from structsam_export.predict.prompts import Box, Point
+
 Color = tuple[int, int, int]
-Point = tuple[float, float, int]
-Box = tuple[float, float, float, float]
 
 _FILL_OPACITY = 0.45
 _OUTLINE_LEVEL = 0.84 * 255  # of a Gaussian blur at one sigma inside a straight edge

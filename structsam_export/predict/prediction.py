@@ -1,11 +1,10 @@
-"""One image file, its prompts as the command line writes them, and a folder with the masks."""
+"""Photos and prompts -> folders with masks, an overlay and scores, all with one session."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,216 +13,267 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
-from structsam_export.bundle import atomic
+from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.image_file import read_image
-from structsam_export.predict.overlay import Box, Point, draw_overlay
+from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION, bundle_notes, low_scores
+from structsam_export.predict.output_folder import (
+    OVERLAY_PNG,
+    OutputFolder,
+    choose_folder,
+    given_folder,
+)
+from structsam_export.predict.overlay import draw_overlay
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import image_geometry
-from structsam_export.predict.prompts import read_prompts
+from structsam_export.predict.prompts import AskedPrompts, Box, Point, read_prompts
 
-OVERLAY_PNG = "overlay.png"
-PREDICTION_JSON = "prediction.json"
-RANDOM_WEIGHTS_CAPTION = "random weights: masks carry no meaning"
-_MASK_NAME = re.compile(r"mask_\d+(_\d)?\.png")
+_STEPS = ("load", "read", "preprocess", "encode", "decode", "upscale", "write")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict_image` wrote.
+    """What was written for one photo.
 
     Args:
+        overlay: the picture of photo and masks; None when it was not asked for.
         masks: one PNG per prompt (three with `all_masks`), 0 and 255, in the size of the image.
         details: the content of `report`, which is `prediction.json`.
         notes: sentences that a user should read, such as the prompt that was assumed.
     """
 
     folder: Path
-    overlay: Path
+    overlay: Path | None
     report: Path
     masks: tuple[Path, ...]
     details: dict[str, Any]
     notes: tuple[str, ...]
 
 
-def parse_point(text: str) -> Point:
-    """Read `x,y` (foreground) or `x,y,label`, label 1 for foreground and 0 for background.
+@dataclass(frozen=True)
+class Refused:
+    """A photo that gave no prediction, and why."""
 
-    Raises:
-        UserError: anything else.
-    """
-    values = _numbers(text)
-    if values is None or len(values) not in (2, 3) or values[2:] not in ([], [0.0], [1.0]):
-        raise UserError(
-            f"point {text!r} is not x,y or x,y,label with label 1 (foreground) or 0 (background). "
-            "Write for example 450,300 or 450,300,0"
-        )
-    return values[0], values[1], int(values[2]) if len(values) == 3 else 1
-
-
-def parse_box(text: str) -> Box:
-    """Read `x0,y0,x1,y1`: the top left corner, then the bottom right one.
-
-    Raises:
-        UserError: anything else.
-    """
-    values = _numbers(text)
-    if values is None or len(values) != 4:
-        raise UserError(
-            f"box {text!r} is not x0,y0,x1,y1. Write the top left corner, then the bottom right "
-            "one, for example 100,50,400,300"
-        )
-    x0, y0, x1, y1 = values
-    return x0, y0, x1, y1
-
-
-def _numbers(text: str) -> list[float] | None:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
+    image: Path
+    reason: UserError
 
 
 def predict_image(
     bundle: Bundle,
-    image_path: str | Path,
+    image: str | Path,
+    points: Sequence[Point] = (),
+    boxes: Sequence[Box] = (),
+    out: str | Path | None = None,
+    **options: Any,
+) -> Prediction:
+    """Predict one photo; see `predict_images`. `out` is its own folder.
+
+    Raises:
+        UserError: unreadable image, bad prompts, points with several boxes, unwritable folder, or
+            a folder that holds another photo's prediction.
+    """
+    (result,) = predict_images(bundle, [image], points, boxes, out, **options)
+    if isinstance(result, Refused):
+        raise result.reason
+    return result
+
+
+def predict_images(
+    bundle: Bundle,
+    images: Sequence[str | Path],
     points: Sequence[Point] = (),
     boxes: Sequence[Box] = (),
     out: str | Path | None = None,
     *,
     backend: str = "auto",
     all_masks: bool = False,
+    overlay: bool = True,
     **options: Any,
-) -> Prediction:
-    """Predict the masks of an image file, and write masks, an overlay and scores into a folder.
+) -> Iterator[Prediction | Refused]:
+    """Predict the masks of image files, and write masks, an overlay and scores into a folder each.
 
     All points together are one prompt; every box is a prompt of its own; points with one box are
     one prompt together. A single point is ambiguous, so the best of three masks is taken for it;
-    for any other prompt the decoder's single mask, as SAM's authors recommend.
+    for any other prompt the decoder's single mask, as SAM's authors recommend. The prompts apply
+    to every photo. The networks are opened once.
 
     Args:
         points: (x, y, label) in pixels of the upright image; with neither points nor boxes, one
             foreground point in the centre is used, and a note says so.
         boxes: (x0, y0, x1, y1) in pixels of the upright image.
-        out: folder for the files; None stands for `<image-stem>-masks` in the current folder.
+        out: folder of one photo, or, for several, of the folders `<image-stem>-masks`; None
+            stands for the current folder, where one photo has `<image-stem>-masks`, too.
         all_masks: write all three masks of every prompt instead of the best one.
+        overlay: draw masks and prompts on the photo.
         options: further options of `Predictor`.
 
+    Yields:
+        For every photo, in order, what was written, or why not. `timings_ms` of its details are
+        wall milliseconds: `load` (opening the networks, for the photo that had to wait for it),
+        `read`, `preprocess`, `encode`, `decode`, `upscale`, `write` (drawing included), and
+        `total`, which is all of the photo.
+
     Raises:
-        UserError: unreadable image, bad prompts, points with several boxes, unwritable folder.
+        UserError: the backend cannot run, or the points do not go with the boxes.
     """
-    image_path = Path(image_path)
-    rgb = read_image(image_path)
+    prompts = AskedPrompts(tuple(points), tuple(boxes), all_masks)
+    taken: set[Path] = set()
+    with ExitStack() as session:
+        predictor: Predictor | None = None
+        for image in map(Path, images):
+            clock = _Clock()
+            try:
+                photo = _read(bundle, image, prompts, clock)
+                folder = (
+                    choose_folder(image, photo.sha256, _default_folder(image, out), taken)
+                    if out is None or len(images) > 1
+                    else given_folder(image, photo.sha256, Path(out))
+                )
+            except UserError as reason:
+                yield Refused(image, reason)
+                continue
+            with clock.step("load"):
+                if predictor is None:
+                    predictor = session.enter_context(bundle.predictor(backend, **options))
+                    predictor.open()
+            try:
+                result = _predict(bundle, predictor, photo, folder, clock, overlay)
+            except UserError as reason:
+                yield Refused(image, reason)
+                continue
+            yield result
+
+
+@dataclass(frozen=True)
+class _Photo:
+    path: Path
+    sha256: str
+    rgb: np.ndarray
+    prompts: AskedPrompts
+    notes: tuple[str, ...]
+
+
+class _Clock:
+    """Milliseconds of one photo's steps, and of all of it."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.steps = dict.fromkeys(_STEPS, 0.0)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a step."""
+        start = time.perf_counter()
+        yield
+        self.steps[name] += (time.perf_counter() - start) * 1e3
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return every step and the total until now, ready for JSON."""
+        total = (time.perf_counter() - self._start) * 1e3
+        return {name: round(ms, 3) for name, ms in (self.steps | {"total": total}).items()}
+
+
+def _default_folder(image: Path, out: str | Path | None) -> Path:
+    return Path(out or "") / f"{image.stem}-masks"
+
+
+def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: _Clock) -> _Photo:
+    """Read a photo, and refuse a prompt that does not fit it before the encoder runs."""
+    notes: list[str] = []
+    with clock.step("read"):
+        rgb = read_image(image, notes.append)
+        sha256 = sha256_of(image.expanduser())
     height, width = rgb.shape[:2]
-    notes = [RANDOM_WEIGHTS_CAPTION] if bundle.has_random_weights else []
-    parity = bundle.manifest.get("parity")
-    if parity and not parity["passed"]:
-        notes.append(
-            "this bundle failed parity when it was checked last, so masks may differ from "
-            "PyTorch's: see parity.html in its folder"
-        )
-    if not points and not boxes:
-        points = [(width / 2, height / 2, 1)]
+    if not prompts.points and not prompts.boxes:
+        prompts = AskedPrompts(((width / 2, height / 2, 1),), (), prompts.all_masks)
         notes.append(
             f"no prompt given: used one foreground point in the centre ({width / 2:g}, "
             f"{height / 2:g}). Choose with --point x,y or --box x0,y0,x1,y1"
         )
-    prompts = _prompt_arrays(points, boxes)
     geometry = image_geometry(height, width, bundle.preprocessing)
-    read_prompts(**prompts, geometry=geometry)  # refuses a bad prompt before the encoder runs
-    multimask = all_masks or (len(points) == 1 and not boxes)
-    folder = Path(f"{image_path.stem}-masks") if out is None else Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and a folder is needed. Choose another with --out")
-    if bundle.takes_box:
-        notes.append(_which_box(boxes))
-    with bundle.predictor(backend=backend, **options) as predictor:
-        predictor.set_image(rgb)
-        scores, low_res = predictor.predict_low_res(**prompts, multimask_output=multimask)
-        scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
-        records = _records(points, boxes, scores, multimask, all_masks)
-        masks = _save_masks(folder, predictor, low_res, records)
-        caption = RANDOM_WEIGHTS_CAPTION if bundle.has_random_weights else None
-        _save_png(folder / OVERLAY_PNG, draw_overlay(rgb, masks, points, boxes, caption))
-        details = {
-            "bundle": bundle.name,
-            "model": bundle.manifest["model"].get("name"),
-            "rate": bundle.manifest.get("merging", {}).get("rate"),
-            "random_weights": bundle.has_random_weights,
-            "backend": predictor.backend.name,
-            "image": {"path": str(image_path), "width": width, "height": height},
-            "prompts": records,
-            "timings_ms": {step: round(ms, 3) for step, ms in predictor.timings.items()},
-            "notes": notes,
-        }
+    read_prompts(**prompts.arrays(), geometry=geometry)
+    return _Photo(image, sha256, rgb, prompts, (*bundle_notes(bundle, prompts.boxes), *notes))
+
+
+def _predict(
+    bundle: Bundle,
+    predictor: Predictor,
+    photo: _Photo,
+    folder: OutputFolder,
+    clock: _Clock,
+    overlay: bool,
+) -> Prediction:
+    prompts = photo.prompts
+    predictor.set_image(photo.rgb)
+    scores, low_res = predictor.predict_low_res(
+        **prompts.arrays(), multimask_output=prompts.multimask
+    )
+    clock.steps |= {name: predictor.timings[name] for name in ("preprocess", "encode", "decode")}
+    scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
+    records = _records(prompts, scores)
+    masks = _save_masks(folder, predictor, low_res, records, clock)
+    with clock.step("write"):
+        if overlay:
+            caption = RANDOM_WEIGHTS_CAPTION if bundle.has_random_weights else None
+            picture = draw_overlay(photo.rgb, masks, prompts.points, prompts.boxes, caption)
+            folder.save_png(OVERLAY_PNG, picture)
+        for _ in masks:  # those that no overlay asked for
+            pass
+    clock.steps["write"] -= clock.steps["upscale"]  # masks are made one by one meanwhile
+    notes = [*photo.notes]
+    if not bundle.has_random_weights:
+        notes += low_scores(scores)
+    if folder.earlier:
+        notes.append(f"replaced the earlier prediction of {photo.path.name} in {folder.path}")
     names = [mask["file"] for record in records for mask in record["masks"]]
-    _remove_earlier_masks(folder, names)
-    atomic.write_text(folder / PREDICTION_JSON, json.dumps(details, indent=2) + "\n")
+    height, width = photo.rgb.shape[:2]
+    details = {
+        "bundle": bundle.name,
+        "model": bundle.manifest["model"].get("name"),
+        "rate": bundle.manifest.get("merging", {}).get("rate"),
+        "random_weights": bundle.has_random_weights,
+        "backend": predictor.backend.name,
+        "image": {
+            "path": str(photo.path),
+            "width": width,
+            "height": height,
+            "sha256": photo.sha256,
+        },
+        "prompts": records,
+        "timings_ms": clock.milliseconds(),
+        "notes": notes,
+    }
+    report = folder.finish(details, [*names, *([OVERLAY_PNG] if overlay else [])])
     return Prediction(
-        folder,
-        folder / OVERLAY_PNG,
-        folder / PREDICTION_JSON,
-        tuple(folder / name for name in names),
+        folder.path,
+        folder.path / OVERLAY_PNG if overlay else None,
+        report,
+        tuple(folder.path / name for name in names),
         details,
         tuple(notes),
     )
 
 
-def _which_box(boxes: Sequence[Box]) -> str:
-    """Say what the embedding of a prompt-aware bundle belongs to."""
-    if not boxes:
-        return (
-            "this bundle merges less where the prompt's box is, and no box was given: encoded for "
-            "the whole photo. Add --box x0,y0,x1,y1"
-        )
-    if len(boxes) == 1:
-        shown = ",".join(f"{value:g}" for value in boxes[0])
-        return f"the embedding belongs to box {shown}: another box encodes the image again"
-    return (
-        f"the image was encoded once for each of the {len(boxes)} boxes: an embedding of this "
-        "bundle belongs to one box"
-    )
-
-
-def _prompt_arrays(points: Sequence[Point], boxes: Sequence[Box]) -> dict[str, Any]:
-    if points and len(boxes) > 1:
-        raise UserError(
-            f"{len(points)} points with {len(boxes)} boxes: each box is a prompt of its own, so it "
-            "is unclear which box the points belong to. Give one box with the points, or none"
-        )
-    coords = [(x, y) for x, y, _ in points] if points else None
-    labels = [label for _, _, label in points] if points else None
-    box = (boxes[0] if points else boxes) if boxes else None
-    arrays = {"point_coords": coords, "point_labels": labels, "box": box}
-    return {name: None if value is None else np.array(value) for name, value in arrays.items()}
-
-
-def _records(
-    points: Sequence[Point],
-    boxes: Sequence[Box],
-    scores: np.ndarray,
-    multimask: bool,
-    all_masks: bool,
-) -> list[dict[str, Any]]:
+def _records(prompts: AskedPrompts, scores: np.ndarray) -> list[dict[str, Any]]:
     """Describe each prompt and the masks that will be written for it, ready for JSON."""
     records = []
     for prompt, prompt_scores in enumerate(scores):
         best = int(prompt_scores.argmax())
         masks = [
             {
-                "file": f"mask_{prompt:02d}_{index}.png" if all_masks else f"mask_{prompt:02d}.png",
+                "file": f"mask_{prompt:02d}{f'_{index}' if prompts.all_masks else ''}.png",
                 "score": float(score),
                 "best": index == best,
-                "output": index + int(multimask),  # of the decoder: 0 single, 1 to 3 multimask
+                "output": index + int(prompts.multimask),  # 0 single, 1 to 3 multimask
                 "index": index,
             }
             for index, score in enumerate(prompt_scores)
-            if all_masks or index == best
+            if prompts.all_masks or index == best
         ]
         records.append(
             {
-                "points": [list(point) for point in points],
-                "box": list(boxes[prompt]) if boxes else None,
+                "points": [list(point) for point in prompts.points],
+                "box": list(prompts.boxes[prompt]) if prompts.boxes else None,
                 "masks": masks,
             }
         )
@@ -231,35 +281,19 @@ def _records(
 
 
 def _save_masks(
-    folder: Path, predictor: Predictor, low_res: np.ndarray, records: list[dict[str, Any]]
+    folder: OutputFolder,
+    predictor: Predictor,
+    low_res: np.ndarray,
+    records: list[dict[str, Any]],
+    clock: _Clock,
 ) -> Iterator[np.ndarray]:
     """Write the masks prompt by prompt, complete their records, and yield the best of each."""
-    milliseconds = 0.0
     for record, prompt_low_res in zip(records, low_res, strict=True):
         for entry in record["masks"]:
-            mask = predictor.upscale(prompt_low_res[entry.pop("index")])
-            milliseconds += predictor.timings["upscale"]
+            with clock.step("upscale"):
+                mask = predictor.upscale(prompt_low_res[entry.pop("index")])
             entry["pixels"] = int(mask.sum())
-            _save_png(folder / entry["file"], Image.fromarray(mask.astype(np.uint8) * 255))
+            folder.save_png(entry["file"], Image.fromarray(mask.astype(np.uint8) * 255))
             if entry["best"]:
                 best = mask
         yield best
-    predictor.timings["upscale"] = milliseconds
-
-
-def _save_png(path: Path, picture: Image.Image) -> None:
-    with atomic.staged_file(path) as temporary:
-        picture.save(temporary, format="PNG")
-
-
-def _remove_earlier_masks(folder: Path, keep: Sequence[str]) -> None:
-    """Delete the masks that an earlier run recorded here and this one has not replaced."""
-    try:
-        earlier = json.loads((folder / PREDICTION_JSON).read_text(encoding="utf-8"))
-        names = [mask["file"] for record in earlier["prompts"] for mask in record["masks"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for name in names:
-        if name not in keep and _MASK_NAME.fullmatch(str(name)):
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()

@@ -220,6 +220,11 @@ class Predictor:
         with self._timed("upscale"):
             return (upscale_masks if return_logits else binary_masks)(low_res, geometry)
 
+    def open(self) -> None:
+        """Open both networks now instead of on first use."""
+        self._runner("encoder")
+        self._runner("decoder")
+
     def describe(self) -> dict[str, Any]:
         """Return the backend's name and what each opened network runs on, ready for JSON."""
         facts: dict[str, Any] = {"backend": self.backend.name}

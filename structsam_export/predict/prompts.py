@@ -13,7 +13,90 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.predict.preprocessing import ImageGeometry
 
+Point = tuple[float, float, int]
+Box = tuple[float, float, float, float]
+
 _PADDING, _BOX_CORNERS = -1.0, (2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class AskedPrompts:
+    """What `predict` asks of every photo.
+
+    All points together are one prompt; every box is a prompt of its own; points with one box are
+    one prompt together.
+
+    Args:
+        points: (x, y, label) in pixels of the upright image.
+        boxes: (x0, y0, x1, y1) in pixels of the upright image.
+        all_masks: all three masks of every prompt are wanted.
+
+    Raises:
+        UserError: points with several boxes.
+    """
+
+    points: tuple[Point, ...]
+    boxes: tuple[Box, ...]
+    all_masks: bool
+
+    def __post_init__(self) -> None:
+        if self.points and len(self.boxes) > 1:
+            raise UserError(
+                f"{len(self.points)} points with {len(self.boxes)} boxes: each box is a prompt of "
+                "its own, so it is unclear which box the points belong to. Give one box with the "
+                "points, or none"
+            )
+
+    @property
+    def multimask(self) -> bool:
+        """Whether the decoder's three masks are looked at: for one point, which is ambiguous."""
+        return self.all_masks or (len(self.points) == 1 and not self.boxes)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the arguments of `Predictor.predict`."""
+        coords = [(x, y) for x, y, _ in self.points] if self.points else None
+        labels = [label for _, _, label in self.points] if self.points else None
+        box = (self.boxes[0] if self.points else self.boxes) if self.boxes else None
+        arrays = {"point_coords": coords, "point_labels": labels, "box": box}
+        return {name: None if value is None else np.array(value) for name, value in arrays.items()}
+
+
+def parse_point(text: str) -> Point:
+    """Read `x,y` (foreground) or `x,y,label`, label 1 for foreground and 0 for background.
+
+    Raises:
+        UserError: anything else.
+    """
+    values = _numbers(text)
+    if values is None or len(values) not in (2, 3) or values[2:] not in ([], [0.0], [1.0]):
+        raise UserError(
+            f"point {text!r} is not x,y or x,y,label with label 1 (foreground) or 0 (background). "
+            "Write for example 450,300 or 450,300,0"
+        )
+    return values[0], values[1], int(values[2]) if len(values) == 3 else 1
+
+
+def parse_box(text: str) -> Box:
+    """Read `x0,y0,x1,y1`: the top left corner, then the bottom right one.
+
+    Raises:
+        UserError: anything else.
+    """
+    values = _numbers(text)
+    if values is None or len(values) != 4:
+        raise UserError(
+            f"box {text!r} is not x0,y0,x1,y1. Write the top left corner, then the bottom right "
+            "one, for example 100,50,400,300"
+        )
+    x0, y0, x1, y1 = values
+    return x0, y0, x1, y1
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

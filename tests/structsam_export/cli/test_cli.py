@@ -565,6 +565,24 @@ def test_predict(cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path) ->
     assert ended.code == 0 and "no prompt given" in ended.err
 
 
+def test_predict_several_photos(
+    cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
+) -> None:
+    other, absent = tmp_path / "other.png", tmp_path / "absent.png"
+    Image.open(photo).rotate(180).save(other)
+    command = ("predict", tiny_bundle.path, photo, absent, other, "--backend", "onnxruntime")
+    ended = cli(*command, "--box", "30,20,70,50", "--no-overlay", "--out", "a", "--json")
+    assert ended.code == 2 and f"no masks of {absent}: no image at" in ended.err
+    assert [image["image"]["path"] for image in ended.json["images"]] == [str(photo), str(other)]
+    assert [entry["image"] for entry in ended.json["refused"]] == [str(absent)]
+    assert sorted(os.listdir("a")) == ["other-masks", "photo-masks"]
+    assert sorted(os.listdir("a/other-masks")) == ["mask_00.png", "prediction.json"]
+    ended = cli("predict", tiny_bundle.path, photo, other, "--backend", "onnxruntime")
+    assert ended.code == 0 and ended.err.count("masks carry no meaning") == 1
+    assert "overlay: photo-masks/overlay.png" in ended.out
+    assert "total" in ended.out and "load" in ended.out
+
+
 def test_unusual_images(
     cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
 ) -> None:
