@@ -72,7 +72,7 @@ def evaluate(
 def _show_summary(terminal: Terminal, out: Path, json_only: bool) -> None:
     from structsam.evaluation.summary import summarise
     from structsam_export.bundle.atomic import write_text
-    from structsam_export.evaluate.report import summary_table
+    from structsam_export.evaluate.table import summary_table
 
     summary = summarise(out)
     text = json.dumps(summary.to_dict(), indent=1)

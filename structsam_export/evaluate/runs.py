@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
-from structsam.evaluation.evaluate import evaluate
-from structsam.evaluation.results import ProblemFile
-from structsam.evaluation.sample import ProblemError
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.evaluate.record import (
@@ -178,6 +175,8 @@ def evaluate_runs(
         UserError: `out` holds an evaluation of something else, or another process writes into it
             now; a broken results file; with `strict`, the first problem.
     """
+    from structsam.evaluation.results import ProblemFile
+
     facts = shared_facts(model, setting)
     open_record(out, facts)  # refuses another folder before anything is written
     with alone(out):
@@ -196,6 +195,9 @@ def evaluate_runs(
 
 def _note_problems(setting: Setting, out: Path) -> None:
     """Write down what the listing of the dataset found; with `strict` that is the end."""
+    from structsam.evaluation.results import ProblemFile
+    from structsam.evaluation.sample import ProblemError
+
     problems = setting.dataset.listing_problems
     ProblemFile(out).add(problems)
     if setting.strict and problems:
@@ -204,6 +206,8 @@ def _note_problems(setting: Setting, out: Path) -> None:
 
 def _evaluate_run(run: Run, setting: Setting, out: Path, progress: Progress) -> None:
     """Score what is missing of one run; where nothing is, no model is loaded."""
+    from structsam.evaluation.evaluate import evaluate
+
     image_ids, told = setting.image_ids, partial(progress, run.label)
     if not setting.files_of(out, run.name).missing(image_ids):
         told(len(image_ids), len(image_ids))
