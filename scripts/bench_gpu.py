@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from structsam.errors import UserError
-from structsam_export.bench.benchmark import bench
+from structsam_export.bench.benchmark import Procedure, bench
 from structsam_export.bench.encoders import make_merged, make_stock, make_unmerged, prepare
 from structsam_export.bench.report import BenchReport, markdown
 from structsam_export.bundle import atomic
@@ -116,9 +116,8 @@ def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
             say(group.title)
             bundles = prepared(group, folder / "encoders")[: len(group.settings)]
             reports[group.title] = bench(
-                bundles, backends, baselines=True, runs=20, warmup=5,
-                keep=folder / "encoders", say=say,
-            )  # fmt: skip
+                bundles, backends, True, Procedure(runs=20, warmup=5), folder / "encoders", say
+            )
             told.append(f"## {group.title}\n\n{markdown(reports[group.title])}")
         _save(folder, told, reports)
     print((folder / "bench_gpu.md").read_text(encoding="utf-8"))

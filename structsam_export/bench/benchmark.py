@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from structsam_export.bench.encoders import (
     prepare,
 )
 from structsam_export.bench.process import RowDied, RowNotRun, RowProcess
-from structsam_export.bench.report import TIMED, BenchReport, BenchRow, render_table
+from structsam_export.bench.report import TIMED, BenchReport, BenchRow
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PartName
 from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
@@ -35,20 +36,39 @@ from structsam_export.runtimes import RunOptions, find_backend
 
 Say = Callable[[str], None]
 
-__all__ = ["BenchReport", "BenchRow", "bench", "render_table"]
+
+@dataclass(frozen=True)
+class Procedure:
+    """How every row is measured.
+
+    Args:
+        runs: times measured per row, after `warmup` others.
+        interleave: keep the rows of one backend and network open together and let them take
+            turns; False opens one at a time, for machines with little memory.
+        require: backends that must run; one that cannot raises instead of being "not run".
+        options: threads, weights for the torch backend, and which engine to use.
+    """
+
+    runs: int = 5
+    warmup: int = 2
+    interleave: bool = True
+    require: tuple[str, ...] = ()
+    options: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.warmup < 0:
+            raise UserError(
+                f"{self.runs} runs after {self.warmup} for warm-up: use at least 1 and 0"
+            )
+        if self.options.threads is not None and self.options.threads < 1:
+            raise UserError(f"threads is {self.options.threads}. Use at least 1")
 
 
 def bench(
     bundles: Sequence[Bundle | str | Path],
     backends: Sequence[str] = ("auto",),
     baselines: bool = False,
-    threads: int | None = None,
-    runs: int = 5,
-    warmup: int = 2,
-    checkpoint: Path | None = None,
-    target: str | None = None,
-    interleave: bool = True,
-    require: Sequence[str] = (),
+    procedure: Procedure = Procedure(),
     keep: Path | None = None,
     say: Say = lambda text: None,
 ) -> BenchReport:
@@ -58,26 +78,20 @@ def bench(
         backends: keys of `BACKENDS`, or `auto` for the best one that runs each bundle here.
         baselines: also measure the stock encoder and our export without merging, both made on
             the fly with random weights (needs torch).
-        threads: CPU threads; None leaves the choice to the backend.
-        runs: times measured per row, after `warmup` others.
-        checkpoint: weights for the torch backend.
-        target: which engine to use; None takes the one for this GPU.
-        interleave: keep the rows of one backend and network open together and let them take
-            turns; False opens one at a time, for machines with little memory.
-        require: backends that must run; one that cannot raises instead of being "not run".
         keep: folder for the baselines; what lies there from an earlier time is reused.
 
     Raises:
         UserError: nothing to measure, a bundle that cannot be opened, an unknown backend, or a
             required backend that cannot run.
     """
-    _check(bundles, backends, runs, warmup, threads)
-    options = RunOptions(threads, checkpoint, target)
+    if not bundles or not backends:
+        raise UserError("nothing to measure. Give at least one bundle and one backend")
+    threads = procedure.options.threads
     opened = [b if isinstance(b, Bundle) else open_bundle(b) for b in bundles]
     chosen = {
         (index, name): None
         for index, bundle in enumerate(opened)
-        for name in (find_backend(b, bundle).name for b in (*backends, *require))
+        for name in (find_backend(b, bundle).name for b in (*backends, *procedure.require))
     }
     names = list(dict.fromkeys(name for _, name in chosen))
     rates = {("cpu", "fp32"): gemm_rate(threads)}
@@ -101,17 +115,17 @@ def bench(
             decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
             for bundle in reversed(decoders.values()):
                 jobs.append((_row(bundle, "bundle", name, "decoder"), bundle))
-        for group in _groups(jobs, interleave):
-            _measure(group, options, runs, warmup, require, say)
+        for group in _groups(jobs, procedure.interleave):
+            _measure(group, procedure, say)
         _compare(jobs, cards, rates)
     return BenchReport(
         rows=[row for row, _ in jobs],
         cards=[card for card in cards.values() if card],
         settings={
-            "runs": runs,
-            "warmup": warmup,
+            "runs": procedure.runs,
+            "warmup": procedure.warmup,
             "threads": threads,
-            "interleaved": interleave,
+            "interleaved": procedure.interleave,
             "timed": TIMED,
             "gemm_gflops": {
                 " ".join(key): round(rate / 1e9, 1) for key, rate in rates.items() if rate
@@ -122,17 +136,6 @@ def bench(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv),
     )
-
-
-def _check(
-    bundles: Sequence[Any], backends: Sequence[str], runs: int, warmup: int, threads: int | None
-) -> None:
-    if not bundles or not backends:
-        raise UserError("nothing to measure. Give at least one bundle and one backend")
-    if runs < 1 or warmup < 0:
-        raise UserError(f"{runs} runs after {warmup} for warm-up: use at least 1 and 0")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads is {threads}. Use at least 1")
 
 
 def _make_baselines(
@@ -184,14 +187,7 @@ def _groups(
     yield from groups.values()
 
 
-def _measure(
-    group: Sequence[tuple[BenchRow, Bundle]],
-    options: RunOptions,
-    runs: int,
-    warmup: int,
-    require: Sequence[str],
-    say: Say,
-) -> None:
+def _measure(group: Sequence[tuple[BenchRow, Bundle]], procedure: Procedure, say: Say) -> None:
     """Open all rows of a group, let them take turns, and fill them in."""
     with ExitStack() as processes:
         alive: list[tuple[BenchRow, RowProcess, list[float]]] = []
@@ -199,27 +195,27 @@ def _measure(
             title = f"{row.bundle}, {row.part} on {row.backend}"
             say(f"opening {title}")
             try:
-                process = RowProcess(bundle, row.backend, row.part, options)
+                process = RowProcess(bundle, row.backend, row.part, procedure.options)
                 processes.enter_context(process)
                 process.wait_until_ready()
                 alive.append((row, process, []))
             except (RowNotRun, RowDied) as reason:
-                _give_up(row, reason, require, say)
-        for _ in range(warmup + runs):
+                _give_up(row, reason, procedure.require, say)
+        for _ in range(procedure.warmup + procedure.runs):
             for entry in list(alive):
                 row, process, samples = entry
                 try:
                     samples.append(process.run())
                 except (RowNotRun, RowDied) as reason:
                     alive.remove(entry)
-                    _give_up(row, reason, require, say)
+                    _give_up(row, reason, procedure.require, say)
         for row, process, samples in alive:  # an ending process would disturb the others' turns
             try:
                 row.runtime, row.peak_memory_mib = process.finish()
-                row.set_samples(samples, warmup)
+                row.set_samples(samples, procedure.warmup)
                 say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
             except (RowNotRun, RowDied) as reason:
-                _give_up(row, reason, require, say)
+                _give_up(row, reason, procedure.require, say)
 
 
 def _give_up(row: BenchRow, reason: Exception, require: Sequence[str], say: Say) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,56 +16,102 @@ from structsam_export.bundle import atomic
 from structsam_export.cli.arguments import (
     Checkpoint,
     Methods,
-    Reuse,
     Threads,
     make_terminal,
-    parse_rates,
+    rate_list,
     refuse_beside,
 )
+from structsam_export.cli.option_groups import option_names, takes_groups
 
 if TYPE_CHECKING:
-    from structsam_export.bench.benchmark import BenchReport
+    from structsam_export.bench.benchmark import Procedure
+    from structsam_export.bench.report import BenchReport
     from structsam_export.bundle.folder import Bundle
     from structsam_export.cli.terminal import Terminal
 
 
-#: Only of encoders that are made here.
-_OF_A_MODEL = ("methods", "rates", "placement", "layers", "reuse", "precision", "batch")
+@dataclass(frozen=True)
+class Encoders:
+    """Merged encoders that are made here, with random weights: every combination."""
+
+    methods: Methods = "structsam"
+    rates: Annotated[str, typer.Option(help="With --model, such as 0.25,0.5,0.7.")] = "0.5"
+    placement: Annotated[
+        list[str] | None, typer.Option(help="With --model: attention, block or stage; repeat it.")
+    ] = None
+    layers: Annotated[
+        list[str] | None, typer.Option(help="With --model: all, global, window or 7,8,9; repeat.")
+    ] = None
+    precision: Annotated[str, typer.Option(help="With --model: fp16 or fp32.")] = "fp16"
+    batch: Annotated[int, typer.Option(min=1, help="With --model: images per call.")] = 1
+
+    def make(self, model: str, folder: Path, terminal: Terminal) -> list[Bundle]:
+        """Return their bundles in `folder`; what cannot be done is told."""
+        from structsam.methods import choose_methods
+        from structsam.models import model_spec
+        from structsam_export.bench.encoders import make_merged
+        from structsam_export.graph.mixed_precision import PRECISIONS
+        from structsam_export.merging_choices import merge_configs
+
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"unknown precision {self.precision!r}. Use one of: {', '.join(PRECISIONS)}"
+            )
+        configs, left_out = merge_configs(
+            model_spec(model),
+            choose_methods(self.methods),
+            rate_list(self.rates),
+            self.layers or ["all"],
+            self.placement or ["attention"],
+        )
+        for entry in left_out:
+            terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
+        if not configs:
+            raise UserError("nothing merges at rate 0. Use --rates 0.5 and --baselines beside it")
+        return list(make_merged(model, configs, self.precision, self.batch, folder, terminal.say))
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """How every row is measured; see `structsam_export.bench.benchmark.Procedure`."""
+
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs per row.")] = 5
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 2
+    threads: Threads = None
+    checkpoint: Checkpoint = None
+    require: Annotated[list[str] | None, typer.Option(help="Backend that must run; repeat it.")] = (
+        None
+    )
+    one_by_one: Annotated[
+        bool, typer.Option(help="One row at a time instead of in turns: for little memory.")
+    ] = False
+
+    def procedure(self) -> Procedure:
+        """Return it as `bench` takes it."""
+        from structsam_export.bench.benchmark import Procedure
+        from structsam_export.runtimes import RunOptions
+
+        options = RunOptions(self.threads, self.checkpoint)
+        require = tuple(self.require or ())
+        return Procedure(self.runs, self.warmup, not self.one_by_one, require, options)
+
+
+@takes_groups
 def bench(
     context: typer.Context,
+    *,
     bundles: Annotated[
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Measure these.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Measure encoders of this model, made with random weights.")
     ] = None,
-    methods: Methods = "structsam",
-    rates: Annotated[str, typer.Option(help="With --model, such as 0.25,0.5,0.7.")] = "0.5",
-    placement: Annotated[
-        list[str] | None, typer.Option(help="With --model: attention, block or stage; repeat it.")
-    ] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="With --model: all, global, window or 7,8,9; repeat.")
-    ] = None,
-    reuse: Reuse = 1,
-    precision: Annotated[str, typer.Option(help="With --model: fp16 or fp32.")] = "fp16",
-    batch: Annotated[int, typer.Option(min=1, help="With --model: images per call.")] = 1,
+    encoders: Encoders,
     backend: Annotated[list[str] | None, typer.Option(help="Backend; repeat it.")] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also measure stock SAM and our rate 0 of the same model.")
     ] = False,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs per row.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before measuring.")] = 2,
-    threads: Threads = None,
-    checkpoint: Checkpoint = None,
-    require: Annotated[
-        list[str] | None, typer.Option(help="Backend that must run; repeat it.")
-    ] = None,
-    one_by_one: Annotated[
-        bool, typer.Option(help="One row at a time instead of in turns: for little memory.")
-    ] = False,
+    measuring: Measuring,
     fidelity: Annotated[
         list[Path] | None, typer.Option(help="Results of `evaluate` of the same model; repeat it.")
     ] = None,
@@ -80,12 +127,12 @@ def bench(
     if bool(bundles) == bool(model):
         raise UserError("give bundles to measure, or --model for encoders that are made here")
     if bundles:
-        refuse_beside(context, "a bundle", _OF_A_MODEL)
-    elif checkpoint:
+        refuse_beside(context, "a bundle", option_names(Encoders))
+    elif measuring.checkpoint:
         raise UserError("--model measures random weights. Leave --checkpoint out, or export first")
-    from structsam_export.bench.benchmark import bench as run
-    from structsam_export.bench.benchmark import render_table
+    from structsam_export.bench import benchmark
     from structsam_export.bench.fidelity import add_fidelity, read_fidelity
+    from structsam_export.bench.report import render_table
     from structsam_export.bundle.folder import open_bundle
     from structsam_export.plot_style import require_matplotlib
 
@@ -99,22 +146,14 @@ def bench(
         if model is None:
             opened = [open_bundle(path) for path in bundles or ()]
         else:
-            opened = _made_here(
-                terminal, model, methods, rates, placement, layers, reuse, precision, batch,
-                Path(folder),
-            )  # fmt: skip
-        report = run(
+            opened = encoders.make(model, Path(folder), terminal)
+        report = benchmark.bench(
             opened,
-            backends=tuple(backend or ["auto"]),
-            baselines=baselines,
-            threads=threads,
-            runs=runs,
-            warmup=warmup,
-            checkpoint=checkpoint,
-            interleave=not one_by_one,
-            require=tuple(require or ()),
-            keep=Path(folder),
-            say=terminal.say,
+            tuple(backend or ["auto"]),
+            baselines,
+            measuring.procedure(),
+            Path(folder),
+            terminal.say,
         )
     add_fidelity(report, opened, summaries)
     terminal.table(render_table(report))
@@ -122,42 +161,6 @@ def bench(
         _save(report, out, terminal)
     print(json.dumps(report.to_dict()))
     raise typer.Exit(0 if report else 2)
-
-
-def _made_here(
-    terminal: Terminal,
-    model: str,
-    methods: str,
-    rates: str,
-    placement: list[str] | None,
-    layers: list[str] | None,
-    reuse: int,
-    precision: str,
-    batch: int,
-    folder: Path,
-) -> list[Bundle]:
-    from structsam.methods import choose_methods
-    from structsam.models import model_spec
-    from structsam_export.bench.encoders import make_merged
-    from structsam_export.graph.mixed_precision import PRECISIONS
-    from structsam_export.merging_choices import merge_configs
-
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
-    parsed = parse_rates(rates)
-    configs, left_out = merge_configs(
-        model_spec(model),
-        choose_methods(methods),
-        parsed if isinstance(parsed, tuple) else (parsed,),
-        layers or ["all"],
-        placement or ["attention"],
-        reuse=reuse,
-    )
-    for entry in left_out:
-        terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
-    if not configs:
-        raise UserError("nothing merges at rate 0. Use --rates 0.5 and --baselines beside it")
-    return list(make_merged(model, configs, precision, batch, folder, terminal.say))
 
 
 def _save(report: BenchReport, out: Path, terminal: Terminal) -> None:

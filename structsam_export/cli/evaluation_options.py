@@ -15,7 +15,6 @@ from structsam_export.cli.arguments import (
     PromptAware,
     PromptForm,
     Proportional,
-    Reuse,
     ScheduleFile,
     prompt_awareness,
     rate_list,
@@ -59,7 +58,6 @@ class Compared:
     placement: Annotated[
         list[str] | None, typer.Option(help="attention, block or stage; repeat it.")
     ] = None
-    reuse: Reuse = 1
     option: Options = None
     schedule: ScheduleFile = None
     proportional: Proportional = False
@@ -78,7 +76,6 @@ class Compared:
         if self.option and len(names) > 1:
             raise UserError("--option belongs to one method. Name it with --methods, not several")
         shared: dict[str, Any] = {
-            "reuse": self.reuse,
             "proportional": self.proportional,
             "prompt_aware": prompt_awareness(self.prompt_aware, self.prompt_form),
         }

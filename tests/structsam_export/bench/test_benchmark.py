@@ -22,12 +22,12 @@ from structsam.flops import encoder_flops
 from structsam.models import MODELS, ModelSpec
 from structsam_export.bench import benchmark
 from structsam_export.bench import process as benchmark_process
-from structsam_export.bench.benchmark import BenchReport, bench, render_table
+from structsam_export.bench.benchmark import Procedure
 from structsam_export.bench.cost_card import cost_card
 from structsam_export.bench.encoders import batch_of, make_merged, make_stock
 from structsam_export.bench.fidelity import add_fidelity, read_fidelity
 from structsam_export.bench.plot import draw_benchmark
-from structsam_export.bench.report import markdown
+from structsam_export.bench.report import BenchReport, markdown, render_table
 from structsam_export.bench.row import feeds_of, peak_memory_mib
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import Part, TensorSpec
@@ -60,6 +60,15 @@ def small(folder: Path) -> Bundle:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return small(tmp_path / "small")
+
+
+def bench(
+    bundles: Any, backends: Any = ("auto",), baselines: bool = False, **more: Any
+) -> BenchReport:
+    """`benchmark.bench` with the fields of its procedure as arguments."""
+    rest = {name: more.pop(name) for name in ("keep", "say") if name in more}
+    procedure = Procedure(options=RunOptions(more.pop("threads", None)), **more)
+    return benchmark.bench(bundles, backends, baselines, procedure, **rest)
 
 
 def text_of(report: BenchReport) -> str:
