@@ -125,7 +125,7 @@ def export(
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
-        read_image(photo)
+        read_image(photo, say)
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(f"{name!r} is no name for a folder. Choose the folder around it with --out")
     final = Path(out) / (name or bundle_name(model, config, precision))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -258,6 +259,7 @@ def predict(
     json_only: Json = False,
 ) -> None:
     """Masks of photos as PNG, an overlay, and scores as JSON; the prompts apply to each photo."""
+    began = time.perf_counter()
     terminal = make_terminal()
     from structsam_export.bundle.folder import open_bundle
     from structsam_export.predict.prediction import Refused, predict_images
@@ -297,6 +299,9 @@ def predict(
     if json_only:
         several = {"bundle": opened.name, "images": done, "refused": refused}
         print(json.dumps(several if len(images) > 1 else done[0]))
+    else:
+        seconds = time.perf_counter() - began
+        terminal.print(f"{seconds:.1f} s in all, with opening the bundle")
     if refused:
         terminal.warn(f"{len(refused)} of {len(images)} photos gave no masks")
         raise typer.Exit(2)
