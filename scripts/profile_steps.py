@@ -32,8 +32,7 @@ from structsam.config import parse_layers
 from structsam.merging import block as merged_block
 from structsam.merging.block import MergedBlock
 from structsam.merging.block_plan import BlockMerging
-from structsam.merging.real_slots import RealSlots
-from structsam.merging.window_maps import WindowMaps
+from structsam.merging.geometry import UnpaddedSlots, WindowMaps
 from structsam.models import model_spec
 from structsam.models.load import build_sam
 from structsam.plans.plan import MergePlan
@@ -46,7 +45,7 @@ _STEPS: dict[str, list[tuple[Any, str]]] = {
     "planning": [(MergedBlock, "_merging")],
     "merge": [(MergePlan, "merge"), (BlockMerging, "_merge")],
     "unmerge": [(BlockMerging, "_unmerge")],
-    "leaving padding out": [(RealSlots, "take"), (RealSlots, "spread")],
+    "leaving padding out": [(UnpaddedSlots, "take"), (UnpaddedSlots, "spread")],
     "windows": [(WindowMaps, "cut"), (WindowMaps, "put_back")],
     "attention": [(merged_block, "attend")],
     "MLP": [(MLPBlock, "forward")],

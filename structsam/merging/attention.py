@@ -18,7 +18,8 @@ from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor
 
 from structsam.merging.folded import folded_channels
-from structsam.merging.real_slots import RealSlots
+from structsam.merging.geometry import UnpaddedSlots
+from structsam.plans.constants import constant
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,24 @@ def attend(
     tokens: Tensor,
     positions: Positions,
     core: str,
-    real: RealSlots | None = None,
+    unpadded: UnpaddedSlots | None = None,
 ) -> Tensor:
     """Run SAM's attention on tokens that stand at `positions`, output projection included.
 
     Args:
         attn: the stock attention module; only its parameters are used.
-        tokens: [B, M, C]; with `real`, its rows [S, C].
+        tokens: [B, M, C]; with `unpadded`, its rows [S, C].
         core: key of `ATTENTIONS`.
-        real: the slots that `tokens` are; the others attend as zeros, and receive nothing.
+        unpadded: the slots that `tokens` are; the others attend as zeros, and receive nothing.
 
     Returns:
         The shape of `tokens`.
     """
     channels, heads = tokens.shape[-1], attn.num_heads
-    if real is None:
+    if unpadded is None:
         projected = attn.qkv(tokens)
     else:
-        projected = real.spread(attn.qkv(torch.cat([tokens, tokens.new_zeros(1, channels)])))
+        projected = unpadded.spread(attn.qkv(torch.cat([tokens, tokens.new_zeros(1, channels)])))
     batch, slots = projected.shape[:2]
     # [B, M, 3C] -> three of [B, h, M, d]
     qkv = projected.reshape(batch, slots, 3, heads, channels // heads)
@@ -67,7 +68,7 @@ def attend(
     rel_h, rel_w = _relative_terms(attn, q, positions)
     out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, positions)
     out = out.transpose(1, 2).reshape(batch, slots, channels)
-    return attn.proj(out if real is None else real.take(out))
+    return attn.proj(out if unpadded is None else unpadded.take(out))
 
 
 def _folded(
@@ -81,7 +82,8 @@ def _folded(
     batch, heads, slots, dim = q.shape
     anchors, log_size = positions.anchors, positions.log_size
     added = folded_channels(positions.grid, dim, log_size is not None)
-    table = _one_hot_table(positions.grid, added - int(log_size is not None), q)  # [N, K]
+    columns = added - int(log_size is not None)
+    table = constant(_one_hot_table, positions.grid, columns, q.dtype, like=q)  # [N, K]
     if anchors is None:
         place = table.expand(batch, heads, -1, -1)
     else:
@@ -125,11 +127,13 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
-def _one_hot_table(grid: tuple[int, int], columns: int, like: Tensor) -> Tensor:
+def _one_hot_table(
+    grid: tuple[int, int], columns: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Row n is [onehot(y_n) | onehot(x_n) | zeros], [N, columns]."""
     height, width = grid
-    eye_h = torch.eye(height, dtype=like.dtype, device=like.device)
-    eye_w = torch.eye(width, dtype=like.dtype, device=like.device)
+    eye_h = torch.eye(height, dtype=dtype, device=device)
+    eye_w = torch.eye(width, dtype=dtype, device=device)
     of_row = eye_h[:, None, :].expand(-1, width, -1)
     of_column = eye_w[None, :, :].expand(height, -1, -1)
     table = torch.cat([of_row, of_column], -1).reshape(height * width, height + width)
@@ -138,10 +142,14 @@ def _one_hot_table(grid: tuple[int, int], columns: int, like: Tensor) -> Tensor:
 
 def _relative_table(rel_pos: Tensor, size: int) -> Tensor:
     """`table[a, b] = rel_pos[a - b + size - 1]`, [size, size, d]; stretched to 2*size-1 rows."""
-    position = torch.arange(size, device=rel_pos.device)
-    offset = position[:, None] - position[None, :] + size - 1
     stretched = _stretched(rel_pos, 2 * size - 1)
-    return stretched.index_select(0, offset.reshape(-1)).reshape(size, size, -1)
+    offset = constant(_offsets, size, like=stretched)
+    return stretched.index_select(0, offset).reshape(size, size, -1)
+
+
+def _offsets(size: int, device: torch.device) -> Tensor:
+    position = torch.arange(size, device=device)
+    return (position[:, None] - position[None, :] + size - 1).reshape(-1)
 
 
 def _stretched(rel_pos: Tensor, rows: int) -> Tensor:
@@ -159,6 +167,11 @@ def _stretched(rel_pos: Tensor, rows: int) -> Tensor:
         for index in (below, above)
     )
     return a + share * (b - a)
+
+
+def _rows_and_columns(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    position = torch.arange(height * width, device=device)
+    return torch.div(position, width, rounding_mode="floor"), position % width
 
 
 def _relative_terms(attn: Attention, q: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
@@ -190,10 +203,11 @@ def _relative_terms_at(
     """
     batch, heads, slots, dim = q.shape
     height, width = grid
-    position = torch.arange(height * width, device=anchors.device)
     place = anchors.reshape(-1)
-    y = torch.div(position, width, rounding_mode="floor").index_select(0, place)
-    x = (position % width).index_select(0, place)
+    y, x = (
+        line.index_select(0, place)
+        for line in constant(_rows_and_columns, height, width, like=anchors)
+    )
     per_slot = q.transpose(1, 2).reshape(batch * slots, heads, dim)
 
     def term(rel_pos: Tensor, place: Tensor, size: int) -> Tensor:

@@ -5,7 +5,7 @@ projection -> unmerge and windows back, one gather -> residual at full resolutio
 before unmerging is the same function as after it, on fewer tokens. Placement `block` runs the MLP
 on the slots of the same plan, too; `stage` merges the residual stream once for a run of blocks with
 one window layout, runs them on the slots, and adds the difference to every token's own residual.
-Linear layers leave out slots that are known to be padding (`real_slots.py`).
+Linear layers leave out slots that are known to be padding (`geometry.py`).
 
 Letters: B images, W windows of an image (1 where a block attends over the whole grid), H' W' token
 grid of the image, N tokens of one map, C = h*d channels of h heads.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from structsam.errors import UserError
 from structsam.merging.attention import Positions, attend
 from structsam.merging.block_plan import BlockMerging, MapGroup, Tier, plan_block
-from structsam.merging.window_maps import WindowMaps
+from structsam.merging.geometry import WindowMaps
 from structsam.methods.base import MergeMethod
 from structsam.plans.plan import MergePlan
 
@@ -152,7 +152,7 @@ class MergedBlock(nn.Module):
             return x + self._shared.take().around(x, self._stage_on_slots)
         normed = self.norm1(x)
         if not self.tiers:
-            whole = WindowMaps(x.shape, self.window_size)
+            whole = WindowMaps.of(x, self.window_size)
             attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.attention)
             x = x + whole.put_back(attended)
             return x + self.mlp(self.norm2(x))
@@ -182,14 +182,14 @@ class MergedBlock(nn.Module):
 
     def _attention_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """Attention and output projection of normed slots."""
-        return attend(self.attn, rows, group.positions, self.attention, group.real)
+        return attend(self.attn, rows, group.positions, self.attention, group.unpadded)
 
     def _stage_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """What the blocks of the stage add to slots of the residual stream."""
         x = rows
         for block in self._stage:
             normed = block.norm1(x)
-            if group.real is None and group.is_padding is not None:
+            if group.unpadded is None and group.is_padding is not None:
                 # SAM pads with zeros after the norm, in every block;
                 # a product: ONNX Runtime's Where takes three times as long
                 normed = normed * (~group.is_padding).unsqueeze(-1).to(normed.dtype)
@@ -203,7 +203,7 @@ class MergedBlock(nn.Module):
         metric = self.metric_map(normed)
         return plan_block(
             self.tiers,
-            WindowMaps(normed.shape, self.window_size),
+            WindowMaps.of(normed, self.window_size),
             metric.to(normed.dtype),
             self.method.token_energy(metric),
             self.prompt.of(normed.shape, normed.device) if self.prompt is not None else None,

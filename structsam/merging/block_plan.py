@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structsam.merging.attention import Positions
-from structsam.merging.real_slots import RealSlots
-from structsam.merging.window_maps import WindowMaps, box_of_windows, closeness
+from structsam.merging.geometry import UnpaddedSlots, WindowMaps, box_of_windows, closeness
 from structsam.methods.base import MergeMethod
+from structsam.plans.constants import constant
 from structsam.plans.plan import MergePlan
 from structsam.plans.ranking import invert_ranks, rank_descending
 from structsam.plans.slot_features import CellMean, gather_rows
@@ -40,7 +40,7 @@ class MapGroup:
         windows: [B'] which maps of all these are; None for all of them.
         of_image: slots straight from the image's tokens [B*H'*W', C], without cutting windows;
             None where windows are cut.
-        real: the slots that `of_image` gives and linear layers run on; None for all.
+        unpadded: the slots that `of_image` gives and linear layers run on; None for all.
     """
 
     plan: MergePlan
@@ -48,7 +48,7 @@ class MapGroup:
     is_padding: Tensor | None
     windows: Tensor | None
     of_image: CellMean | None = None
-    real: RealSlots | None = None
+    unpadded: UnpaddedSlots | None = None
 
 
 @dataclass
@@ -73,7 +73,7 @@ class BlockMerging:
         return self._unmerge([run(slots, group) for slots, group in merged])
 
     def _merge(self, x: Tensor) -> list[Tensor]:
-        """Return every group's slots [B', M, C] of [B, H', W', C], or the rows [S, C] of `real`."""
+        """Return every group's slots [B', M, C] of [B, H', W', C], or rows [S, C] of `unpadded`."""
         if self.groups[0].of_image is not None:
             return [self.groups[0].of_image(x.flatten(0, 2))]
         tokens = self.maps.cut(x)
@@ -100,7 +100,7 @@ class BlockMerging:
             slot = group.plan.slot_of_token
             maps, num_slots = slot.shape[0], group.plan.num_slots
             slot = slot + torch.arange(0, maps * num_slots, num_slots, device=slot.device)[:, None]
-            rows.append(start + (slot if group.real is None else group.real.row_of(slot)))
+            rows.append(start + (slot if group.unpadded is None else group.unpadded.row_of(slot)))
             start += maps * num_slots  # several groups have all their slots
         # padding is dropped here, and with it rows that do not exist
         return self.maps.put_back(self._in_window_order(rows).unsqueeze(-1)).squeeze(-1)
@@ -139,8 +139,8 @@ def plan_block(
     scored = _Scored(
         metric=maps.cut(metric),
         energy=None if energy is None else maps.cut(energy.unsqueeze(-1)).squeeze(-1),
-        padding=maps.padding(metric.device),
-        box=None if box is None else box_of_windows(box, (maps.height, maps.width), maps.grid),
+        padding=maps.padding,
+        box=None if box is None else box_of_windows(box, maps.image, maps.grid),
     )
     if len(tiers) == 1:
         (tier,) = tiers
@@ -195,17 +195,18 @@ class _Scored:
 def _read_from_image(group: MapGroup, method: MergeMethod, maps: WindowMaps) -> MapGroup:
     """Let the only group of a block take its slots from the image, where no padding is read."""
     features = group.plan.features
-    image = maps.height, maps.width
     if not maps.window or not isinstance(features, CellMean):
         return group
-    padding = method.padding_slots_of_maps(image)
+    padding = method.padding_slots_of_maps(maps.image)
     if group.is_padding is not None and not padding:
         return group  # slots may hold padding, which is zeros and nowhere in the image
-    device = group.plan.slot_of_token.device
-    real = RealSlots(padding * maps.batch, features.parts, device) if padding else None
-    tokens = torch.arange(maps.batch * maps.height * maps.width, device=device)
-    place = maps.cut(tokens.reshape(maps.batch, *image, 1)).squeeze(-1)
-    return replace(group, of_image=features.of_table(place, real), real=real)
+    features = features.of_table(maps.token_of_place)
+    if not padding:
+        return replace(group, of_image=features)
+    counts = tuple(padding * maps.batch)
+    unpadded = constant(UnpaddedSlots, counts, features.parts, like=maps.token_of_place)
+    rows = unpadded.take_parts(features.strips, features.kept_tokens)
+    return replace(group, of_image=CellMean(features.cell, *rows), unpadded=unpadded)
 
 
 def _joined(plans: list[MergePlan], in_window_order: Callable[[list[Tensor]], Tensor]) -> MergePlan:

@@ -125,7 +125,7 @@ class ALGM(MergeMethod):
         if padding is not None:
             score = torch.where(cells_of(padding, self.grid, _CELL).all(-1), BOTH_PADDING, score)
         rank = rank_descending(score)
-        last = tokens_of_cells(self.grid, _CELL, tokens.device)[:, -1]
+        last = tokens_of_cells(self.grid, _CELL, tokens)[:, -1]
         return merge_first_cells(self.grid, _CELL, rank, self.num_merged_cells, last)
 
     def cost(self, channels: int, metric_channels: int) -> MergeCost:

@@ -14,6 +14,7 @@ from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost, matching_cost
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from structsam.plans.plan import MergePlan
@@ -54,15 +55,13 @@ class FixedDestinations(MergeMethod):
         box: Tensor | None = None,
     ) -> MergePlan:
         """Join sources to their most similar destination; ties go to the lower index."""
-        import torch
-
+        from structsam.plans.constants import constant
         from structsam.plans.matching import merge_best_edges
 
         batch = tokens.shape[0]
-        others = np.setdiff1d(np.arange(self.num_tokens), self._destinations)
         sources, destinations = (
-            torch.as_tensor(positions, dtype=torch.int64, device=tokens.device).expand(batch, -1)
-            for positions in (others, self._destinations)
+            positions.expand(batch, -1)
+            for positions in constant(FixedDestinations._sides, self, like=tokens)
         )
         return merge_best_edges(
             self.grid, tokens, sources, destinations, self.num_removed, padding, self.replaces
@@ -74,6 +73,17 @@ class FixedDestinations(MergeMethod):
         sources = self.num_tokens - destinations
         pooled = 0 if self.replaces else self.num_removed
         return matching_cost(sources, destinations, pooled, channels, metric_channels)
+
+    def _sides(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the positions of the sources [S] and of the destinations [D]."""
+        import torch
+
+        others = np.setdiff1d(np.arange(self.num_tokens), self._destinations)
+        sources, destinations = (
+            torch.as_tensor(positions, dtype=torch.int64, device=device)
+            for positions in (others, self._destinations)
+        )
+        return sources, destinations
 
     @cached_property
     def _destinations(self) -> np.ndarray:

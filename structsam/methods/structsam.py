@@ -131,7 +131,7 @@ class StructSAM(MergeMethod):
             inside = None if inside is None else inside & ~in_padding  # a box may reach over it
         rank = rank_ascending(score, inside)
         is_destination = self._destination_rank(in_cell) == 0  # [B, N/s^2, s^2]
-        position = tokens_of_cells(self.grid, s, energy.device)
+        position = tokens_of_cells(self.grid, s, energy)
         anchor_of_cell = (is_destination * position).sum(-1)  # [B, N/s^2]
         return merge_first_cells(self.grid, s, rank, self.num_merged_cells, anchor_of_cell)
 

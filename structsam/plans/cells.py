@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structsam.plans.constants import constant
 from structsam.plans.plan import MergePlan
 from structsam.plans.ranking import invert_ranks, rank_ascending
 from structsam.plans.slot_features import CellMean, gather_rows
-
-#: The places in a 2x2 cell that are left when one of the four is taken.
-_OTHER_PLACES = [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
 
 
 def cells_of(values: Tensor, grid: tuple[int, int], s: int) -> Tensor:
@@ -24,8 +22,12 @@ def cells_of(values: Tensor, grid: tuple[int, int], s: int) -> Tensor:
     return cells.reshape(batch, height * width // s**2, s * s, *rest)
 
 
-def tokens_of_cells(grid: tuple[int, int], s: int, device: torch.device) -> Tensor:
-    """Row-major grid position of every token of every cell, [N/s^2, s^2] int64."""
+def tokens_of_cells(grid: tuple[int, int], s: int, like: Tensor) -> Tensor:
+    """Row-major grid position of every token of every cell, [N/s^2, s^2] int64, beside `like`."""
+    return constant(_tokens_of_cells, grid, s, like=like)
+
+
+def _tokens_of_cells(grid: tuple[int, int], s: int, device: torch.device) -> Tensor:
     position = torch.arange(grid[0] * grid[1], device=device)
     return cells_of(position.unsqueeze(0), grid, s).squeeze(0)
 
@@ -41,8 +43,8 @@ def first_of_cells(score: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor
     """
     rank = rank_ascending(cells_of(score, grid, 2))  # [B, N/4, 4]
     place = (torch.where(rank == 0, torch.arange(4, device=rank.device), 0)).sum(-1)
-    rest = torch.tensor(_OTHER_PLACES, device=rank.device)[place]  # [B, N/4, 3]
-    table = tokens_of_cells(grid, 2, rank.device)
+    rest = constant(_other_places, like=rank)[place]  # [B, N/4, 3]
+    table = tokens_of_cells(grid, 2, rank)
     start = 4 * torch.arange(table.shape[0], device=rank.device)
     tokens = table.flatten()
     return tokens[start + place], tokens[start[:, None] + rest].flatten(1)
@@ -63,7 +65,7 @@ def merge_first_cells(
     height, width = grid
     batch = rank.shape[0]
     ranked_cell = invert_ranks(rank)
-    table = tokens_of_cells(grid, s, rank.device)
+    table = tokens_of_cells(grid, s, rank)
     strips = torch.div(table[:, ::s], s, rounding_mode="floor")
     first_slot = torch.where(rank < merged, rank, merged + (rank - merged) * s * s)
     local = torch.where((rank < merged)[:, :, None], 0, torch.arange(s * s, device=rank.device))
@@ -71,11 +73,20 @@ def merge_first_cells(
     merged_cells, kept_cells = ranked_cell[:, :merged], ranked_cell[:, merged:]
     kept_tokens = gather_rows(table, kept_cells).flatten(1)
     anchors = anchor_of_cell.expand(batch, -1).gather(1, merged_cells)
-    sizes = [s * s] * merged + [1] * kept_tokens.shape[1]
+    sizes = constant(_sizes, s * s, merged, kept_tokens.shape[1], like=rank)
     return MergePlan(
         grid=grid,
         slot_of_token=slot.transpose(2, 3).reshape(batch, height * width),
         anchor_of_slot=torch.cat([anchors, kept_tokens], 1),
-        size_of_slot=torch.tensor(sizes, device=rank.device).expand(batch, -1),
+        size_of_slot=sizes.expand(batch, -1),
         features=CellMean(s, gather_rows(strips, merged_cells), kept_tokens),
     )
+
+
+def _sizes(of_cell: int, cells: int, single: int, device: torch.device) -> Tensor:
+    return torch.tensor([of_cell] * cells + [1] * single, device=device)
+
+
+def _other_places(device: torch.device) -> Tensor:
+    """The places in a 2x2 cell that are left when one of the four is taken, [4, 3]."""
+    return torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]], device=device)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structsam.plans.constants import constant
+
 #: Up to this many elements a permutation is inverted by comparing all pairs, which fuses with what
 #: is around it; above, by a scatter. The cells of SAM's global grid, 1024, are still below.
 _LARGEST_COMPARISON = 1024
@@ -28,8 +30,10 @@ def rank_ascending(values: Tensor, tier: Tensor | None = None) -> Tensor:
     """
     n = values.shape[-1]
     mine, other = values.unsqueeze(-1), values.unsqueeze(-2)
-    position = torch.arange(n, device=values.device)
-    earlier = position[None, :] < position[:, None]  # [i, j]: j < i
+    if n <= _LARGEST_COMPARISON:
+        earlier = constant(_earlier, n, like=values)
+    else:  # it is too large to keep
+        earlier = _earlier(n, values.device)
     before = (other < mine) | ((other == mine) & earlier)
     if tier is not None:
         late, other_late = tier.unsqueeze(-1), tier.unsqueeze(-2)
@@ -52,7 +56,7 @@ def invert_ranks(rank: Tensor, first: int = 0, last: int | None = None) -> Tenso
         [..., last - first] int64.
     """
     n = rank.shape[-1]
-    position = torch.arange(n, device=rank.device)
+    position = constant(_positions, n, like=rank)
     if n > _LARGEST_COMPARISON:
         # every index occurs once, so the scatter needs no reduction and no order of writing
         inverse = torch.zeros_like(rank).scatter(-1, rank, position.expand(rank.shape))
@@ -60,3 +64,13 @@ def invert_ranks(rank: Tensor, first: int = 0, last: int | None = None) -> Tenso
     has_rank = rank.unsqueeze(-2) == position[first:last, None]  # [..., wanted rank, element]
     # A masked sum, not a matmul: TensorRT for RTX has no FP32 matmul on Turing.
     return (has_rank.float() * position.float()).sum(-1).long()
+
+
+def _positions(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device)
+
+
+def _earlier(n: int, device: torch.device) -> Tensor:
+    """Which elements [i, j] have j < i."""
+    position = torch.arange(n, device=device)
+    return position[None, :] < position[:, None]

@@ -14,8 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from structsam.merging.real_slots import RealSlots
-
 
 class SlotFeatures(Protocol):
     """Anything that turns tokens [B, N, C] into slots [B, M, C]."""
@@ -52,19 +50,16 @@ class CellMean:
         """K slots of cells, M - K slots of single tokens."""
         return self.strips.shape[-2], self.kept_tokens.shape[-1]
 
-    def of_table(self, place: Tensor, real: RealSlots | None = None) -> CellMean:
+    def of_table(self, row_of_token: Tensor) -> CellMean:
         """Return the same features, read from one table [R, C] that holds the tokens of all maps.
 
         Args:
-            place: [B, N] int64, the row of every token; a strip of the map is one of the table.
-            real: the slots that are wanted, by `parts`; None for all.
+            row_of_token: [B, N] int64; a strip of the map is one of the table.
         """
-        strip_place = torch.div(place[:, :: self.cell], self.cell, rounding_mode="floor")
-        strips = strip_place.gather(1, self.strips.flatten(1)).reshape(self.strips.shape)
-        kept = place.gather(1, self.kept_tokens)
-        if real is not None:
-            strips, kept = real.take_parts([strips, kept])
-        return CellMean(self.cell, strips, kept)
+        first = row_of_token[:, :: self.cell]
+        row_of_strip = torch.div(first, self.cell, rounding_mode="floor")
+        strips = row_of_strip.gather(1, self.strips.flatten(1)).reshape(self.strips.shape)
+        return CellMean(self.cell, strips, row_of_token.gather(1, self.kept_tokens))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from structsam.apply import apply_config, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.merging.attention import Positions
 from structsam.merging.block_plan import BlockMerging, MapGroup, _read_from_image
-from structsam.merging.real_slots import RealSlots
-from structsam.merging.window_maps import WindowMaps
+from structsam.merging.geometry import UnpaddedSlots, WindowMaps
 from structsam.methods import StructSAM
 from tests.structsam.method_contract import check_padding_slots
 
@@ -44,7 +43,7 @@ def test_other_variants_promise_nothing():
 
 def test_rows_and_slots():
     """Map 0 has no padding, map 1 two slots of it."""
-    real = RealSlots([0, 2], [3], torch.device("cpu"))
+    real = UnpaddedSlots([0, 2], [3], torch.device("cpu"))
     slots = torch.arange(6.0).reshape(2, 3, 1)
     assert real.take(slots).flatten().tolist() == [0, 1, 2, 5]
     rows = torch.tensor([[10.0], [11], [12], [13], [-1]])
@@ -54,11 +53,11 @@ def test_rows_and_slots():
 
 def test_rows_of_parts():
     """Slots are a first part of two and a second of one; map 1 has three slots of padding."""
-    real = RealSlots([0, 3, 1], [2, 1], torch.device("cpu"))
+    real = UnpaddedSlots([0, 3, 1], [2, 1], torch.device("cpu"))
     slots = torch.arange(9).reshape(3, 3)
     rows = real.take(slots.unsqueeze(-1)).flatten()
     assert rows.tolist() == [0, 1, 7, 2, 8]  # first parts of all maps, then second parts
-    first, second = real.take_parts([slots[:, :2], slots[:, 2:]])
+    first, second = real.take_parts(slots[:, :2], slots[:, 2:])
     assert torch.cat([first, second]).tolist() == rows.tolist()
     assert real.row_of(slots).tolist() == [[0, 1, 3], [5, 5, 5], [5, 2, 4]]
     spread = real.spread(torch.cat([rows, torch.tensor([-1])]).unsqueeze(-1)).squeeze(-1)
@@ -76,23 +75,23 @@ def test_rows_of_parts():
 def test_slots_straight_from_the_image_are_those_of_its_windows(image, cell, rate, images, seed):
     """With and without padding, windows of 8x8."""
     method = StructSAM((8, 8), rate, cell_size=cell)
-    maps = WindowMaps((images, *image), 8)
+    maps = WindowMaps(images, *image, 8, torch.device("cpu"))
     x = torch.randn(images, *image, 5, generator=torch.Generator().manual_seed(seed))
     tokens = maps.cut(x)
-    plan = method.plan(tokens, padding=maps.padding(x.device))
-    cut = MapGroup(plan, Positions(plan.grid), maps.padding(x.device), None)
+    plan = method.plan(tokens, padding=maps.padding)
+    cut = MapGroup(plan, Positions(plan.grid), maps.padding, None)
     direct = _read_from_image(cut, method, maps)
     assert direct.of_image is not None
     slots = plan.merge(tokens)
-    expected = direct.real.take(slots) if direct.real else slots
+    expected = direct.unpadded.take(slots) if direct.unpadded else slots
     torch.testing.assert_close(BlockMerging(maps, [direct], None)._merge(x)[0], expected)
 
 
 @pytest.mark.parametrize(("side", "variant"), [(12, "no_cell"), (13, "cell")])
 def test_windows_are_cut_where_padding_may_be_read(side, variant):
     method = StructSAM((8, 8), 0.5, variant=variant)
-    maps = WindowMaps((1, side, side), 8)
-    padding = maps.padding(torch.device("cpu"))
+    maps = WindowMaps(1, side, side, 8, torch.device("cpu"))
+    padding = maps.padding
     plan = method.plan(torch.randn(4, 64, 3), padding=padding)
     group = MapGroup(plan, Positions(plan.grid), padding, None)
     assert _read_from_image(group, method, maps).of_image is None
@@ -115,7 +114,7 @@ def test_the_same_encoder_with_and_without_padding_slots(
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     config = MergeConfig(rate=0.4, **more)
     taken = []
-    take = RealSlots.take
+    take = UnpaddedSlots.take
 
     def embedding():
         sam = apply_config(tiny_sam_factory(), config)
@@ -125,7 +124,7 @@ def test_the_same_encoder_with_and_without_padding_slots(
 
     with torch.inference_mode():
         with monkeypatch.context() as patch:
-            patch.setattr(RealSlots, "take", lambda self, x: taken.append(1) or take(self, x))
+            patch.setattr(UnpaddedSlots, "take", lambda self, x: taken.append(1) or take(self, x))
             short = embedding()
         monkeypatch.setattr(StructSAM, "padding_slots", lambda self, real: None)
         whole = embedding()
