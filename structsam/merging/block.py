@@ -24,7 +24,6 @@ from structsam.merging.attention import Positions, attend
 from structsam.merging.block_plan import BlockMerging, MapGroup, Tier, plan_block
 from structsam.merging.geometry import WindowMaps
 from structsam.methods.base import MergeMethod
-from structsam.plans.plan import MergePlan
 
 
 class PromptBox:
@@ -112,7 +111,7 @@ class MergedBlock(nn.Module):
         self._stage: tuple[MergedBlock, ...] = (self,)
         self._shared = _SharedPlan()
         self._takes = False  # whether `_shared` is filled by an earlier block
-        self.on_plan: Callable[[MergePlan], None] | None = None
+        self.on_plan: Callable[[BlockMerging], None] | None = None
         self.train(block.training)
 
     @property
@@ -162,7 +161,7 @@ class MergedBlock(nn.Module):
             merging = self._merging(normed)
             self._shared.put(merging)
             if self.on_plan:
-                self.on_plan(merging.plan)
+                self.on_plan(merging)
         if self.placement == "stage":
             return x + merging.around(x, self._stage_on_slots)
         x = x + merging.around(normed, self._attention_on_slots)
@@ -175,10 +174,6 @@ class MergedBlock(nn.Module):
         if self.method is None or self.method.metric == "all":
             return x
         return x.float().unflatten(-1, (self.attn.num_heads, -1)).mean(-2)
-
-    def token_energy(self, x: Tensor) -> Tensor | None:
-        """Return the energy [B, H', W'] of the normed tokens, None if the method has none."""
-        return self.method.token_energy(self.metric_map(x)) if self.method else None
 
     def _attention_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """Attention and output projection of normed slots."""

@@ -58,11 +58,13 @@ class BlockMerging:
     Args:
         place: [B*W] of every map among the groups' maps one after the other, image by image; None
             for a single group.
+        token_energy: [B, H', W'] by which methods ranked the image's tokens, if they score these.
     """
 
     maps: WindowMaps
     groups: list[MapGroup]
     place: Tensor | None
+    token_energy: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._row_of_token = self._find_rows()
@@ -112,6 +114,13 @@ class BlockMerging:
             return self.groups[0].plan
         return _joined([group.plan for group in self.groups], self._in_window_order)
 
+    @property
+    def energy(self) -> Tensor | None:
+        """By what tokens were ranked, [B, H', W'] float32; None where nothing scored them."""
+        if self.token_energy is not None or self.plan.energy is None:
+            return self.token_energy
+        return self.maps.put_back(self.plan.energy.unsqueeze(-1)).squeeze(-1)
+
     def _in_window_order(self, parts: list[Tensor]) -> Tensor:
         if self.place is None:
             return parts[0]
@@ -145,7 +154,7 @@ def plan_block(
     if len(tiers) == 1:
         (tier,) = tiers
         group = _group(tier.method, scored, None, proportional)
-        return BlockMerging(maps, [_read_from_image(group, tier.method, maps)], None)
+        return BlockMerging(maps, [_read_from_image(group, tier.method, maps)], None, energy)
     assert scored.box is not None, "several tiers need a prompt box"
     windows = scored.metric.shape[0] // maps.batch
     rank = rank_descending(closeness(scored.box, maps.grid).reshape(maps.batch, windows))  # [B, W]
@@ -156,7 +165,7 @@ def plan_block(
         chosen = ranked[:, start : start + tier.windows].flatten()
         groups.append(_group(tier.method, scored.pick(chosen), chosen, proportional))
         start += tier.windows
-    return BlockMerging(maps, groups, (rank + first).flatten())
+    return BlockMerging(maps, groups, (rank + first).flatten(), energy)
 
 
 def _group(

@@ -56,6 +56,8 @@ class MergeMethod(ABC):
     max_rate: ClassVar[float]
     #: Which features are scored and compared: the mean over the attention heads, or all channels.
     metric: ClassVar[str] = "head_mean"
+    #: What the tokens' energy is, where the method has one (`token_energy`, `MergePlan.energy`).
+    energy_name: ClassVar[str] = "gradient of the features"
     #: Whether `plan` takes a prompt box.
     takes_box: ClassVar[bool] = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ class PiToMe(MergeMethod):
     name: ClassVar[str] = "pitome"
     source: ClassVar[str] = "arXiv 2405.16148, section 3"
     max_rate: ClassVar[float] = 0.5
+    energy_name: ClassVar[str] = "likeness to all other tokens, high merges first"
 
     def __post_init__(self) -> None:
         if self.variant == "stride":
@@ -77,16 +78,19 @@ class PiToMe(MergeMethod):
         from structsam.plans.ranking import invert_ranks, rank_descending
 
         similarity = cosine_similarity(tokens, tokens, padding, padding)  # [B, N, N]
-        score = F.elu(similarity - self.margin_here, self.alpha).mean(-1)
-        if padding is not None:
-            score = torch.where(padding, _PADDING_ENERGY, score)
+        energy = F.elu(similarity - self.margin_here, self.alpha).mean(-1)  # [B, N]
+        score = energy if padding is None else torch.where(padding, _PADDING_ENERGY, energy)
         if self.variant == "stride":
             destinations, sources = first_of_cells(-score, self.grid)
-            return merge_best_edges(
+            plan = merge_best_edges(
                 self.grid, tokens, sources, destinations, self.num_removed, similarity=similarity
             )
-        order = invert_ranks(rank_descending(score))
-        return merge_alternate(self.grid, tokens, order, self.num_removed, similarity=similarity)
+        else:
+            order = invert_ranks(rank_descending(score))
+            plan = merge_alternate(
+                self.grid, tokens, order, self.num_removed, similarity=similarity
+            )
+        return replace(plan, energy=energy)
 
     def cost(self, channels: int, metric_channels: int) -> MergeCost:
         """All tokens with all tokens, once for the energy and the matching, and the product."""

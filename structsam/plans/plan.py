@@ -26,6 +26,8 @@ class MergePlan:
         features: what `merge` computes.
         slot_grid: (H', W') when the slots form a smaller regular grid, in row-major order, whose
             relative positions are those of that grid; None when slots stand at their anchors.
+        energy: [B, N] float32 by which the plan ranked its tokens, where a method scores them
+            itself; to look at.
     """
 
     grid: tuple[int, int]
@@ -34,6 +36,7 @@ class MergePlan:
     size_of_slot: Tensor
     features: SlotFeatures
     slot_grid: tuple[int, int] | None = None
+    energy: Tensor | None = None
 
     @property
     def num_slots(self) -> int:

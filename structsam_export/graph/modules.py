@@ -10,7 +10,7 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
 from structsam.apply import merged_blocks, set_prompt_box
-from structsam.plans.plan import MergePlan
+from structsam.recording import record_plans
 from structsam_export.bundle.manifest import PROMPT_BOX, Part, TensorSpec
 from structsam_export.graph.mixed_precision import to_mixed_fp16
 
@@ -55,14 +55,9 @@ class EncoderModule(nn.Module):
 
     def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
         """Encode; see the class."""
-        plans: list[MergePlan] = []
-        for block in self.merging.values():
-            block.on_plan = plans.append
-        try:
+        with record_plans(self.encoder) as planned:
             embedding = self.encode(image, prompt_box)
-        finally:
-            for block in self.merging.values():
-                block.on_plan = None
+        plans = [merging.plan for merging in planned.values()]
         return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
 
     def encode(self, image: Tensor, prompt_box: Tensor | None = None) -> Tensor:

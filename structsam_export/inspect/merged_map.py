@@ -75,7 +75,7 @@ def merged_map(
         anchor_of_slot: [W, M].
         window: (h, w), N = h * w.
         grid: (H', W').
-        energy: [H', W'], or [W, N] like the slots.
+        energy: [H', W'].
         energy_name: what that is, in words.
     """
     windows, tokens = slot_of_token.shape
@@ -84,8 +84,6 @@ def merged_map(
     size = np.bincount(group.ravel(), minlength=windows * slots)[group]
     anchor = np.zeros((windows, tokens), bool)
     np.put_along_axis(anchor, anchor_of_slot, True, axis=1)
-    if energy is not None and energy.shape != tuple(grid):
-        energy = whole_map(energy, window, grid)
     return MergedMap(
         group=whole_map(group, window, grid),
         size=whole_map(size, window, grid),

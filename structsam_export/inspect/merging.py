@@ -8,7 +8,6 @@ study compares methods on the stock model's tokens instead.)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,8 @@ from structsam_export.predict.preprocessing import preprocess
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
-    from torch import Tensor
 
-    from structsam.merging.block import MergedBlock
     from structsam.models import ModelSpec
-    from structsam.plans.plan import MergePlan
 
 Say = Callable[[str], None]
 
@@ -121,10 +117,6 @@ def inspect_merging(
     )
 
 
-class _SeenAllError(Exception):
-    """Leaves an encoder whose later blocks nobody looks at."""
-
-
 def observe(
     sam: Sam, pixels: np.ndarray, blocks: Sequence[int] | None = None
 ) -> dict[int, MergedMap]:
@@ -141,75 +133,30 @@ def observe(
     import torch
 
     from structsam.apply import merged_blocks
+    from structsam.recording import record_plans
 
-    merging = {
-        index: block
+    methods = {
+        index: block.method
         for index, block in enumerate(merged_blocks(sam))
         if block.method is not None and (blocks is None or index in blocks)
     }
-    if not merging:
+    if not methods:
         return {}
-    scored: dict[int, tuple[np.ndarray | None, str]] = {}
-    grids: dict[int, tuple[int, int]] = {}
-    maps: dict[int, MergedMap] = {}
-
-    def keep_energy(index: int, _norm: Any, _given: Any, normed: Tensor) -> None:
-        grids[index] = (normed.shape[1], normed.shape[2])
-        scored[index] = _energy(merging[index], normed)
-
-    def keep_plan(index: int, plan: MergePlan) -> None:
-        slots, anchors = plan.slot_of_token.numpy(), plan.anchor_of_slot.numpy()
-        maps[index] = merged_map(slots, anchors, plan.grid, grids[index], *scored[index])
-        if index == max(merging):
-            raise _SeenAllError
-
-    hooks = []
-    try:
-        for index, block in merging.items():
-            hooks.append(block.norm1.register_forward_hook(partial(keep_energy, index)))
-            block.on_plan = partial(keep_plan, index)
-        with torch.inference_mode():
-            sam.image_encoder(torch.from_numpy(pixels))
-    except _SeenAllError:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for block in merging.values():
-            block.on_plan = None
+    with torch.inference_mode(), record_plans(sam, last=max(methods)) as planned:
+        sam.image_encoder(torch.from_numpy(pixels))
+    maps = {}
+    for index, method in methods.items():
+        merging, plan = planned[index], planned[index].plan
+        energy = None if merging.energy is None else merging.energy[0].numpy()
+        maps[index] = merged_map(
+            plan.slot_of_token.numpy(),
+            plan.anchor_of_slot.numpy(),
+            plan.grid,
+            merging.maps.image,
+            energy,
+            "" if energy is None else method.energy_name,
+        )
     return maps
-
-
-def _energy(block: MergedBlock, normed: Tensor) -> tuple[np.ndarray | None, str]:
-    """What the method scores of [1, H', W', C]: [H', W'], or [W, N] by window, and its name."""
-    from structsam.methods.pitome import PiToMe
-
-    energy = block.token_energy(normed)
-    if energy is not None:
-        return energy[0].numpy(), "gradient of the features"
-    if isinstance(block.method, PiToMe):
-        name = "likeness to all other tokens, high merges first"
-        return _pitome_energy(block, normed).numpy(), name
-    return None, ""
-
-
-def _pitome_energy(block: MergedBlock, normed: Tensor) -> Tensor:
-    """PiToMe's energy [W, N], which the method computes only in passing."""
-    import torch
-    import torch.nn.functional as F
-    from segment_anything.modeling.image_encoder import window_partition
-
-    from structsam.plans.matching import cosine_similarity
-
-    def cut(x: Tensor) -> Tensor:
-        window = block.window_size
-        return (window_partition(x, window)[0] if window else x).flatten(1, 2)
-
-    method: Any = block.method
-    tokens = cut(block.metric_map(normed))
-    padding = cut(torch.ones_like(normed[..., :1])).squeeze(-1) == 0
-    similarity = cosine_similarity(tokens, tokens, padding, padding)
-    return F.elu(similarity - method.margin_here, method.alpha).mean(-1)
 
 
 def _rates(sam: Sam) -> dict[int, float]:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
     from torch import Tensor
 
-    from structsam.merging.block import MergedBlock
-    from structsam.plans.plan import MergePlan
 
 Say = Callable[[str], None]
 
@@ -140,6 +138,7 @@ def spectrum_study(
     import torch
 
     from structsam.apply import remove_merging
+    from structsam.recording import block_inputs
     from structsam.spectrum import GRAPHS
 
     if graph not in GRAPHS:
@@ -153,7 +152,7 @@ def spectrum_study(
         with torch.inference_mode():
             for number, image in enumerate(images, 1):
                 say(f"image {number} of {len(images)}: tokens of the stock model")
-                inputs = _stock_inputs(sam, torch.from_numpy(image))
+                inputs, _ = block_inputs(remove_merging(sam), torch.from_numpy(image))
                 originals: dict[int, Tensor] = {}
                 for pair in pairs:
                     if pair in notes:
@@ -209,24 +208,6 @@ def _notes(
     return notes
 
 
-def _stock_inputs(sam: Sam, image: Tensor) -> list[Tensor]:
-    """Run the stock encoder and keep what enters every block, [1, H, W, C] each."""
-    from structsam.apply import image_encoder_of, remove_merging
-
-    encoder = image_encoder_of(remove_merging(sam))
-    inputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda _block, given: inputs.append(given[0]))
-        for block in encoder.blocks
-    ]
-    try:
-        encoder(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
-
-
 def _measure(
     sam: Sam,
     pair: tuple[str, float],
@@ -238,6 +219,8 @@ def _measure(
 ) -> list[BlockSpectrum]:
     """Measure every merging block; `originals` keeps the unmerged spectra for the next pair."""
     from structsam.apply import apply_merging, merged_blocks
+    from structsam.merging.geometry import WindowMaps
+    from structsam.recording import record_plans
     from structsam.spectrum import (
         graph_spectrum,
         lifted_spectrum,
@@ -250,8 +233,10 @@ def _measure(
     for index, (block, x) in enumerate(zip(merged_blocks(sam), inputs, strict=True)):
         if block.method is None:
             continue
-        plan = _plan_of(block, x)
-        tokens = _tokens_of(block, x)
+        with record_plans(sam, last=index) as planned:  # whose attention nobody needs
+            block(x)
+        plan = planned[index].plan
+        tokens = WindowMaps.of(x, block.window_size).cut(block.norm1(x))
         if index not in originals:
             originals[index] = graph_spectrum(tokens, graph)
         lifted = lifted_spectrum(tokens, plan.slot_of_token, plan.num_slots, graph)
@@ -261,39 +246,6 @@ def _measure(
         sizes = tokens.shape[1], plan.num_slots
         rows.append(BlockSpectrum(index, kind, *sizes, float(value), float(unlike)))
     return rows
-
-
-def _tokens_of(block: MergedBlock, x: Tensor) -> Tensor:
-    """What enters the block's attention, [B*windows, N, C]."""
-    from segment_anything.modeling.image_encoder import window_partition
-
-    tokens = block.norm1(x)
-    if block.window_size:
-        tokens, _ = window_partition(tokens, block.window_size)
-    return tokens.flatten(1, 2)
-
-
-class _PlannedError(Exception):
-    """Carries a plan out of a block whose attention nobody needs."""
-
-    def __init__(self, plan: MergePlan) -> None:
-        super().__init__()
-        self.plan = plan
-
-
-def _plan_of(block: MergedBlock, x: Tensor) -> MergePlan:
-    def leave(plan: MergePlan) -> None:
-        raise _PlannedError(plan)
-
-    before = block.on_plan
-    block.on_plan = leave
-    try:
-        block(x)
-    except _PlannedError as planned:
-        return planned.plan
-    finally:
-        block.on_plan = before
-    raise RuntimeError("the merging block has not called on_plan")
 
 
 def _mean_of_images(blocks: Sequence[BlockSpectrum]) -> BlockSpectrum:

@@ -148,39 +148,25 @@ def compute_reference(sam: Sam, photo: Photo) -> Reference:
     """
     import torch
 
+    from structsam.recording import record_plans
     from structsam_export.graph.modules import EncoderModule
 
     module = EncoderModule(sam.image_encoder)
-    blocks = list(module.merging)
     inputs = [photo.pixels]
     if module.takes_box:
         inputs.append(prompt_box_of(photo.geometry))
-    energies: dict[int, np.ndarray] = {}
-    hooks = []
-    for index in picture_blocks(sam):
-        block = module.merging[index]
-
-        def keep(_m: Any, _i: Any, normed: Any, index: int = index, block: Any = block) -> None:
-            if normed.dim() != 4:
-                return  # a stage also norms its slots
-            energy = block.token_energy(normed)
-            if energy is not None:
-                energies[index] = energy[0].numpy()
-
-        hooks.append(block.norm1.register_forward_hook(keep))
-    try:
-        with torch.inference_mode():
-            embedding, *plans = module(*map(torch.from_numpy, inputs))
-            masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    arrays = [tensor.numpy() for tensor in plans]
+    with torch.inference_mode(), record_plans(sam) as planned:
+        embedding = module.encode(*map(torch.from_numpy, inputs))
+        masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
+    energies = {index: planned[index].token_energy for index in picture_blocks(sam)}
     return Reference(
         photo=photo,
         embedding=embedding.numpy(),
-        plans={index: (arrays[2 * i], arrays[2 * i + 1]) for i, index in enumerate(blocks)},
-        energies=energies,
+        plans={
+            index: (merging.plan.slot_of_token.numpy(), merging.plan.anchor_of_slot.numpy())
+            for index, merging in planned.items()
+        },
+        energies={i: energy[0].numpy() for i, energy in energies.items() if energy is not None},
         masks=masks,
         scores=scores,
         prompt_box=inputs[1] if module.takes_box else None,

@@ -58,6 +58,8 @@ class Judge:
         """Keep every block's input, the embedding and the masks of the unmerged model."""
         import torch
 
+        from structsam.recording import block_inputs
+
         if photo == self._photo:
             return
         pixels, geometry = preprocess(read_image(photo), self.preprocessing)
@@ -73,12 +75,7 @@ class Judge:
         )
         encoder = self._merged(None)
         with torch.inference_mode():
-            x = encoder.patch_embed(torch.from_numpy(pixels)) + encoder.pos_embed
-            self._inputs = []
-            for block in encoder.blocks:
-                self._inputs.append(x)
-                x = block(x)
-            self._embedding = self._neck(x)
+            self._inputs, self._embedding = block_inputs(encoder, torch.from_numpy(pixels))
             self._masks = self._masks_of(self._embedding)
         self._photo = photo
 
@@ -92,7 +89,7 @@ class Judge:
             x = self._inputs[start]
             for block in encoder.blocks[start:]:
                 x = block(x)
-            embedding = self._neck(x)
+            embedding = encoder.neck(x.permute(0, 3, 1, 2))
             assert self._embedding is not None and self._masks is not None
             error = (embedding - self._embedding).norm() / self._embedding.norm()
             iou = mask_iou(self._masks_of(embedding).numpy(), self._masks.numpy())
@@ -114,10 +111,6 @@ class Judge:
         from structsam.config import MergeConfig
 
         return apply_config(self.sam, config or MergeConfig(rate=0.0)).image_encoder
-
-    def _neck(self, x: Tensor) -> Tensor:
-        embedding: Tensor = self.sam.image_encoder.neck(x.permute(0, 3, 1, 2))
-        return embedding
 
     def _masks_of(self, embedding: Tensor) -> Tensor:
         """Masks bool [P, 4, 4h, 4w] at the fixed points."""

@@ -11,6 +11,7 @@ from structsam.apply import apply_merging, merged_blocks, remove_merging, set_pr
 from structsam.errors import UserError
 from structsam.merging.attention import ATTENTIONS
 from structsam.methods import METHODS
+from structsam.recording import record_plans
 from tests.structsam import naive_structsam as naive
 from tests.structsam.naive_attention import (
     block_with_plans,
@@ -64,10 +65,9 @@ def test_padded_windows_merge_by_the_energy_of_the_unpadded_map(tiny_sam_factory
     sam = apply_merging(tiny_sam_factory(), rate=0.5)
     block = sam.image_encoder.blocks[0]
     feature_map = random_map(2, 16, 16, 32, dtype=torch.float32)
-    plans = []
-    block.on_plan = plans.append
-    block(feature_map)
-    (plan,) = plans
+    with record_plans(sam) as planned:
+        block(feature_map)
+    plan = planned[0].plan
     assert plan.slot_of_token.shape == (2 * 4, 196)
     for image in range(2):
         normed = layer_norm(block.norm1, feature_map[image].double().numpy())
@@ -82,11 +82,9 @@ def test_padded_windows_merge_by_the_energy_of_the_unpadded_map(tiny_sam_factory
 
 def test_only_merging_blocks_report_a_plan(tiny_sam_factory) -> None:
     sam = apply_merging(tiny_sam_factory(), rate=0.5, layers="global")
-    plans = []
-    for block in merged_blocks(sam):
-        block.on_plan = plans.append
-    sam.image_encoder(random_map(1, 3, 256, 256, dtype=torch.float32))
-    assert [plan.grid for plan in plans] == [(16, 16)]
+    with record_plans(sam) as planned:
+        sam.image_encoder(random_map(1, 3, 256, 256, dtype=torch.float32))
+    assert {index: merging.plan.grid for index, merging in planned.items()} == {1: (16, 16)}
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.75])
@@ -100,11 +98,11 @@ def test_merging_changes_the_result(rate, tiny_sam_factory) -> None:
 
 def run_and_watch(block, feature_map):
     """The block's output [H, W, C] as numpy, and the plan that it reports."""
-    plans = []
-    block.on_plan = plans.append
+    planned = []
+    block.on_plan = planned.append
     out = block(feature_map)[0].double().numpy()
-    (plan,) = plans
-    return out, plan
+    (merging,) = planned
+    return out, merging.plan
 
 
 @every_form
@@ -226,10 +224,10 @@ def test_windows_that_the_box_covers_merge_less_and_the_others_more(tiny_sam_fac
     # the second box lies in the window at the bottom right
     for boxes in ((BOX, BOX), (BOX, (230, 230, 256, 256))):
         set_prompt_box(sam, torch.tensor(boxes, dtype=torch.float32))
-        plans = []
-        block.on_plan = plans.append
-        block(feature_map)
-        (plan,) = plans
+        with record_plans(sam) as planned:
+            block(feature_map)
+        (merging,) = planned.values()
+        plan = merging.plan
         counts.append([len(set(slots.tolist())) for slots in plan.slot_of_token])
     inside, outside = (tier.method.num_slots for tier in block.tiers)
     assert counts[0] == [inside, outside, outside, outside] * 2

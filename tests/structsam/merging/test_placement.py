@@ -12,6 +12,7 @@ import torch
 from structsam.apply import apply_merging, merged_blocks, remove_merging, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.errors import UserError
+from structsam.recording import record_plans
 from tests.structsam import naive_structsam as naive
 from tests.structsam.naive_attention import (
     head_mean,
@@ -129,11 +130,10 @@ def test_which_blocks_form_a_stage() -> None:
 def test_only_the_first_block_of_a_stage_plans(tiny_sam_factory) -> None:
     sam = apply_merging(tiny_sam_factory(**LAYOUT), rate=0.5, placement="stage")
     assert [block.plans for block in merged_blocks(sam)] == [True, False, True, False, True]
-    plans = []
-    for block in merged_blocks(sam):
-        block.on_plan = plans.append
-    sam.image_encoder(random_map(1, 3, 256, 256, dtype=torch.float32))
-    assert [plan.grid for plan in plans] == [(14, 14), (16, 16), (14, 14)]
+    with record_plans(sam) as planned:
+        sam.image_encoder(random_map(1, 3, 256, 256, dtype=torch.float32))
+    grids = {index: merging.plan.grid for index, merging in planned.items()}
+    assert grids == {0: (14, 14), 2: (16, 16), 4: (14, 14)}
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -78,7 +78,7 @@ def test_only_planners_plan_and_nothing_is_kept_after_a_call(placement, tiny_sam
         block.on_plan = plans.append
     image = random_map(2, 3, 256, 256, dtype=torch.float32)
     together = sam.image_encoder(image)
-    assert [plan.grid for plan in plans] == [(14, 14), (16, 16)]
+    assert [each.plan.grid for each in plans] == [(14, 14), (16, 16)]
     assert all(block._shared._merging is None for block in blocks)
     alone = sam.image_encoder(image[1:])
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)

@@ -16,6 +16,7 @@ from structsam import apply_merging
 from structsam.apply import merged_blocks
 from structsam.errors import UserError
 from structsam.methods import METHODS
+from structsam.recording import record_plans
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merge_picture import group_colors
 from structsam_export.inspect.merging import inspect_merging, observe
@@ -49,15 +50,12 @@ def test_counts_of_a_window_block_leave_padding_out(tiny_sam_factory, pixels) ->
 def test_maps_are_the_plans_of_the_merged_forward_pass(method, tiny_sam_factory, pixels) -> None:
     sam = apply_merging(tiny_sam_factory(), method, 0.5)
     maps = observe(sam, pixels)
-    plans: list = []
-    for block in merged_blocks(sam):
-        assert block.on_plan is None
-        assert not block.norm1._forward_hooks
-        block.on_plan = plans.append
-    with torch.inference_mode():
+    assert all(block.on_plan is None for block in merged_blocks(sam))
+    with torch.inference_mode(), record_plans(sam) as planned:
         sam.image_encoder(torch.from_numpy(pixels))
-    for index, plan in enumerate(plans):
-        found = maps[index]
+    assert list(planned) == [0, 1, 2]
+    for index, merging in planned.items():
+        found, plan = maps[index], merging.plan
         if index == 1:
             assert (found.group.ravel() == plan.slot_of_token[0].numpy()).all()
         positions = np.zeros((plan.slot_of_token.shape[0], plan.slot_of_token.shape[1]), bool)
@@ -79,9 +77,8 @@ def test_energy_is_that_of_the_block_it_is_shown_for(method, tiny_sam_factory, p
     with torch.inference_mode():
         x = encoder.patch_embed(torch.from_numpy(pixels)) + encoder.pos_embed
         for index, block in enumerate(merged_blocks(sam)):
-            np.testing.assert_allclose(
-                maps[index].energy, block.token_energy(block.norm1(x))[0].numpy(), rtol=1e-5
-            )
+            expected = block.method.token_energy(block.metric_map(block.norm1(x)))[0]
+            np.testing.assert_allclose(maps[index].energy, expected.numpy(), rtol=1e-5)
             x = block(x)
     assert np.abs(maps[0].energy - maps[2].energy).max() > 0.01  # or the test proves nothing
 

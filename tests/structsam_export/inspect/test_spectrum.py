@@ -20,6 +20,7 @@ from structsam.apply import merged_blocks
 from structsam.errors import UserError
 from structsam.methods import METHODS, choose_methods
 from structsam.methods.structsam import StructSAM
+from structsam.recording import record_plans
 from structsam.spectrum import layer_discrepancy, slot_dissimilarity
 from structsam_export.inspect.spectrum import run, spectrum_study
 from structsam_export.inspect.spectrum_report import (
@@ -80,14 +81,12 @@ def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
     x = stock.image_encoder.patch_embed(torch.from_numpy(image)) + stock.image_encoder.pos_embed
     expected, unlike = [], []
     for index, block in enumerate(stock.image_encoder.blocks):
-        plans = []
-        own = merged_blocks(merged)[index]
-        own.on_plan = plans.append
-        own(x)
+        with record_plans(merged) as planned:
+            merged_blocks(merged)[index](x)
         tokens = block.norm1(x)
         if block.window_size:
             tokens, _ = window_partition(tokens, block.window_size)
-        (plan,) = plans
+        plan = planned[index].plan
         merging = tokens.flatten(1, 2), plan.slot_of_token, plan.num_slots
         expected.append(layer_discrepancy(*merging).mean().item())
         unlike.append(slot_dissimilarity(*merging).mean().item())
