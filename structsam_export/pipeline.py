@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structsam
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
+from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import (
     DECODER_ONNX,
@@ -22,7 +23,8 @@ from structsam_export.bundle.manifest import (
     SCHEMA_VERSION,
 )
 from structsam_export.bundle.weights_source import ModelSource
-from structsam_export.engines.build import ALL_TARGETS, build, can_build, choose_targets
+from structsam_export.engines.build import build
+from structsam_export.engines.targets import ALL_TARGETS, can_build, choose_targets
 from structsam_export.graph.lint import require_clean
 from structsam_export.machine import tool_versions
 from structsam_export.parity.check import check
@@ -149,9 +151,8 @@ def export(
         for engine, own_targets in engine_plan.items():
             clock.step(f"building {engine} engines")
             for entry in build(bundle, engine, own_targets, progress=build_progress):
-                notes.append(
-                    f"{entry['file']}: {entry['size'] / 1e6:.0f} MB, {entry['build_seconds']:.0f} s"
-                )
+                size = size_text(entry.size)
+                notes.append(f"{entry.file}: {size}, {entry.build_seconds:.0f} s")
         clock.step("checking parity")
         run_options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
         # An engine for another GPU cannot run here; its graph can.

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam.evaluation.results import LONGEST_CELL, RLE_COLUMNS, ROW_COLUMNS
+from structsam.evaluation.results import (
+    LONGEST_CELL,
+    RLE_COLUMNS,
+    ROW_COLUMNS,
+    rows_path,
+    timing_path,
+)
 
 #: `format` of the `evaluation.json` that is understood here.
 FORMAT = 1
@@ -116,11 +122,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def rows_path(folder: Path, run: str) -> Path:
-    """Return where the rows of a run lie."""
-    return folder / "rows" / f"{run}.csv"
-
-
 def read_rows(folder: Path, run: str, with_rle: bool = False) -> RunRows | None:
     """Read the rows of a run; None where there are none yet.
 
@@ -162,7 +163,7 @@ def read_rows(folder: Path, run: str, with_rle: bool = False) -> RunRows | None:
 
 def read_latency(folder: Path, run: str) -> np.ndarray:
     """Return the encoder's time per image in ms, [I]; empty where none was written."""
-    path = folder / "timing" / f"{run}.csv"
+    path = timing_path(folder, run)
     if not path.is_file():
         return np.zeros(0)
     lines = _lines(path)

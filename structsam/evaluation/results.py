@@ -13,7 +13,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from structsam.errors import UserError
@@ -30,6 +30,26 @@ LONGEST_CELL = 2**31 - 1
 PROBLEM_COLUMNS = ("image_id", "kind", "detail")
 
 
+def rows_path(folder: Path, run: str) -> Path:
+    """Return where the rows of a run lie."""
+    return _file_of(folder, "rows", run)
+
+
+def timing_path(folder: Path, run: str) -> Path:
+    """Return where the times of a run lie."""
+    return _file_of(folder, "timing", run)
+
+
+def _file_of(folder: Path, kind: str, run: str) -> Path:
+    """Refuse a name that leads out of the folder: it may come from a bundle, or from a record."""
+    if PureWindowsPath(run).name != run or run in ("", ".", ".."):
+        raise UserError(
+            f"{run!r} is no name for a run in {folder}: its results would lie elsewhere. Use the "
+            "bundle or results of someone you trust, and names without slashes"
+        )
+    return folder / kind / f"{run}.csv"
+
+
 class RunFiles:
     """Rows and times of one run. Opening drops what an interrupted run left of its last image.
 
@@ -44,8 +64,7 @@ class RunFiles:
 
     def __init__(self, folder: Path, name: str, metrics: Sequence[str]) -> None:
         self.columns = (*ROW_COLUMNS, *metrics, *RLE_COLUMNS)
-        self.rows = folder / "rows" / f"{name}.csv"
-        self.timing = folder / "timing" / f"{name}.csv"
+        self.rows, self.timing = rows_path(folder, name), timing_path(folder, name)
         for path in (self.rows, self.timing):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._repair()

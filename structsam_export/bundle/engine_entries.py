@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam_export.bundle.files import sha256_of
+from structsam_export.bundle.files import FileRecord
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import ENGINE_FOLDER, PartName
+from structsam_export.bundle.manifest import ENGINE_FOLDER, EngineEntry, PartName
 
 MAX_OPTIMIZATION_LEVEL = 5
 
@@ -48,9 +47,10 @@ class BuildSettings:
             )
 
     @staticmethod
-    def of(entry: Mapping[str, Any]) -> BuildSettings:
+    def of(entry: EngineEntry) -> BuildSettings:
         """Return the settings with which a recorded engine was built."""
-        return BuildSettings(**{name: entry["fingerprint"][name] for name in asdict(_DEFAULTS)})
+        names = asdict(_DEFAULTS)
+        return BuildSettings(**{name: entry.fingerprint[name] for name in names})
 
 
 _DEFAULTS = BuildSettings()
@@ -71,11 +71,11 @@ def fingerprint(
         version: of the TensorRT that builds or runs it; engines fit exactly one.
         gpu: the device's name where engines are tuned on it, None for ahead-of-time engines.
     """
-    contract = bundle.part(part)
-    files = bundle.manifest["files"]
+    contract, files = bundle.part(part), bundle.files
+    data = files.get(f"{contract.file}.data")
     return {
-        "onnx_sha256": files[contract.file]["sha256"],
-        "onnx_data_sha256": files.get(f"{contract.file}.data", {}).get("sha256"),
+        "onnx_sha256": files[contract.file].sha256,
+        "onnx_data_sha256": data and data.sha256,
         "backend": backend,
         "backend_version": version,
         "target": target,
@@ -91,11 +91,11 @@ def engine_file(backend: str, part: PartName, target: str) -> str:
     return f"{ENGINE_FOLDER}/{part}.{backend}.{target}.engine"
 
 
-def find_entry(bundle: Bundle, backend: str, part: PartName, target: str) -> dict[str, Any] | None:
+def find_entry(bundle: Bundle, backend: str, part: PartName, target: str) -> EngineEntry | None:
     """Return what the manifest records of an engine, or None."""
-    for entry in bundle.manifest.get("engines", []):
-        if (entry["backend"], entry["part"], entry["target"]) == (backend, part, target):
-            return dict(entry)
+    for entry in bundle.engines:
+        if (entry.backend, entry.part, entry.target) == (backend, part, target):
+            return entry
     return None
 
 
@@ -106,23 +106,16 @@ def record_engine(
     target: str,
     wanted: Mapping[str, Any],
     build_seconds: float,
-) -> dict[str, Any]:
+) -> EngineEntry:
     """Put a finished engine file into the manifest, save it, and return the new entry."""
     name = engine_file(backend, part, target)
-    file = bundle.path / name
-    entry = {
-        "backend": backend,
-        "part": part,
-        "target": target,
-        "file": name,
-        "size": file.stat().st_size,
-        "sha256": sha256_of(file),
-        "fingerprint": dict(wanted),
-        "build_seconds": round(build_seconds, 3),
-    }
-    bundle.update_manifest()  # engines that another process recorded meanwhile stay
-    others = [e for e in bundle.manifest.get("engines", []) if e["file"] != name]
-    bundle.update_manifest(engines=[*others, entry])
+    found, seconds = FileRecord.of(bundle.path / name), round(build_seconds, 3)
+    entry = EngineEntry(
+        backend, part, target, name, found.size, found.sha256, dict(wanted), seconds
+    )
+    with bundle.manifest_to_change() as manifest:
+        others = [other for other in manifest.get("engines", []) if other["file"] != name]
+        manifest["engines"] = [*others, vars(entry)]
     return entry
 
 
@@ -143,23 +136,11 @@ def engine_status(
     entry = find_entry(bundle, backend, part, target)
     if entry is None:
         return False, f"there is no {part} engine of {backend} for {target} yet"
-    if damage := file_damage(bundle.path, entry, digest):
+    if damage := entry.damage(bundle.path, digest):
         return False, damage
-    if change := differences(entry["fingerprint"], wanted):
+    if change := differences(entry.fingerprint, wanted):
         return False, f"the {part} engine for {target} is stale: {change}"
     return True, f"the {part} engine for {target} is current"
-
-
-def file_damage(folder: Path, entry: Mapping[str, Any], digest: bool = True) -> str | None:
-    """Say how the file of a recorded engine differs from the record, or None."""
-    file = folder / entry["file"]
-    if not file.is_file():
-        return f"{entry['file']} is missing"
-    if file.stat().st_size != entry["size"]:
-        return f"{entry['file']} was altered: {file.stat().st_size} bytes, not {entry['size']}"
-    if digest and sha256_of(file) != entry["sha256"]:
-        return f"{entry['file']} was altered: its SHA-256 is not the recorded one"
-    return None
 
 
 def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from structsam.errors import UserError
 from structsam_export.bundle.atomic import as_user_error
@@ -37,6 +39,38 @@ def inside(folder: Path, name: object) -> Path:
             "if you know who made the link"
         )
     return path
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Bytes and hex SHA-256 of a file as it was written."""
+
+    size: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path) -> FileRecord:
+        """Look at a file."""
+        return FileRecord(path.stat().st_size, sha256_of(path))
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> FileRecord:
+        """Read the form that `vars(record)` has after a trip through JSON."""
+        return FileRecord(data["size"], data["sha256"])
+
+    def damage(self, path: Path, digest: bool = True) -> str | None:
+        """Say how a file differs from the record: `is missing`, `was altered: ...`, or None.
+
+        Args:
+            digest: also compare the SHA-256, which reads all of the file; the size always is.
+        """
+        if not path.is_file():
+            return "is missing"
+        if (size := path.stat().st_size) != self.size:
+            return f"was altered: {size} bytes, not {self.size}"
+        if digest and sha256_of(path) != self.sha256:
+            return "was altered: its SHA-256 is not the recorded one"
+        return None
 
 
 def sha256_of(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam.models import Preprocessing
-from structsam_export.bundle.files import sha256_of
+from structsam_export.bundle.files import FileRecord, inside, locked
 from structsam_export.bundle.manifest import (
-    MANIFEST,
     PROMPT_BOX,
+    REFERENCE_FOLDER,
+    EngineEntry,
     Part,
     PartName,
     read_manifest,
@@ -20,6 +23,8 @@ from structsam_export.bundle.manifest import (
 
 if TYPE_CHECKING:
     from structsam_export.predict.predictor import Predictor
+
+_LOCK = ".manifest.lock"
 
 
 @dataclass
@@ -35,7 +40,27 @@ class Bundle:
 
     def onnx_path(self, name: PartName) -> Path:
         """Return the ONNX file of the encoder or the decoder."""
-        return self.path / self.part(name).file
+        return self.file(self.part(name).file)
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the manifest names; see `inside`."""
+        return inside(self.path, name)
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """What was recorded of every file: networks, their data, references."""
+        recorded = self.manifest.get("files", {})
+        return {name: FileRecord.from_dict(record) for name, record in recorded.items()}
+
+    @property
+    def engines(self) -> list[EngineEntry]:
+        """What was recorded of every engine."""
+        return list(map(EngineEntry.from_dict, self.manifest.get("engines", [])))
+
+    @property
+    def reference_files(self) -> list[str]:
+        """Names of the photos that parity is checked on, and of what PyTorch computed on them."""
+        return [name for name in self.files if name.startswith(f"{REFERENCE_FOLDER}/")]
 
     @property
     def name(self) -> str:
@@ -81,31 +106,63 @@ class Bundle:
         """Write the manifest with a fresh digest, atomically."""
         write_manifest(self.path, self.manifest)
 
-    def update_manifest(self, **changes: Any) -> None:
-        """Change top-level entries and save, keeping what another process wrote meanwhile."""
-        if (self.path / MANIFEST).exists():
-            current = read_manifest(self.path)
-            self.manifest.clear()
-            self.manifest.update(current)
-        self.manifest.update(changes)
-        self.save_manifest()
+    def reload(self) -> None:
+        """Read the manifest anew: another process may have recorded something.
+
+        Raises:
+            UserError: as `read_manifest`.
+        """
+        current = read_manifest(self.path)
+        self.manifest.clear()
+        self.manifest.update(current)
+
+    @contextmanager
+    def manifest_to_change(self) -> Iterator[dict[str, Any]]:
+        """Yield the manifest as it is on disk now, and save what the block makes of it.
+
+        Only one process is inside at a time, so that no entry is lost.
+
+        Raises:
+            UserError: the manifest was altered since it was written, or cannot be written.
+        """
+        with locked(self.path / _LOCK):
+            self.reload()
+            yield self.manifest
+            self.save_manifest()
 
     def record_file(self, name: str) -> None:
         """Put size and SHA-256 of the file `name` (relative) into the manifest."""
-        self.manifest.setdefault("files", {})[name] = {
-            "size": (self.path / name).stat().st_size,
-            "sha256": sha256_of(self.path / name),
-        }
+        self.manifest.setdefault("files", {})[name] = vars(FileRecord.of(self.file(name)))
+
+    def verify(self, names: Iterable[str], advice: str = "Copy it again") -> None:
+        """Compare files with what was recorded of them.
+
+        Args:
+            names: relative to the folder.
+            advice: how to mend it, before "or export the bundle again".
+
+        Raises:
+            UserError: one is missing or was altered.
+        """
+        recorded = self.files
+        for name in names:
+            if name in recorded and (damage := recorded[name].damage(self.file(name))):
+                raise UserError(
+                    f"{name} of the bundle {self.path} {damage}. {advice}, or export the bundle "
+                    "again"
+                )
 
 
 def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """Open a bundle folder.
 
     Args:
-        verify: also compare the SHA-256 of every file with the manifest.
+        verify: compare the SHA-256 of both networks with the manifest. What only a check of parity
+            needs (`reference/`) is judged there, and may be absent where a bundle only runs.
 
     Raises:
-        UserError: no such folder, no or damaged manifest, newer schema, missing or altered file.
+        UserError: no such folder; no, damaged or altered manifest; newer schema; a missing or
+            altered network; a file that is named outside of the folder.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -113,19 +170,6 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         raise UserError(f"no bundle at {folder}: {what}. Make one with `structsam-export export`")
     bundle = Bundle(folder, read_manifest(folder))
     if verify:
-        _verify_files(bundle)
+        references = bundle.reference_files
+        bundle.verify(name for name in bundle.files if name not in references)
     return bundle
-
-
-def _verify_files(bundle: Bundle) -> None:
-    for name, expected in bundle.manifest["files"].items():
-        file = bundle.path / name
-        if not file.is_file():
-            raise UserError(
-                f"bundle {bundle.path} lacks {name}. Copy the whole folder, or export it again"
-            )
-        if file.stat().st_size != expected["size"] or sha256_of(file) != expected["sha256"]:
-            raise UserError(
-                f"{file} was altered or truncated: its SHA-256 is not the one in {MANIFEST}. "
-                "Copy it again, or export the bundle again"
-            )

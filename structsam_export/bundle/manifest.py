@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
+from structsam_export.bundle.files import FileRecord, inside
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -78,11 +79,43 @@ class Part:
         }
 
 
+@dataclass(frozen=True)
+class EngineEntry:
+    """What the manifest records of one engine.
+
+    Args:
+        target: architecture such as `sm89`.
+        file: relative to the bundle.
+        fingerprint: all that the engine depends on; see `fingerprint`.
+    """
+
+    backend: str
+    part: PartName
+    target: str
+    file: str
+    size: int
+    sha256: str
+    fingerprint: dict[str, Any]
+    build_seconds: float
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> EngineEntry:
+        """Read the form that `vars(entry)` has after a trip through JSON."""
+        return EngineEntry(**{f.name: data[f.name] for f in fields(EngineEntry)})
+
+    def damage(self, bundle: Path, digest: bool = True) -> str | None:
+        """Say how the file differs from the record, or None; see `FileRecord.damage`."""
+        record = FileRecord(self.size, self.sha256)
+        damage = record.damage(inside(bundle, self.file), digest)
+        return damage and f"{self.file} {damage}"
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and verify the manifest of a bundle's folder.
 
     Raises:
-        UserError: none there, damaged, changed after it was written, or of a newer schema.
+        UserError: none there, damaged, changed after it was written, of a newer schema, or one
+            that names a file outside of the folder.
     """
     file = folder / MANIFEST
     try:
@@ -104,7 +137,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if manifest.get("digest") != _digest(manifest):
         raise UserError(f"{file} was changed after it was written. Export the bundle again")
+    for name in _named_files(manifest):
+        inside(folder, name)
     return dict(manifest)
+
+
+def _named_files(manifest: Mapping[str, Any]) -> list[Any]:
+    """Everything in a manifest that is opened as a file of the folder, or becomes one's name."""
+    holders = [manifest[part] for part in get_args(PartName) if part in manifest]
+    holders += manifest.get("engines", [])
+    names = [*manifest.get("files", {}), *(holder["file"] for holder in holders)]
+    return [*names, *manifest.get("reference_images", []), manifest["name"]]
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

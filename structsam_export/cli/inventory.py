@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from structsam_export.engines.build import can_build
+from structsam_export.engines.targets import can_build
 from structsam_export.runtimes import BACKENDS
 
 

@@ -164,7 +164,9 @@ def export(
 @app.command()
 def build(
     bundle: BundlePath,
-    backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    backend: Annotated[
+        str, typer.Option(help="tensorrt or tensorrt-rtx; auto takes what can build here.")
+    ] = "auto",
     target: Targets = None,
     workspace: Annotated[int | None, typer.Option(min=1, help="Scratch memory, MiB.")] = None,
     tactic_memory: Annotated[
@@ -176,12 +178,18 @@ def build(
 ) -> None:
     """Build TensorRT engines from a bundle's ONNX, importing no torch."""
     terminal = make_terminal()
+    from structsam_export.bundle.files import size_text
     from structsam_export.bundle.folder import open_bundle
     from structsam_export.engines.build import build as run
+    from structsam_export.engines.targets import find_builder
 
     opened = open_bundle(bundle)
     if opened.has_random_weights:
         terminal.warn(random_note())
+    if backend == "auto":
+        backend, passed_over = find_builder(target or (), opened.precision)
+        for reason in passed_over:
+            terminal.warn(f"building with {backend}. {reason}")
     try:
         entries = run(
             opened,
@@ -196,10 +204,10 @@ def build(
     finally:
         terminal.close()
     if json_only:
-        print(json.dumps(entries))
+        print(json.dumps([vars(entry) for entry in entries]))
     else:
         for entry in entries:
-            terminal.print(f"{bundle / entry['file']}  {entry['size'] / 1e6:.0f} MB")
+            terminal.print(f"{bundle / entry.file}  {size_text(entry.size)}")
 
 
 @app.command()

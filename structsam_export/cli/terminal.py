@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.weights_source import weights_title
 
@@ -79,7 +80,7 @@ class Terminal:
             self.close()
             self.err.print(f"    {title}: {escape(f'{event.kind}: {event.message}')}")
             return
-        if event.kind == "started":
+        if event.kind in ("waiting", "started"):
             self.close()
             self.err.print(f"    {title}: {escape(event.message)}", highlight=False)
         self._bar(title, event.fraction * 100, 100)
@@ -172,9 +173,9 @@ def bundle_table(bundle: Bundle) -> Table:
     table.add_row("precision", manifest["precision"]["name"])
     for name, info in manifest["files"].items():
         if name.endswith((".onnx", ".data")):
-            table.add_row(name, f"{info['size'] / 1e6:.0f} MB")
+            table.add_row(name, size_text(info["size"]))
     for engine in manifest["engines"]:
-        table.add_row(engine["file"], f"{engine['size'] / 1e6:.0f} MB")
+        table.add_row(engine["file"], size_text(engine["size"]))
     return table
 
 

@@ -5,6 +5,7 @@ No torch is imported: on a Jetson its memory is missing during the build.
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -23,44 +24,35 @@ from structsam_export.bundle.engine_entries import (
     fingerprint,
     record_engine,
 )
+from structsam_export.bundle.files import locked, size_text
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import ENGINE_FOLDER, PartName
+from structsam_export.bundle.manifest import ENGINE_FOLDER, EngineEntry, PartName
 from structsam_export.engines.progress import BuildEvent, monitor_of, run_until_stopped
-from structsam_export.runtimes.base import BackendUnavailable
-from structsam_export.runtimes.cuda_memory import Gpu, open_cuda
+from structsam_export.engines.targets import choose_targets, find_builder
 from structsam_export.runtimes.tensorrt_backend import RUNTIME_CACHE_SUFFIX
-from structsam_export.runtimes.tensorrt_module import (
-    FLAVOURS,
-    Flavour,
-    ahead_of_time_targets,
-    load_module,
-    logger_of,
-)
-
-DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
-ALL_TARGETS = "all"
-_NO_FP32_MATMUL = "sm75"  # Turing, in TensorRT-RTX
+from structsam_export.runtimes.tensorrt_module import FLAVOURS, Flavour, load_module, logger_of
 
 Progress = Callable[[BuildEvent], None]
 
 
 def build(
     bundle: Bundle,
-    backend: str,
+    backend: str = "auto",
     targets: Sequence[str] = (),
     workspace_mb: int | None = None,
     optimization_level: int | None = None,
     tactic_memory_mb: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[EngineEntry]:
     """Build what is missing or stale, record it in the manifest, and return all engine entries.
 
-    Ctrl-C ends the build at TensorRT's next step; engines finished before stay recorded.
+    Ctrl-C ends the build at TensorRT's next step; engines finished before stay recorded. An engine
+    that another process builds at the same time is waited for, and reused.
 
     Args:
-        backend: `tensorrt`, which builds on and for the GPU of this machine, or `tensorrt-rtx`,
-            which needs no GPU.
+        backend: `tensorrt`, which builds on and for the GPU of this machine, `tensorrt-rtx`, which
+            needs no GPU, or `auto`, the first of them that can build here.
         targets: architectures such as `sm89`, one engine each, or `all` that the backend knows.
             None given means the GPU of this machine, and for `tensorrt-rtx` without a GPU
             `DEFAULT_TARGETS` (GeForce RTX 30, 40 and 50).
@@ -74,89 +66,22 @@ def build(
         UserError: unknown backend or target, a graph that TensorRT cannot parse or build.
         BackendUnavailable: TensorRT is missing or too old, or `tensorrt` has no GPU here.
     """
+    if backend == "auto":
+        backend, _ = find_builder(targets, bundle.precision)
     if backend not in FLAVOURS:
-        raise UserError(f"{backend!r} builds no engines. Choose one of: {', '.join(FLAVOURS)}")
+        raise UserError(
+            f"{backend!r} builds no engines. Choose one of: auto, {', '.join(FLAVOURS)}"
+        )
     flavour = FLAVOURS[backend]
     settings = BuildSettings(workspace_mb, optimization_level, tactic_memory_mb)
     trt = load_module(flavour)
     chosen, gpu = choose_targets(backend, targets, bundle.precision)
-    report = progress or (lambda event: None)
+    job = _Job(bundle, flavour, trt, gpu, settings, force, progress or (lambda event: None))
     entries = []
     for part in get_args(PartName):
-        network: _Network | None = None
-        for target in chosen:
-            wanted = fingerprint(bundle, backend, part, target, trt.__version__, gpu, settings)
-            current, reason = engine_status(bundle, backend, part, target, wanted)
-            if current and not force:
-                report(BuildEvent(part, target, "reused", reason, 1.0))
-                entries.append(find_entry(bundle, backend, part, target) or {})
-                continue
-            reason = f"{reason}, and is built again as asked for" if current else reason
-            report(BuildEvent(part, target, "started", reason, 0.0))
-            started = time.perf_counter()
-            network = network or _parse(trt, flavour, bundle, part)
-            _build_file(network, bundle, part, target, gpu, settings, report)
-            seconds = time.perf_counter() - started
-            entries.append(record_engine(bundle, backend, part, target, wanted, seconds))
-            size = entries[-1]["size"] / 2**20
-            message = f"{entries[-1]['file']}, {size:.1f} MiB in {seconds:.1f} s"
-            report(BuildEvent(part, target, "built", message, 1.0))
+        parsed = functools.cache(functools.partial(_parse, trt, flavour, bundle, part))
+        entries += [job.engine(part, target, parsed) for target in chosen]
     return entries
-
-
-def choose_targets(
-    backend: str, targets: Sequence[str], precision: str
-) -> tuple[list[str], str | None]:
-    """Return what `build` would build for, and the GPU's name where engines are tuned on it.
-
-    `all` leaves out what cannot be built: float32 for Turing, where TensorRT-RTX has no float32
-    matmul.
-
-    Raises:
-        UserError, BackendUnavailable: as `build`.
-    """
-    flavour = FLAVOURS[backend]
-    trt = load_module(flavour)
-    gpu: Gpu | None = None
-    try:
-        gpu = open_cuda(flavour.extra).gpu()
-    except BackendUnavailable:
-        if not flavour.ahead_of_time:
-            raise
-    if not flavour.ahead_of_time:
-        assert gpu is not None
-        for target in targets:
-            if target not in (gpu.target, ALL_TARGETS):
-                raise UserError(
-                    f"{flavour.title} builds on the GPU that will run the engine: this one is "
-                    f"{gpu.target} ({gpu.name}), not {target}. Build there, or use the backend "
-                    "tensorrt-rtx"
-                )
-        return [gpu.target], gpu.name
-    known = ahead_of_time_targets(trt)
-    if ALL_TARGETS in targets:
-        targets = [t for t in known if precision != "fp32" or t != _NO_FP32_MATMUL]
-    chosen = list(dict.fromkeys(targets)) or ([gpu.target] if gpu else list(DEFAULT_TARGETS))
-    for target in chosen:
-        if target not in known:
-            raise UserError(
-                f"{flavour.title} {trt.__version__} cannot build for {target}. Choose from: "
-                f"{' '.join(known)}, or all; or use the backend tensorrt on a GPU of another kind"
-            )
-        if target == _NO_FP32_MATMUL and precision == "fp32":
-            raise UserError(
-                f"{flavour.title} has no float32 matmul for {target} (Turing). "
-                "Export with --precision fp16, or leave that target out"
-            )
-    return chosen, None
-
-
-def can_build(backend: str) -> bool:
-    """Whether engines of this backend can be built here, with or without a GPU."""
-    try:
-        return bool(choose_targets(backend, (), "fp16")[0])
-    except UserError:
-        return False
 
 
 @dataclass
@@ -164,10 +89,113 @@ class _Network:
     """A parsed graph. The parser stays: it may own the memory of the weights."""
 
     trt: Any
-    flavour: Flavour
+    file: Path
     builder: Any
     network: Any
     parser: Any
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a call of `build` asks for.
+
+    Args:
+        gpu: name of the GPU that engines are tuned on; None for ahead-of-time engines.
+    """
+
+    bundle: Bundle
+    flavour: Flavour
+    trt: Any
+    gpu: str | None
+    settings: BuildSettings
+    force: bool
+    report: Progress
+
+    def engine(self, part: PartName, target: str, parsed: Callable[[], _Network]) -> EngineEntry:
+        """Return the entry of an engine that is current, or of one that is built now."""
+        file = engine_file(self.flavour.name, part, target)
+        done, reason = self._status(part, target)
+        if not done:
+            wait = BuildEvent(
+                part, target, "waiting", "another process is building it; waiting for that", 0.0
+            )
+            lock = self.bundle.path / ENGINE_FOLDER / f".{Path(file).name}.lock"
+            with locked(lock, waiting=lambda: self.report(wait)):
+                self.bundle.reload()  # it may have been recorded meanwhile
+                done, reason = self._status(part, target)
+                if not done:
+                    return self._build(part, target, reason, parsed)
+        self.report(BuildEvent(part, target, "reused", reason, 1.0))
+        entry = find_entry(self.bundle, self.flavour.name, part, target)
+        assert entry is not None
+        return entry
+
+    def _wanted(self, part: PartName, target: str) -> dict[str, Any]:
+        version = self.trt.__version__
+        return fingerprint(
+            self.bundle, self.flavour.name, part, target, version, self.gpu, self.settings
+        )
+
+    def _status(self, part: PartName, target: str) -> tuple[bool, str]:
+        """Whether there is nothing to do, and the reason in words."""
+        wanted = self._wanted(part, target)
+        current, reason = engine_status(self.bundle, self.flavour.name, part, target, wanted)
+        if current and self.force:
+            return False, f"{reason}, and is built again as asked for"
+        return current, reason
+
+    def _build(
+        self, part: PartName, target: str, reason: str, parsed: Callable[[], _Network]
+    ) -> EngineEntry:
+        self.report(BuildEvent(part, target, "started", reason, 0.0))
+        started = time.perf_counter()
+        self._write(parsed(), part, target)
+        seconds = time.perf_counter() - started
+        wanted = self._wanted(part, target)
+        entry = record_engine(self.bundle, self.flavour.name, part, target, wanted, seconds)
+        message = f"{entry.file}, {size_text(entry.size)} in {seconds:.1f} s"
+        self.report(BuildEvent(part, target, "built", message, 1.0))
+        return entry
+
+    def _write(self, parsed: _Network, part: PartName, target: str) -> None:
+        trt, bundle, logger = self.trt, self.bundle, logger_of(self.trt)
+        config = _configure(parsed, bundle, part, self.settings)
+        if self.flavour.ahead_of_time:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+        timing = None if self.gpu is None else _timing_cache_file(bundle, trt.__version__, self.gpu)
+        if timing is not None:
+            _load_timing_cache(config, timing)
+        stop = Event()
+        monitor = monitor_of(
+            trt,
+            stop,
+            lambda phase, done: self.report(BuildEvent(part, target, "running", phase, done)),
+        )
+        if monitor is not None:
+            config.progress_monitor = monitor
+        logger.errors.clear()
+        plan = run_until_stopped(
+            lambda: parsed.builder.build_serialized_network(parsed.network, config), stop
+        )
+        if monitor is not None and monitor.failure is not None:
+            raise monitor.failure
+        if plan is None:
+            errors = logger.take()
+            fix = (
+                "Free memory, lower --workspace and --tactic-memory, or add swap"
+                if re.search(r"memory|alloc", errors, re.IGNORECASE)
+                else f"See what breaks the rules with `structsam-export lint {parsed.file}`"
+            )
+            raise UserError(
+                f"{self.flavour.title} {trt.__version__} cannot build the {part} for {target}: "
+                f"{errors}. {fix}"
+            )
+        file = bundle.path / engine_file(self.flavour.name, part, target)
+        atomic.write_bytes(file, memoryview(plan))
+        file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
+        if timing is not None:
+            atomic.write_bytes(timing, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 def _parse(trt: Any, flavour: Flavour, bundle: Bundle, part: PartName) -> _Network:
@@ -190,7 +218,7 @@ def _parse(trt: Any, flavour: Flavour, bundle: Bundle, part: PartName) -> _Netwo
         raise UserError(
             f"{file} has the inputs {sorted(names)}, unlike the manifest. Export the bundle again"
         )
-    return _Network(trt, flavour, builder, network, parser)
+    return _Network(trt, file, builder, network, parser)
 
 
 def _parser_error(error: Any) -> str:
@@ -198,53 +226,6 @@ def _parser_error(error: Any) -> str:
     if error.node() < 0:
         return text
     return f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {text}"
-
-
-def _build_file(
-    parsed: _Network,
-    bundle: Bundle,
-    part: PartName,
-    target: str,
-    gpu: str | None,
-    settings: BuildSettings,
-    report: Progress,
-) -> None:
-    trt, logger = parsed.trt, logger_of(parsed.trt)
-    config = _configure(parsed, bundle, part, settings)
-    if parsed.flavour.ahead_of_time:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
-    timing = None if gpu is None else _timing_cache_file(bundle, trt.__version__, gpu)
-    if timing is not None:
-        _load_timing_cache(config, timing)
-    stop = Event()
-    monitor = monitor_of(
-        trt, stop, lambda phase, done: report(BuildEvent(part, target, "running", phase, done))
-    )
-    if monitor is not None:
-        config.progress_monitor = monitor
-    logger.errors.clear()
-    plan = run_until_stopped(
-        lambda: parsed.builder.build_serialized_network(parsed.network, config), stop
-    )
-    if monitor is not None and monitor.failure is not None:
-        raise monitor.failure
-    if plan is None:
-        errors = logger.take()
-        fix = (
-            "Free memory, lower --workspace and --tactic-memory, or add swap"
-            if re.search(r"memory|alloc", errors, re.IGNORECASE)
-            else f"See what breaks the rules with `structsam-export lint {bundle.onnx_path(part)}`"
-        )
-        raise UserError(
-            f"{parsed.flavour.title} {trt.__version__} cannot build the {part} for {target}: "
-            f"{errors}. {fix}"
-        )
-    file = bundle.path / engine_file(parsed.flavour.name, part, target)
-    atomic.write_bytes(file, memoryview(plan))
-    file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
-    if timing is not None:
-        atomic.write_bytes(timing, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 def _configure(parsed: _Network, bundle: Bundle, part: PartName, settings: BuildSettings) -> Any:

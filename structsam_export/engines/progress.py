@@ -17,14 +17,15 @@ class BuildEvent:
     """One step of `build`, made for a progress bar.
 
     Args:
-        kind: `reused` (nothing to do), `started`, `running` or `built`.
-        message: why an engine is reused or built, or the phase that runs.
+        kind: `reused` (nothing to do), `waiting` (for another process), `started`, `running` or
+            `built`.
+        message: why an engine is reused, waited for or built, or the phase that runs.
         fraction: done so far, 0.0 to 1.0.
     """
 
     part: PartName
     target: str
-    kind: Literal["reused", "started", "running", "built"]
+    kind: Literal["reused", "waiting", "started", "running", "built"]
     message: str
     fraction: float
 

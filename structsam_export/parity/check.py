@@ -22,7 +22,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM
+from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM, REFERENCE_FOLDER
 from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
 from structsam_export.parity.reference import (
     Reference,
@@ -37,6 +37,11 @@ from structsam_export.runtimes.base import Arrays, Backend
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
+
+_GET_REFERENCES = (
+    f"Copy {REFERENCE_FOLDER}/ from where the bundle was exported, compare on photos of your own "
+    "(torch and the weights compute what is right for them)"
+)
 
 #: Where slots differ: the share of tokens of a block that PyTorch would have to send to the same
 #: destination, from the same input. FP16 rounds energies to 1e-3, so more of them tie.
@@ -129,27 +134,28 @@ def write_report(
     atomic.write_text(report.page, page)
     if stem != PARITY_STEM:
         return
-    bundle.update_manifest(
-        parity={
+    with bundle.manifest_to_change() as manifest:
+        manifest["parity"] = {
             "passed": bool(report),
             "verdict": report.verdict(),
             "backends": {row.backend: row.status for row in report.rows},
         }
-    )
 
 
 def _references(
     bundle: Bundle, images: Sequence[str | Path], model: _ReferenceModel, say: Say
 ) -> list[Reference]:
     how = bundle.preprocessing
-    stored = {Path(name).name: bundle.path / name for name in bundle.manifest["reference_images"]}
+    stored = {Path(name).name: bundle.file(name) for name in bundle.manifest["reference_images"]}
     if not images:
+        bundle.verify(bundle.reference_files, _GET_REFERENCES)
         return [load_reference(read_photo(file, how)) for file in stored.values()]
     references: list[Reference] = []
     for image in map(Path, images):
         photo = read_photo(image, how, note=say)
         known = stored.get(image.name)
-        if known is not None and np.array_equal(read_image(known), photo.rgb):
+        if known is not None and known.is_file() and np.array_equal(read_image(known), photo.rgb):
+            bundle.verify(bundle.reference_files, _GET_REFERENCES)
             references.append(load_reference(replace(photo, path=known)))
             continue
         try:

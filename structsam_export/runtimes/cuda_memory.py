@@ -20,6 +20,7 @@ from structsam_export.runtimes.base import BackendUnavailable
 _OUT_OF_MEMORY = 2
 _INSUFFICIENT_DRIVER = 35
 _NO_DEVICE = 100
+_NO_DRIVER = "no NVIDIA driver is installed here; install one, or choose another backend"
 
 
 class CudaError(RuntimeError):
@@ -65,6 +66,8 @@ class Cuda:
             properties = self._call("cudaGetDeviceProperties", self._call("cudaGetDevice"))
         except CudaError as error:
             raise BackendUnavailable(self._why_no_device(error)) from None
+        except RuntimeError as error:  # cuda-bindings 12.6 to 12.8 find no libcuda
+            raise BackendUnavailable(f"{_NO_DRIVER} ({error})") from None
         return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
 
     def _why_no_device(self, error: CudaError) -> str:
@@ -74,7 +77,7 @@ class Cuda:
             return f"CUDA cannot start: {error.text}. Check the driver with `nvidia-smi`"
         driver = self._call("cudaDriverGetVersion")
         if driver == 0:
-            return "no NVIDIA driver is installed here; install one, or choose another backend"
+            return _NO_DRIVER
         needed = self._call("cudaRuntimeGetVersion")
         return (
             f"the NVIDIA driver supports CUDA {_version(driver)}, and cuda-bindings need "

@@ -19,12 +19,12 @@ from structsam_export.bundle import atomic
 from structsam_export.bundle.engine_entries import (
     BuildSettings,
     engine_status,
-    file_damage,
     find_entry,
     fingerprint,
 )
+from structsam_export.bundle.files import inside
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, PartName, TensorSpec
+from structsam_export.bundle.manifest import EngineEntry, Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError, DeviceBuffers, Gpu, open_cuda
 from structsam_export.runtimes.tensorrt_module import (
@@ -40,12 +40,12 @@ RUNTIME_CACHE_SUFFIX = ".runtime-cache"
 class TensorRTRunner(Runner):
     """A deserialized engine with its buffers, stream and, where shapes are static, CUDA graph."""
 
-    def __init__(self, part: Part, flavour: Flavour, folder: Path, entry: dict[str, Any]) -> None:
+    def __init__(self, part: Part, flavour: Flavour, folder: Path, entry: EngineEntry) -> None:
         super().__init__(part)
         self.flavour = flavour
         self.folder = folder
         self.entry = entry
-        self.file = folder / entry["file"]
+        self.file = inside(folder, entry.file)
         self._dynamic = bool(part.profile)
         self._runtime: Any = None
         self._engine: Any = None
@@ -71,7 +71,7 @@ class TensorRTRunner(Runner):
         trt = load_module(self.flavour)
         self._cuda = open_cuda(self.flavour.extra)
         self._gpu = self._cuda.gpu()
-        if damage := file_damage(self.folder, self.entry):
+        if damage := self.entry.damage(self.folder):
             raise UserError(f"{damage}. Build the engine again with `structsam-export build`")
         free = self._cuda.free_memory()
         try:
@@ -105,13 +105,13 @@ class TensorRTRunner(Runner):
                     reasons = [name for name, bit in known if int(bit) & flags]
                     raise BackendUnavailable(
                         f"{self.file} does not fit here ({', '.join(reasons) or logger.take()}); "
-                        f"{_rebuild(self.folder, self.entry)}"
+                        f"{self._rebuild}"
                     )
             engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BackendUnavailable(
                 f"{self.flavour.title} {trt.__version__} cannot load {self.file}: "
-                f"{logger.take()}; {_rebuild(self.folder, self.entry)}"
+                f"{logger.take()}; {self._rebuild}"
             )
         return engine
 
@@ -126,8 +126,12 @@ class TensorRTRunner(Runner):
         if found != wanted:
             raise BackendUnavailable(
                 f"{self.file} has the tensors {sorted(found)}, and should have {sorted(wanted)} "
-                f"of the manifest's types; {_rebuild(self.folder, self.entry)}"
+                f"of the manifest's types; {self._rebuild}"
             )
+
+    @property
+    def _rebuild(self) -> str:
+        return _rebuild(self.folder, self.entry.backend, self.entry.target)
 
     def _create_context(self, trt: Any) -> Any:
         if hasattr(trt, "CudaGraphStrategy"):
@@ -233,9 +237,9 @@ class TensorRTRunner(Runner):
     def describe(self) -> dict[str, Any]:
         """Return the engine's file, version, GPU, and what became of the CUDA graph."""
         return {
-            "engine": self.entry["file"],
-            "target": self.entry["target"],
-            "version": self.entry["fingerprint"]["backend_version"],
+            "engine": self.entry.file,
+            "target": self.entry.target,
+            "version": self.entry.fingerprint["backend_version"],
             "gpu": self._gpu.name if self._gpu else None,
             "cuda_graph": self._graph_note,
             "device_memory_mib": self._device_memory_mib,
@@ -280,14 +284,13 @@ class TensorRTBackend(Backend):
         wanted = fingerprint(bundle, self.name, part, target, trt.__version__, tuned_on, settings)
         ok, reason = engine_status(bundle, self.name, part, target, wanted, digest=False)
         if entry is None or not ok:
-            found = {"backend": self.name, "target": target}
-            raise BackendUnavailable(f"{reason}; {_rebuild(bundle.path, found)}")
+            raise BackendUnavailable(f"{reason}; {_rebuild(bundle.path, self.name, target)}")
         return TensorRTRunner(bundle.part(part), self.flavour, bundle.path, entry)
 
 
-def _rebuild(folder: Path, entry: dict[str, Any]) -> str:
-    command = f"structsam-export build {folder} --backend {entry['backend']}"
-    return f"build it with `{command} --target {entry['target']}`"
+def _rebuild(folder: Path, backend: str, target: str) -> str:
+    command = f"structsam-export build {folder} --backend {backend} --target {target}"
+    return f"build it with `{command}`"
 
 
 def _dims(spec: TensorSpec) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from structsam.errors import UserError
-from structsam.evaluation.read_results import read_rows
+from structsam.evaluation.read_results import read_latency, read_rows
+from structsam.evaluation.results import RunFiles
 from structsam.evaluation.summary import find_baseline, named, pooled, summarise
 from tests.structsam.evaluation.small_results import (
     rle,
@@ -319,6 +320,18 @@ def test_it_is_json_and_the_same_every_time(tmp_path) -> None:
     assert told["runs"][0]["metrics"]["iou"]["mean"]["value"] is None
     assert told["runs"][0]["latency"] is None and told["runs"][0]["name"] == "unmerged"
     assert told["protocol"]["prompt"] == "box" and told["rules"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "a\\b", "C:x", "..", ""])
+def test_a_run_is_never_read_or_written_elsewhere(tmp_path, name) -> None:
+    """Its name comes from a bundle's manifest, or from the record."""
+    folder = tmp_path / "out" / "deep"
+    with pytest.raises(UserError, match="is no name for a run"):
+        RunFiles(folder, name, ["iou"])
+    for read in (read_rows, read_latency):
+        with pytest.raises(UserError, match="is no name for a run"):
+            read(folder, name)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("run", ["unmerged", "structsam-r0.50"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from structsam_export.bundle.engine_entries import (
     record_engine,
 )
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import EngineEntry
 from structsam_export.engines.build import build
 from tests.structsam_export.small_bundle import make_bundle
 
@@ -87,7 +89,7 @@ def test_every_changed_field_causes_a_rebuild(tmp_path: Path, field: str) -> Non
     started = [e for e in events if e.kind == "started"]
     assert len(started) == 1 and started[0].part == "encoder"
     assert f"stale: {field} changed" in started[0].message
-    assert again[0]["fingerprint"][field] != planted[field]
+    assert again[0].fingerprint[field] != planted[field]
 
 
 def test_another_onnx_is_noticed(bundle: Bundle) -> None:
@@ -121,14 +123,14 @@ def test_no_entry(bundle: Bundle) -> None:
 
 def test_an_entry_is_replaced_and_says_what_it_is(bundle: Bundle) -> None:
     entry = record_engine(bundle, BACKEND, "decoder", TARGET, wanted(bundle), 2.0)
-    assert bundle.manifest["engines"] == [entry]
-    assert entry | {"fingerprint": {}} == {
+    assert bundle.manifest["engines"] == [vars(entry)]
+    assert vars(entry) | {"fingerprint": {}} == {
         "backend": "tensorrt",
         "part": "decoder",
         "target": "sm87",
         "file": "engines/decoder.tensorrt.sm87.engine",
         "size": 600,
-        "sha256": entry["sha256"],
+        "sha256": entry.sha256,
         "fingerprint": {},
         "build_seconds": 2.0,
     }
@@ -136,6 +138,7 @@ def test_an_entry_is_replaced_and_says_what_it_is(bundle: Bundle) -> None:
 
 def test_settings_survive_the_manifest() -> None:
     settings = BuildSettings(1, 2, 3)
-    assert BuildSettings.of({"fingerprint": vars(settings) | {"gpu": None}}) == settings
+    entry = EngineEntry(BACKEND, "decoder", TARGET, "x", 1, "0", vars(settings) | {"gpu": None}, 1)
+    assert BuildSettings.of(EngineEntry.from_dict(json.loads(json.dumps(vars(entry))))) == settings
     with pytest.raises(UserError, match="workspace_mb is 0"):
         BuildSettings(workspace_mb=0)

@@ -9,6 +9,7 @@ import pytest
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import EngineEntry
 from structsam_export.engines.build import build
 from structsam_export.graph.lint import lint
 
@@ -17,9 +18,9 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed he
 SIX = ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 
 
-def targets_of(entries: list[dict]) -> dict[str, list[str]]:
+def targets_of(entries: list[EngineEntry]) -> dict[str, list[str]]:
     return {
-        part: [entry["target"] for entry in entries if entry["part"] == part]
+        part: [entry.target for entry in entries if entry.part == part]
         for part in ("encoder", "decoder")
     }
 
@@ -37,7 +38,7 @@ def test_a_tiny_bundle_builds_at_fp32_for_every_target_but_turing(
         build(bundle, "tensorrt-rtx", targets=["sm75"])
     open_bundle(bundle.path)  # the engines are recorded with their hashes
     for entry in entries:
-        assert (bundle.path / entry["file"]).stat().st_size == entry["size"] > 100_000
+        assert (bundle.path / entry.file).stat().st_size == entry.size > 100_000
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_vit_t_at_fp16_builds_for_every_target(tmp_path: Path) -> None:
     result = export("vit_t", rate=0.5, weights="random", targets=["all"], out=tmp_path)
     assert result.parity, result.parity.verdict()
     bundle = open_bundle(result.path)
-    assert targets_of(bundle.manifest["engines"]) == {"encoder": SIX, "decoder": SIX}
+    assert targets_of(bundle.engines) == {"encoder": SIX, "decoder": SIX}
     for part in ("encoder", "decoder"):
         assert lint(bundle.onnx_path(part)) == []
 
@@ -71,6 +72,6 @@ def test_vit_b_passes_parity_and_builds_for_every_target(
     assert ran.metrics["same_slot"] > 0.99
     if precision == "fp32":
         assert ran.metrics["relative_l2"] <= 1e-4
-    assert targets_of(bundle.manifest["engines"]) == {"encoder": expected, "decoder": expected}
+    assert targets_of(bundle.engines) == {"encoder": expected, "decoder": expected}
     for part in ("encoder", "decoder"):
         assert lint(bundle.onnx_path(part)) == []

@@ -20,8 +20,10 @@ from structsam.errors import UserError
 from structsam_export.bundle.engine_entries import BuildSettings
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.engines import build as engine_build
-from structsam_export.engines.build import DEFAULT_TARGETS, build
+from structsam_export.engines import targets as engine_targets
+from structsam_export.engines.build import build
 from structsam_export.engines.progress import BuildEvent, Phases, run_until_stopped
+from structsam_export.engines.targets import DEFAULT_TARGETS, find_builder
 from structsam_export.runtimes import BackendUnavailable
 from structsam_export.runtimes.cuda_memory import Cuda, Gpu
 from tests.structsam_export.small_bundle import make_bundle
@@ -41,14 +43,14 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def test_six_targets_two_parts_and_all_of_it_recorded(rtx: Any, bundle: Bundle) -> None:
     entries = build(bundle, "tensorrt-rtx", SIX)
-    assert [(e["part"], e["target"]) for e in entries] == [
+    assert [(e.part, e.target) for e in entries] == [
         (part, target) for part in ("encoder", "decoder") for target in SIX
     ]
     recorded = open_bundle(bundle.path).manifest["engines"]
-    assert [e["file"] for e in recorded] == [e["file"] for e in entries]
-    for entry in recorded:
-        assert (bundle.path / entry["file"]).stat().st_size == entry["size"] > 10_000
-        assert entry["fingerprint"]["backend_version"] == rtx.__version__
+    assert recorded == [vars(entry) for entry in entries]
+    for entry in entries:
+        assert (bundle.path / entry.file).stat().st_size == entry.size > 10_000
+        assert entry.fingerprint["backend_version"] == rtx.__version__
     assert not list(bundle.path.rglob("*.tmp-*"))
 
 
@@ -72,7 +74,7 @@ def test_progress_names_the_reason_and_never_goes_back(rtx: Any, bundle: Bundle)
     build(bundle, "tensorrt-rtx", ["sm86"], optimization_level=1, progress=events.append)
     encoder = [e for e in events if e.part == "encoder"]
     assert encoder[0].kind == "started" and "there is no encoder engine" in encoder[0].message
-    assert encoder[-1].kind == "built" and " MiB in " in encoder[-1].message
+    assert encoder[-1].kind == "built" and " MB in " in encoder[-1].message
     fractions = [e.fraction for e in encoder]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0 and len(fractions) > 10
 
@@ -107,14 +109,16 @@ def test_a_build_that_fails_keeps_the_old_engine(rtx: Any, bundle: Bundle) -> No
     before = build(bundle, "tensorrt-rtx", ["sm89"])
     bundle.manifest["decoder"]["profile"] = {}
     bundle.manifest["decoder"]["inputs"][1]["shape"] = [1, 2]
+    bundle.save_manifest()
     with pytest.raises(UserError, match=r"cannot build the decoder for sm89: .*profile"):
         build(bundle, "tensorrt-rtx", ["sm89"])
-    assert bundle.manifest["engines"] == before
-    assert (bundle.path / before[1]["file"]).stat().st_size == before[1]["size"]
+    assert bundle.manifest["engines"] == [vars(entry) for entry in before]
+    assert (bundle.path / before[1].file).stat().st_size == before[1].size
 
 
 def test_inputs_unlike_the_manifest_are_refused(rtx: Any, bundle: Bundle) -> None:
     bundle.manifest["encoder"]["inputs"][0]["name"] = "pixels"
+    bundle.save_manifest()
     with pytest.raises(UserError, match=r"\['image'\], unlike the manifest"):
         build(bundle, "tensorrt-rtx", ["sm89"])
 
@@ -123,7 +127,12 @@ def test_external_data_is_found_and_part_of_the_fingerprint(rtx: Any, tmp_path: 
     bundle = make_bundle(tmp_path / "bundle", external=True)
     entry = build(bundle, "tensorrt-rtx", ["sm89"])[0]
     recorded = bundle.manifest["files"]["encoder.onnx.data"]["sha256"]
-    assert entry["fingerprint"]["onnx_data_sha256"] == recorded
+    assert entry.fingerprint["onnx_data_sha256"] == recorded
+
+
+def engines_in(bundle: Bundle) -> list[Path]:
+    """Files of the folder that anybody can see; locks are hidden."""
+    return sorted(f for f in (bundle.path / "engines").iterdir() if not f.name.startswith("."))
 
 
 @pytest.fixture
@@ -145,7 +154,7 @@ def test_ctrl_c_ends_the_build_and_keeps_what_is_finished(
     with pytest.raises(KeyboardInterrupt):
         build(bundle, "tensorrt-rtx", ["sm89"], progress=press_ctrl_c)
     assert [e["part"] for e in open_bundle(bundle.path).manifest["engines"]] == ["encoder"]
-    assert len(list((bundle.path / "engines").iterdir())) == 1
+    assert [file.name for file in engines_in(bundle)] == ["encoder.tensorrt-rtx.sm89.engine"]
 
 
 def test_ctrl_c_waits_for_the_work(ctrl_c_raises: None) -> None:
@@ -168,7 +177,7 @@ def test_an_error_of_the_callback_comes_through(rtx: Any, bundle: Bundle) -> Non
 
     with pytest.raises(ZeroDivisionError, match="planted"):
         build(bundle, "tensorrt-rtx", ["sm89"], progress=fail)
-    assert not (bundle.path / "engines").exists()
+    assert not engines_in(bundle)
 
 
 def test_profile_and_memory_limits_reach_tensorrt(rtx: Any, bundle: Bundle) -> None:
@@ -192,7 +201,10 @@ def test_profile_and_memory_limits_reach_tensorrt(rtx: Any, bundle: Bundle) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "onnxruntime"}, "builds no engines. Choose one of: tensorrt, tensorrt-rtx"),
+        (
+            {"backend": "onnxruntime"},
+            "builds no engines. Choose one of: auto, tensorrt, ten",
+        ),
         ({"targets": ["sm90"]}, "cannot build for sm90. Choose from: sm75 sm80 sm86 sm89"),
         ({"workspace_mb": 0}, "workspace_mb is 0, and must be at least 1"),
         ({"tactic_memory_mb": -1}, "tactic_memory_mb is -1"),
@@ -210,16 +222,16 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None) -> None:
             raise BackendUnavailable("no NVIDIA GPU is visible here")
         return gpu
 
-    monkeypatch.setattr(engine_build, "open_cuda", lambda extra: Cuda(None))
+    monkeypatch.setattr(engine_targets, "open_cuda", lambda extra: Cuda(None))
     monkeypatch.setattr(Cuda, "gpu", answer)
 
 
 def test_default_targets(rtx: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, None)
     entries = build(bundle, "tensorrt-rtx")
-    assert {e["target"] for e in entries} == set(DEFAULT_TARGETS)
+    assert {e.target for e in entries} == set(DEFAULT_TARGETS)
     pretend_gpu(monkeypatch, Gpu("a laptop", "sm121"))
-    assert {e["target"] for e in build(bundle, "tensorrt-rtx")} == {"sm121"}
+    assert {e.target for e in build(bundle, "tensorrt-rtx")} == {"sm121"}
     pretend_gpu(monkeypatch, Gpu("a server", "sm90"))
     with pytest.raises(UserError, match="cannot build for sm90"):
         build(bundle, "tensorrt-rtx")
@@ -241,11 +253,11 @@ def test_tensorrt_builds_on_its_own_gpu_with_a_timing_cache(
     with pytest.raises(UserError, match=r"this one is sm87 \(Orin \(nvgpu\)\), not sm89"):
         build(bundle, "tensorrt", ["sm89"])
     entries = build(bundle, "tensorrt", workspace_mb=64, tactic_memory_mb=512)
-    assert [e["file"] for e in entries] == [
+    assert [e.file for e in entries] == [
         "engines/encoder.tensorrt.sm87.engine",
         "engines/decoder.tensorrt.sm87.engine",
     ]
-    assert entries[0]["fingerprint"]["gpu"] == "Orin (nvgpu)"
+    assert entries[0].fingerprint["gpu"] == "Orin (nvgpu)"
     cache = bundle.path / "engines" / "timing.tensorrt-10.3.0.Orin-nvgpu.cache"
     assert cache.is_file()
     cache.write_bytes(b"damaged")
@@ -253,6 +265,54 @@ def test_tensorrt_builds_on_its_own_gpu_with_a_timing_cache(
     module.__version__ = "10.2.9"  # type: ignore[attr-defined]
     with pytest.raises(BackendUnavailable, match=r"10.2.9 is too old.*10.3 or newer.*JetPack"):
         build(bundle, "tensorrt")
+
+
+def test_auto_takes_what_can_build_here(
+    rtx: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch, None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    backend, passed_over = find_builder(["sm89"], "fp16")
+    assert backend == "tensorrt-rtx"
+    assert len(passed_over) == 1 and passed_over[0].startswith("tensorrt: tensorrt is ")
+    assert {entry.backend for entry in build(bundle, targets=["sm89"])} == {"tensorrt-rtx"}
+    module = ModuleType("tensorrt")
+    module.__version__ = "10.3.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    pretend_gpu(monkeypatch, Gpu("a server", "sm90"))
+    assert find_builder((), "fp16") == ("tensorrt", [])
+    assert find_builder(["sm89"], "fp16")[0] == "tensorrt-rtx"  # not on this GPU
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendUnavailable, match=r"here\. tensorrt: .*; tensorrt-rtx: .*sm90"):
+        build(bundle)
+
+
+def test_two_builds_at_once_do_the_work_once(rtx: Any, bundle: Bundle) -> None:
+    """The second waits, says so, and reuses; the work is done by whoever is first."""
+    waiting = threading.Event()
+    events: list[BuildEvent] = []
+
+    def first(event: BuildEvent) -> None:
+        if (event.part, event.kind) == ("encoder", "started"):
+            second.start()
+            assert waiting.wait(60)
+
+    def told(event: BuildEvent) -> None:
+        events.append(event)
+        if event.kind == "waiting":
+            waiting.set()
+
+    second = threading.Thread(
+        target=lambda: build(open_bundle(bundle.path), "tensorrt-rtx", ["sm89"], progress=told)
+    )
+    build(bundle, "tensorrt-rtx", ["sm89"], progress=first)
+    second.join(120)
+    encoder = [(event.kind, event.message) for event in events if event.part == "encoder"]
+    assert encoder == [
+        ("waiting", "another process is building it; waiting for that"),
+        ("reused", "the encoder engine for sm89 is current"),
+    ]
+    assert len(open_bundle(bundle.path).manifest["engines"]) == 2
 
 
 def test_a_missing_module_names_the_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -489,6 +489,28 @@ def test_a_known_image_needs_no_torch(
         check(own_bundle, "onnxruntime", [same_name])
 
 
+def test_a_bundle_without_its_references_runs_and_says_what_a_check_lacks(
+    own_bundle: Bundle, tiny_photo: Path
+) -> None:
+    """A bundle on a robot may have dropped them."""
+    shutil.rmtree(own_bundle.path / "reference")
+    opened = open_bundle(own_bundle.path)
+    with opened.predictor("onnxruntime") as predictor:
+        predictor.set_image(np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match=r"reference/scene\.png of .* is missing") as caught:
+        check(opened, "onnxruntime")
+    for way in ("from where the bundle was exported", "photos of your own", "export the bundle"):
+        assert way in str(caught.value)
+    assert check(opened, "onnxruntime", [tiny_photo])  # random weights: torch makes them anew
+
+
+def test_an_altered_reference_is_noticed(own_bundle: Bundle) -> None:
+    numbers = own_bundle.path / "reference" / "scene.png.npz"
+    numbers.write_bytes(numbers.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"scene\.png\.npz of .* was altered"):
+        check(open_bundle(own_bundle.path), "onnxruntime")
+
+
 def test_a_new_image_without_the_checkpoint(own_bundle: Bundle, other_photo: Path) -> None:
     own_bundle.manifest["model"].update(
         weights="checkpoint", checkpoint={"file": "sam_vit.pth", "sha256": "0" * 64}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +212,16 @@ def test_settings_of_the_build_do_not_matter_when_it_runs(
     BACKENDS[backend].runner(bundle, "encoder", RunOptions())
 
 
+class DriverlessCuda:
+    """cuda-bindings 12.6 to 12.8 where there is no driver: every call raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+        return call
+
+
 @pytest.mark.parametrize(
     ("fake", "reason"),
     [
@@ -218,6 +229,7 @@ def test_settings_of_the_build_do_not_matter_when_it_runs(
         (FakeCuda(status=100), "no NVIDIA GPU is visible"),
         (FakeCuda(status=35, driver=0), "no NVIDIA driver is installed"),
         (FakeCuda(status=35), r"CUDA 12.6, and .* 13.0; .*pip install 'cuda-bindings<13'"),
+        (DriverlessCuda(), r"no NVIDIA driver is installed.*\(Failed to dlopen libcuda.so.1\)"),
         (FakeCuda(status=999), "CUDA cannot start: a planted error"),
         (None, r"pip install 'structsam\[(rtx|tensorrt)\]'"),
     ],
