@@ -55,7 +55,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu_name(),
         "board": _first_line("/proc/device-tree/model"),
@@ -112,7 +112,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Return how many cores this process may use; None where the system does not tell."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

@@ -52,7 +52,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout."
 Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
 Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+
+
+def _note_more_threads_than_cores(threads: int | None) -> int | None:
+    from structsam_export.machine import usable_cores
+
+    cores = usable_cores()
+    if threads and cores and threads > cores:
+        make_terminal().warn(
+            f"{threads} threads on {cores} usable cores wait for each other, and can take many "
+            f"times as long. Use --threads {cores}, or leave it out"
+        )
+    return threads
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads.", callback=_note_more_threads_than_cores),
+]
 
 
 @dataclass(frozen=True)

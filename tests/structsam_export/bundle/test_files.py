@@ -125,25 +125,30 @@ def test_a_lock_in_a_read_only_folder(tmp_path: Path) -> None:
         pass
 
 
-def add_engines(folder: Path, process: int, count: int) -> None:
+def add_engine(folder: Path, opened: Any, count: int) -> None:
     bundle = open_bundle(folder, verify=False)
+    opened.set()
     for index in range(count):
         with bundle.manifest_to_change() as manifest:
-            manifest["engines"] = [*manifest.get("engines", []), {"file": f"{process}-{index}"}]
+            manifest["engines"] = [*manifest.get("engines", []), {"file": f"other-{index}"}]
 
 
 def test_two_processes_lose_no_entry(tmp_path: Path) -> None:
+    """The other one wants to write while this one is between reading and writing."""
     bundle = make_bundle(tmp_path / "bundle")
     context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=add_engines, args=(bundle.path, n, 40)) for n in range(2)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(120)
-        assert job.exitcode == 0
-    found = open_bundle(bundle.path).manifest["engines"]
-    expected = {f"{process}-{index}" for process in range(2) for index in range(40)}
-    assert len(found) == 80 and {entry["file"] for entry in found} == expected
+    opened = context.Event()
+    other = context.Process(target=add_engine, args=(bundle.path, opened, 3))
+    other.start()
+    assert opened.wait(120)
+    for index in range(3):
+        with bundle.manifest_to_change() as manifest:
+            other.join(1)
+            manifest["engines"] = [*manifest.get("engines", []), {"file": f"own-{index}"}]
+    other.join(120)
+    assert other.exitcode == 0
+    found = sorted(entry["file"] for entry in open_bundle(bundle.path).manifest["engines"])
+    assert found == [f"{who}-{index}" for who in ("other", "own") for index in range(3)]
 
 
 def test_an_altered_manifest_is_never_signed_again(tmp_path: Path) -> None:
