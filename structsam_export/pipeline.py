@@ -158,6 +158,8 @@ def export(
         # An engine for another GPU cannot run here; its graph can.
         judge = "auto" if backend in engine_plan else backend
         report = check(bundle, judge, options=run_options, say=say)
+        for lock in folder.rglob(".*.lock"):
+            lock.unlink()  # nobody else has known this folder
     seconds = clock.stop()
     manifest = open_bundle(final, verify=False).manifest
     return ExportedBundle(final, manifest, report, seconds, notes)

@@ -490,7 +490,7 @@ def test_a_known_image_needs_no_torch(
 
 
 def test_a_bundle_without_its_references_runs_and_says_what_a_check_lacks(
-    own_bundle: Bundle, tiny_photo: Path
+    own_bundle: Bundle, tiny_photo: Path, tiny_model: str
 ) -> None:
     """A bundle on a robot may have dropped them."""
     shutil.rmtree(own_bundle.path / "reference")
