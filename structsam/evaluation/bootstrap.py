@@ -94,32 +94,6 @@ def interval(
     return intervals(*columns, level=level, resamples=resamples, seed=seed)[0]
 
 
-def difference(
-    sums: np.ndarray,
-    counts: np.ndarray,
-    base_sums: np.ndarray,
-    base_counts: np.ndarray,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Return the mean of one run minus that of another on the same images, with its interval.
-
-    Paired: every resample takes the same images of both runs, so that how hard the images are
-    cancels out. All arrays are [I], image i the same in all.
-    """
-    if np.array_equal(counts, base_counts):
-        return interval(np.subtract(sums, base_sums), counts, level, resamples, seed)
-    table = np.stack([sums, counts, base_sums, base_counts], axis=1).astype(np.float64)
-    both = (table[:, 1] > 0) & (table[:, 3] > 0)
-    drawn = _resampled(table, resamples, seed)
-    values = _ratio(drawn[:, 0], drawn[:, 1]) - _ratio(drawn[:, 2], drawn[:, 3])
-    total = table.sum(axis=0)
-    value = float(_ratio(total[0], total[1]) - _ratio(total[2], total[3]))
-    masks = int(min(total[1], total[3]))
-    return _estimate(value, values, level, int(both.sum()), masks)
-
-
 def intervals(
     sums: np.ndarray,
     counts: np.ndarray,

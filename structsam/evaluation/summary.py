@@ -199,22 +199,6 @@ def find_baseline(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next(iter(plain or unmerged), None)
 
 
-def pooled(summaries: Sequence[Summary]) -> dict[str, dict[str, float]]:
-    """Return {run: {metric: mean over datasets}} of the runs that every folder has.
-
-    Each dataset weighs the same, whatever its size; there is no interval.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for run in summaries[0].runs if summaries else ():
-        same = [next((r for r in s.runs if r.name == run.name), None) for s in summaries]
-        for name in run.metrics:
-            values = [r.metrics[name].mean.value if r and name in r.metrics else None for r in same]
-            known = [value for value in values if value is not None]
-            if len(known) == len(summaries):
-                found.setdefault(run.name, {})[name] = sum(known) / len(known)
-    return found
-
-
 def _latency(times: np.ndarray) -> Latency | None:
     if not len(times):
         return None

@@ -14,7 +14,7 @@ import pytest
 from structsam.errors import UserError
 from structsam.evaluation.read_results import read_latency, read_rows
 from structsam.evaluation.results import RunFiles
-from structsam.evaluation.summary import find_baseline, named, pooled, summarise
+from structsam.evaluation.summary import find_baseline, named, summarise
 from tests.structsam.evaluation.small_results import (
     rle,
     row_of,
@@ -284,18 +284,6 @@ def test_groups(tmp_path) -> None:
     assert {name: round(e.value, 6) for name, e in kinds.items()} == {
         "cat": 0.5, "dog": 0.5, "without category": 0.8
     }  # fmt: skip
-
-
-def test_pooled_weighs_datasets_alike(tmp_path) -> None:
-    small, other = two_runs(tmp_path / "a"), two_runs(tmp_path / "b")
-    for name in ("unmerged", "structsam-r0.50"):
-        change(other, name, lambda rows: rows[:2])  # IoU 1, 1 and 1, 0.5
-    found = pooled([summarise(small), summarise(other)])
-    assert found["unmerged"]["iou"] == pytest.approx((0.88 + 1) / 2)
-    assert found["structsam-r0.50"]["iou"] == pytest.approx((0.66 + 0.75) / 2)
-    write_facts(other, [run_facts("unmerged")])
-    assert list(pooled([summarise(small), summarise(other)])) == ["unmerged"]
-    assert pooled([]) == {}
 
 
 def test_problems_are_counted_and_named(tmp_path) -> None:

@@ -172,6 +172,23 @@ def test_asking_again_adds_runs_and_repeats_none(tiny_model, tmp_path, monkeypat
         assert (out / "rows" / name).read_bytes() == content
 
 
+def test_runs_are_named_and_counted_without_torch():
+    """So a folder in which nothing is missing is seen in a second or two, not in twenty."""
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(('torch', 'torchvision', 'segment_anything'))\n"
+        "from structsam.models import model_spec\n"
+        "from structsam_export.bundle.weights_source import ModelSource\n"
+        "from structsam_export.evaluate.runs import model_runs\n"
+        "from structsam_export.merging_choices import merge_configs\n"
+        "configs, _ = merge_configs(model_spec('vit_t'), ['structsam', 'tome'], [0.5], ['all'])\n"
+        "facts, runs = model_runs(ModelSource('vit_t'), configs)\n"
+        "print(facts['weights'], *(run.name for run in runs))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["embedded", "unmerged", "structsam-r0.50", "tome-r0.50"]
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
