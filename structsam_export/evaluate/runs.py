@@ -94,14 +94,14 @@ def model_runs(
     def opened(config: MergeConfig | None) -> Iterator[Predictor]:
         from structsam.apply import apply_config
         from structsam.config import MergeConfig
-        from structsam_export.runtimes.torch_backend import LoadedSam
+        from structsam_export.runtimes.torch_backend import InMemoryBackend
 
         if not loaded:
             use_fast_settings()
             loaded.append(source.load())
         # unmerged is rate 0: stock SAM's masks, with the attention that the merged runs have
         sam = apply_config(loaded[0], config or MergeConfig(rate=0.0))
-        backend = LoadedSam(sam, precision)
+        backend = InMemoryBackend(sam, precision)
         bundle = backend.in_memory_bundle(spec.preprocessing)
         with Predictor(bundle, backend, threads=threads) as predictor:
             yield predictor

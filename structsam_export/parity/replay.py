@@ -32,7 +32,7 @@ class CannotFollow(Exception):
     """The slots' features do not follow from the slots alone."""
 
 
-class FollowedMethod:
+class GivenSlotsMethod:
     """A merging method that gives the slots of another runtime instead of its own.
 
     Args:
@@ -104,7 +104,7 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
                 torch.from_numpy(plans[f"{what}.{index}"].astype(np.int64))
                 for what in ("slot_of_token", "anchor_of_slot")
             )
-            followed[index] = FollowedMethod(tier.method, slots, anchors)
+            followed[index] = GivenSlotsMethod(tier.method, slots, anchors)
             block.tiers = (Tier(followed[index], tier.windows),)  # type: ignore[arg-type]
         arrays = photo.pixels, *reference.prompt_feed.values()
         inputs = [torch.from_numpy(array) for array in arrays]

@@ -129,7 +129,7 @@ class TorchBackend(Backend):
             )
 
 
-class LoadedSam(TorchBackend):
+class InMemoryBackend(TorchBackend):
     """A `Sam` in memory, merged or not, behind the same contract: for models without a bundle."""
 
     def __init__(self, sam: Sam, precision: str = "fp32") -> None:

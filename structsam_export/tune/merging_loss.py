@@ -40,8 +40,8 @@ class Loss:
         return self.embedding + self.masks
 
 
-class Judge:
-    """Runs the encoder from any block on, and compares with the unmerged model."""
+class LossMeter:
+    """Measures loss: runs the encoder from any block on, and compares with the unmerged one."""
 
     def __init__(self, sam: Any, spec: ModelSpec) -> None:
         from structsam_export.graph.modules import DecoderModule

@@ -14,7 +14,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
-from structsam_export.tune.merging_loss import Judge, Loss
+from structsam_export.tune.merging_loss import Loss, LossMeter
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
@@ -26,7 +26,7 @@ Note = Callable[[str], None]
 
 
 def sensitivities(
-    judge: Judge,
+    meter: LossMeter,
     base: MergeConfig,
     rates: Sequence[float],
     photos: Sequence[Path],
@@ -38,7 +38,7 @@ def sensitivities(
 
     What lies there from a search that was stopped is used again, and `note` is told.
     """
-    depth = len(judge.sam.image_encoder.blocks)
+    depth = len(meter.sam.image_encoder.blocks)
     known = {(r["image"], int(r["block"]), float(r["rate"])): r for r in _read_rows(path)}
     total, done = len(photos) * depth * len(rates), 0
     if reused := sum((p.name, b, r) in known for p in photos for b in range(depth) for r in rates):
@@ -49,7 +49,7 @@ def sensitivities(
             for column, rate in enumerate(rates):
                 row = known.get((photo.name, block, rate))
                 if row is None:
-                    row = _measured(judge, base, photo, block, rate, depth)
+                    row = _measured(meter, base, photo, block, rate, depth)
                     _append_row(path, row)
                 loss[number, block, column] = float(row["embedding"]) + float(row["masks"])
                 times[number, block, column] = float(row["ms"])
@@ -59,11 +59,11 @@ def sensitivities(
 
 
 def _measured(
-    judge: Judge, base: MergeConfig, photo: Path, block: int, rate: float, depth: int
+    meter: LossMeter, base: MergeConfig, photo: Path, block: int, rate: float, depth: int
 ) -> dict[str, str]:
     config = replace(base, rate=tuple(rate if i == block else 0.0 for i in range(depth)))
-    found = judge.losses(config, photo, block) if rate else Loss(0.0, 0.0)
-    numbers = (found.embedding, found.masks, judge.milliseconds(config, photo, block))
+    found = meter.losses(config, photo, block) if rate else Loss(0.0, 0.0)
+    numbers = (found.embedding, found.masks, meter.milliseconds(config, photo, block))
     cells = (photo.name, str(block), repr(rate), *(f"{number:.6g}" for number in numbers))
     return dict(zip(_COLUMNS, cells, strict=True))
 

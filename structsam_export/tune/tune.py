@@ -19,7 +19,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle.weights_source import ModelSource
-from structsam_export.tune.merging_loss import Judge, Loss
+from structsam_export.tune.merging_loss import Loss, LossMeter
 from structsam_export.tune.schedule_file import Schedule
 from structsam_export.tune.schedule_search import TRIES, Candidate, Sensitivity, mean
 from structsam_export.tune.sensitivity import Note, Progress, claim, sensitivities
@@ -163,15 +163,15 @@ def tune(
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
     claim(folder, asked)
-    judge = Judge(source.load(), spec)
+    meter = LossMeter(source.load(), spec)
     found_in = {}
     for each in uniform:
         path = folder / f"sensitivity_{each.placement}.csv"
-        loss, times = sensitivities(judge, each, allowed, search, path, progress, note)
+        loss, times = sensitivities(meter, each, allowed, search, path, progress, note)
         costs = _macs(spec, each, allowed) if goal.cost == "gmac" else times
         found_in[each.placement] = Sensitivity(each.placement, tuple(allowed), loss, costs)
 
-    verify = _Verifier(judge, base, search, progress, 1 + TRIES[goal.least] * len(found_in))
+    verify = _Verifier(meter, base, search, progress, 1 + TRIES[goal.least] * len(found_in))
     beaten = verify(found_in[base.placement].uniform(budget))
     best = _search(goal, list(found_in.values()), verify, beaten)
     progress("comparing on held-out photos", 0, 2)
@@ -216,7 +216,7 @@ class _Verifier:
 
     def __init__(
         self,
-        judge: Judge,
+        meter: LossMeter,
         base: MergeConfig,
         photos: Sequence[Path],
         progress: Progress,
@@ -224,7 +224,7 @@ class _Verifier:
     ) -> None:
         self.done: list[Candidate] = []
         self._asked = 0
-        self._judge, self._base, self._photos = judge, base, photos
+        self._meter, self._base, self._photos = meter, base, photos
         self._progress, self._count = progress, count
         self._known: dict[tuple[str, tuple[float, ...]], tuple[Loss, ...]] = {}
 
@@ -243,7 +243,7 @@ class _Verifier:
     def losses(self, candidate: Candidate, photos: Sequence[Path]) -> tuple[Loss, ...]:
         """Measure the loss on every photo."""
         config = replace(self._base, rate=candidate.rates, placement=candidate.placement)
-        return tuple(self._judge.losses(config, photo) for photo in photos)
+        return tuple(self._meter.losses(config, photo) for photo in photos)
 
 
 def _budget(uniform: Sequence[MergeConfig]) -> float:

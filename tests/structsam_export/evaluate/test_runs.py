@@ -28,7 +28,7 @@ from structsam_export.evaluate.runs import (
 )
 from structsam_export.merging_choices import label_of, merge_configs
 from structsam_export.predict.predictor import Predictor
-from structsam_export.runtimes.torch_backend import LoadedSam
+from structsam_export.runtimes.torch_backend import InMemoryBackend
 from tests.structsam.evaluation.toy import ToyDataset, toy_sample
 
 pytest.importorskip("pycocotools")
@@ -57,7 +57,7 @@ def test_a_model_in_memory_draws_the_masks_of_samplepredictor(tiny_sam_factory, 
     from segment_anything import SamPredictor
 
     sam = tiny_sam_factory()
-    backend = LoadedSam(sam)
+    backend = InMemoryBackend(sam)
     ours = Predictor(backend.in_memory_bundle(tiny_spec.preprocessing), backend)
     stock, sample = SamPredictor(sam), toy_sample("photo")
     ours.set_image(sample.image)

@@ -20,7 +20,7 @@ from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity import check as parity
 from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference
-from structsam_export.parity.replay import CannotFollow, FollowedMethod, follow
+from structsam_export.parity.replay import CannotFollow, GivenSlotsMethod, follow
 from structsam_export.predict.preprocessing import read_photo
 from structsam_export.runtimes import RunOptions
 from structsam_export.runtimes.torch_backend import load_merged_sam
@@ -42,7 +42,7 @@ def test_given_its_own_slots_a_method_computes_its_own_features(name: str) -> No
             continue  # does not fit a window
         method = METHODS[name]((14, 14), min(0.5, cap_of(name, (14, 14), **options)), **options)
         own = method.plan(tokens)
-        other = FollowedMethod(method, own.slot_of_token, own.anchor_of_slot)
+        other = GivenSlotsMethod(method, own.slot_of_token, own.anchor_of_slot)
         if name == "cubistmerge":  # its features go from line to line
             with pytest.raises(CannotFollow, match="cubistmerge"):
                 other.plan(tokens)
@@ -72,7 +72,7 @@ def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
     slots, anchors = (array.copy() for array in plain.plans[1])
     block = merged_blocks(sam)[1]
     one_cell_otherwise(slots, anchors, block.method.num_merged_cells)
-    other = FollowedMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
+    other = GivenSlotsMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
     block.tiers = (Tier(other, 1),)
     found = compute_reference(sam, photo)
     assert not np.array_equal(found.plans[1][0], plain.plans[1][0])

@@ -22,7 +22,7 @@ from structsam_export.cli.main import main
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 from structsam_export.tune import merging_loss
-from structsam_export.tune.merging_loss import Judge, Loss
+from structsam_export.tune.merging_loss import Loss, LossMeter
 from structsam_export.tune.report import save_report, tune_table
 from structsam_export.tune.schedule_file import Schedule, read_schedule
 from structsam_export.tune.schedule_search import mean
@@ -56,9 +56,9 @@ def test_the_loss_is_that_of_the_whole_encoder(tiny_model, tiny_spec, folder):
     """From the cached input of a block on, as from the photo on."""
     torch = pytest.importorskip("torch")
     sam = structsam.load_sam(tiny_model, weights="random")
-    judge, photo = Judge(sam, tiny_spec), find_photos([folder])[0]
+    meter, photo = LossMeter(sam, tiny_spec), find_photos([folder])[0]
     config = MergeConfig(rate=(0.0, 0.5, 0.0))
-    short, whole = judge.losses(config, photo, 1), judge.losses(config, photo)
+    short, whole = meter.losses(config, photo, 1), meter.losses(config, photo)
     assert short.embedding == pytest.approx(whole.embedding, rel=1e-4)
     pixels = torch.from_numpy(preprocess(read_image(photo), tiny_spec.preprocessing)[0])
     with torch.inference_mode():
@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_the_whole_encoder(tiny_model, tiny_spec, folder):
         stock = structsam.remove_merging(sam).image_encoder(pixels)
     expected = float((merged - stock).norm() / stock.norm())
     assert whole.embedding == pytest.approx(expected, rel=1e-3)
-    nothing = judge.losses(MergeConfig(rate=0.0), photo)
+    nothing = meter.losses(MergeConfig(rate=0.0), photo)
     assert nothing.embedding < 1e-5 and nothing.masks < 1e-3
     assert 0 < whole.masks <= 1
 
@@ -96,9 +96,9 @@ def test_the_better_placement_is_chosen_at_the_first_ones_cost(
         worse = {"attention": 1.0, "block": self.factor}[config.placement]
         return Loss(worse * sum(rates), 0.0)
 
-    monkeypatch.setattr(merging_loss.Judge, "losses", by_rate)
+    monkeypatch.setattr(merging_loss.LossMeter, "losses", by_rate)
     for factor, expected in ((0.1, "block"), (9.0, "attention")):
-        monkeypatch.setattr(merging_loss.Judge, "factor", factor, raising=False)
+        monkeypatch.setattr(merging_loss.LossMeter, "factor", factor, raising=False)
         report = found(tiny_model, folder, tmp_path / expected, placements=("attention", "block"))
         assert report.best.placement == report.schedule.placement == expected
         assert report.uniform.placement == "attention"
@@ -117,7 +117,7 @@ def test_the_search_takes_rates_from_where_they_cost_most_quality(
         rates = config.rate if isinstance(config.rate, tuple) else (config.rate,) * 3
         return Loss(0.01 * rates[0] + 10 * rates[1] + 0.01 * rates[2], 0.0)
 
-    monkeypatch.setattr(merging_loss.Judge, "losses", fragile)
+    monkeypatch.setattr(merging_loss.LossMeter, "losses", fragile)
     report = found(tiny_model, folder, tmp_path / "tune")
     assert report.best.rates[1] < 0.5 < max(report.best.rates)
     assert report.beats_uniform
@@ -131,7 +131,7 @@ def test_the_least_cost_at_the_loss_of_the_uniform_rate(tiny_model, folder, tmp_
         rates = config.rate if isinstance(config.rate, tuple) else (config.rate,) * 3
         return Loss(float(np.dot(weights, rates)), 0.0)
 
-    monkeypatch.setattr(merging_loss.Judge, "losses", linear)
+    monkeypatch.setattr(merging_loss.LossMeter, "losses", linear)
     report = found(tiny_model, folder, tmp_path / "tune", least="cost")
     table, rows = report.sensitivity, range(3)
     schedules = [np.array(picked) for picked in itertools.product(range(4), repeat=3)]
@@ -177,7 +177,7 @@ def test_held_out_photos_do_not_decide(tiny_model, folder, tmp_path):
 def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
     whole = found(tiny_model, folder, tmp_path / "whole")
     measured = []
-    real = Judge.losses
+    real = LossMeter.losses
 
     def stops(self, config, photo, start=0):
         measured.append(photo)
@@ -187,7 +187,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
 
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(Judge, "losses", stops)
+        patch.setattr(LossMeter, "losses", stops)
         with pytest.raises(KeyboardInterrupt):
             found(tiny_model, folder, out)
     table = out / "sensitivity_attention.csv"
