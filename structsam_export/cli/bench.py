@@ -164,7 +164,7 @@ def bench(
 
 
 def _save(report: BenchReport, out: Path, terminal: Terminal) -> None:
-    from structsam_export.bench.plot import draw_benchmark
+    from structsam_export.bench.fidelity import draw_benchmark
     from structsam_export.bench.report import markdown
 
     atomic.write_text(out / "bench.json", json.dumps(report.to_dict(), indent=1) + "\n")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.evaluate.table import kept_share
-from structsam_export.plot_style import COLORS, DARK, DARK_COLORS, LIGHT, Theme, require_matplotlib
+from structsam_export.plot_style import (
+    COLORS,
+    DARK,
+    DARK_COLORS,
+    LIGHT,
+    Theme,
+    png_of,
+    require_matplotlib,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +99,6 @@ def draw_curves(summary: Summary, theme: Theme = LIGHT) -> bytes | None:
     if not metrics or not costs:
         return None
     require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = series_of(merged)
@@ -115,9 +121,7 @@ def draw_curves(summary: Summary, theme: Theme = LIGHT) -> bytes | None:
         list(handles.values()), list(handles), loc="lower center", frameon=False,
         ncols=min(_LEGEND_COLUMNS, len(handles)), labelcolor=theme.ink, fontsize=9.5,
     )  # fmt: skip
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=140, facecolor=theme.paper)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _draw_panel(

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from structsam_export.bundle import atomic
-from structsam_export.plot_style import require_matplotlib
+from structsam_export.plot_style import png_of, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,11 +172,7 @@ def _csv(report: SpectrumReport) -> str:
 
 def draw(report: SpectrumReport) -> bytes:
     """Return the picture of `figure_of` as PNG; no window opens and no display is needed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure_of(report)).print_figure(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return png_of(figure_of(report), dpi=130)
 
 
 def figure_of(report: SpectrumReport) -> Figure:

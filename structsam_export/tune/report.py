@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from structsam_export.bundle import atomic
-from structsam_export.plot_style import require_matplotlib
+from structsam_export.plot_style import png_of, require_matplotlib
 from structsam_export.tune.schedule_search import Candidate, mean
 from structsam_export.tune.tune import TuneReport
 
@@ -25,13 +24,9 @@ _UNITS = {"gmac": "GMAC in the blocks", "latency": "ms in the blocks"}
 def save_report(report: TuneReport, out: Path) -> TuneReport:
     """Write `schedule.json` and `tune.png`, and return the report with their paths."""
     require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     suffix = "-least-cost" if report.goal == "cost" else ""
     schedule, picture = out / f"schedule{suffix}.json", out / f"tune{suffix}.png"
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure_of(report)).print_figure(buffer, format="png", dpi=130)
-    atomic.write_bytes(picture, buffer.getvalue())
+    atomic.write_bytes(picture, png_of(figure_of(report), dpi=130))
     report.schedule.save(schedule)
     table = out / f"sensitivity_{report.best.placement}.csv"
     return replace(report, files=(schedule, picture, table))

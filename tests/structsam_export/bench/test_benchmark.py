@@ -25,8 +25,7 @@ from structsam_export.bench import process as benchmark_process
 from structsam_export.bench.benchmark import Procedure
 from structsam_export.bench.cost_card import cost_card
 from structsam_export.bench.encoders import batch_of, make_merged, make_stock
-from structsam_export.bench.fidelity import add_fidelity, read_fidelity
-from structsam_export.bench.plot import draw_benchmark
+from structsam_export.bench.fidelity import add_fidelity, draw_benchmark, read_fidelity
 from structsam_export.bench.report import BenchReport, markdown, render_table
 from structsam_export.bench.row import feeds_of, peak_memory_mib
 from structsam_export.bundle.folder import Bundle, open_bundle
