@@ -148,8 +148,7 @@ class Bundle:
         for name in names:
             if name in recorded and (damage := recorded[name].damage(self.file(name))):
                 raise UserError(
-                    f"{name} of the bundle {self.path} {damage}. {advice}, or export the bundle "
-                    "again"
+                    f"bundle {self.path}: {name} {damage}. {advice}, or export the bundle again"
                 )
 
 

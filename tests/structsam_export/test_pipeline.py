@@ -431,7 +431,7 @@ def test_large_weights_go_into_one_file_beside_the_graph(
     report = check(open_bundle(moved), "onnxruntime")
     assert report and report.rows[0].metrics["same_slot"] == 1.0
     (moved / "encoder.onnx.data").write_bytes(b"")
-    with pytest.raises(UserError, match=r"encoder\.onnx\.data of .* was altered"):
+    with pytest.raises(UserError, match=r"encoder\.onnx\.data was altered"):
         open_bundle(moved)
 
 

@@ -497,7 +497,7 @@ def test_a_bundle_without_its_references_runs_and_says_what_a_check_lacks(
     opened = open_bundle(own_bundle.path)
     with opened.predictor("onnxruntime") as predictor:
         predictor.set_image(np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(UserError, match=r"reference/scene\.png of .* is missing") as caught:
+    with pytest.raises(UserError, match=r"reference/scene\.png is missing") as caught:
         check(opened, "onnxruntime")
     for way in ("from where the bundle was exported", "photos of your own", "export the bundle"):
         assert way in str(caught.value)
@@ -507,7 +507,7 @@ def test_a_bundle_without_its_references_runs_and_says_what_a_check_lacks(
 def test_an_altered_reference_is_noticed(own_bundle: Bundle) -> None:
     numbers = own_bundle.path / "reference" / "scene.png.npz"
     numbers.write_bytes(numbers.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"scene\.png\.npz of .* was altered"):
+    with pytest.raises(UserError, match=r"scene\.png\.npz was altered"):
         check(open_bundle(own_bundle.path), "onnxruntime")
 
 
