@@ -139,7 +139,9 @@ def export(
     source = ModelSource(model, checkpoint, weights, seed).describe()
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
-        manifest = _manifest(final.name, spec, config, precision, source) | {"flops": flops}
+        manifest = _manifest(final.name, spec, config, precision, source.to_dict()) | {
+            "flops": flops
+        }
         bundle = Bundle(folder, manifest)
         _write_networks(bundle, sam, config, precision, photos, clock)
         del sam

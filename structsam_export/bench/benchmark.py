@@ -144,7 +144,7 @@ def _make_baselines(
     """One stock encoder per model and batch, and one unmerged per model, batch and precision."""
     seen = set()
     for bundle in bundles:
-        model, batch = bundle.manifest["model"]["name"], batch_of(bundle)
+        model, batch = bundle.model.name, batch_of(bundle)
         many = f"-batch{batch}" if batch > 1 else ""
         for role, make, key in (
             (STOCK, make_stock, f"{STOCK}-{model}{many}"),
@@ -158,21 +158,22 @@ def _make_baselines(
 def _decoder_of(bundle: Bundle) -> str:
     """Return what tells decoders apart: merging does not touch them, so most bundles share one."""
     file = bundle.part("decoder").file
-    return str(bundle.manifest["files"].get(file, {}).get("sha256") or bundle.path)
+    record = bundle.files.get(file)
+    return record.sha256 if record else str(bundle.path)
 
 
 def _row(bundle: Bundle, role: str, backend: str, part: PartName) -> BenchRow:
-    parity = bundle.manifest.get("parity") or {}
+    parity = bundle.parity_verdict.verdict if bundle.parity_verdict else "not checked"
     return BenchRow(
         bundle=bundle.name,
         role=role,
-        model=bundle.manifest["model"].get("name", "unknown"),
+        model=bundle.model.name,
         precision=bundle.precision,
         backend=backend,
         part=part,
         batch=batch_of(bundle) if part == "encoder" else 1,
         random_weights=bundle.has_random_weights,
-        parity=parity.get("verdict", "not checked") if role == "bundle" else "baseline",
+        parity=parity if role == "bundle" else "baseline",
     )
 
 

@@ -68,7 +68,7 @@ def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
     """Return the encoder of `like` at rate 0, folded attention and the same precision."""
     from structsam.config import MergeConfig
 
-    model, decoder = like.manifest["model"]["name"], like.onnx_path("decoder")
+    model, decoder = like.model.name, like.onnx_path("decoder")
     config = MergeConfig(rate=0.0)
     return _merged(model, config, like.precision, batch_of(like), folder, decoder, say)
 
@@ -83,7 +83,7 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_stock_encoder
 
-    model, batch = like.manifest["model"]["name"], batch_of(like)
+    model, batch = like.model.name, batch_of(like)
     spec = model_spec(model)
     merging = {"method": "none", "rate": 0.0, "layers": "all", "attention": "stock", "blocks": []}
 

@@ -69,8 +69,7 @@ def _same_weights(summary: Summary, row: BenchRow, bundle: Bundle | None) -> boo
         return False
     if bundle is None or bundle.has_random_weights:
         return True
-    checkpoint = bundle.manifest["model"]["checkpoint"] or {}
-    return bool(evaluated.get("sha256") == checkpoint.get("sha256"))
+    return bool(evaluated.get("sha256") == bundle.model.sha256)
 
 
 def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -15,11 +15,13 @@ from structsam_export.bundle.manifest import (
     PROMPT_BOX,
     REFERENCE_FOLDER,
     EngineEntry,
+    ParityVerdict,
     Part,
     PartName,
     read_manifest,
     write_manifest,
 )
+from structsam_export.bundle.weights_source import ModelRecord
 
 if TYPE_CHECKING:
     from structsam_export.predict.predictor import Predictor
@@ -82,14 +84,25 @@ class Bundle:
         return Preprocessing.from_dict(self.manifest["preprocessing"])
 
     @property
+    def model(self) -> ModelRecord:
+        """Which model this is, and where its weights come from."""
+        return ModelRecord.from_dict(self.manifest["model"])
+
+    @property
+    def parity_verdict(self) -> ParityVerdict | None:
+        """How the latest check ended; None before the first."""
+        found = self.manifest.get("parity")
+        return found and ParityVerdict.from_dict(found)
+
+    @property
     def has_random_weights(self) -> bool:
         """Whether masks of this bundle carry no meaning."""
-        return bool(self.manifest["model"]["weights"] == "random")
+        return self.model.is_random
 
     @property
     def needs_checkpoint(self) -> bool:
         """Whether torch needs the weight file again: it is neither embedded nor random."""
-        return bool(self.manifest["model"]["weights"] == "checkpoint")
+        return self.model.weights == "checkpoint"
 
     @property
     def takes_box(self) -> bool:

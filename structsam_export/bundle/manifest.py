@@ -110,6 +110,25 @@ class EngineEntry:
         return damage and f"{self.file} {damage}"
 
 
+@dataclass(frozen=True)
+class ParityVerdict:
+    """How the latest check on the bundle's own photos ended.
+
+    Args:
+        verdict: in words.
+        backends: name -> `passed`, `failed` or `not run`.
+    """
+
+    passed: bool
+    verdict: str
+    backends: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ParityVerdict:
+        """Read the form that `vars(verdict)` has after a trip through JSON."""
+        return ParityVerdict(data["passed"], data["verdict"], data.get("backends", {}))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and verify the manifest of a bundle's folder.
 

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.weights_source import weights_title
 
 if TYPE_CHECKING:
     from structsam_export.engines.progress import BuildEvent
@@ -135,14 +134,10 @@ def _duration(seconds: float) -> str:
 def bundle_table(bundle: Bundle) -> Table:
     """Say what a bundle is, row by row."""
     manifest = bundle.manifest
-    model, merging = manifest["model"], manifest["merging"]
+    model, merging = bundle.model, manifest["merging"]
     table = Table(title=f"bundle {bundle.name}", show_header=False)
-    weights = weights_title(model)
-    if model["checkpoint"]:
-        weights += f" (SHA-256 {model['checkpoint']['sha256'][:12]}...)"
-    else:
-        weights += ": masks carry no meaning"
-    table.add_row("model", f"{model['name']}, {weights}")
+    known = f" (SHA-256 {model.sha256[:12]}...)" if model.sha256 else ": masks carry no meaning"
+    table.add_row("model", f"{model.name}, {model.title}{known}")
     rate = merging["rate"]
     shown = rate if isinstance(rate, (int, float)) else "per block"
     table.add_row("merging", f"{merging['method']}, rate {shown}, layers {merging['layers']}")
@@ -170,12 +165,12 @@ def bundle_table(bundle: Bundle) -> Table:
         table.add_row(f"tokens, {count} {kind} blocks", "; ".join(texts))
     flops = manifest["flops"]
     table.add_row("encoder", f"{flops['total_gmac']:.1f} GMAC")
-    table.add_row("precision", manifest["precision"]["name"])
-    for name, info in manifest["files"].items():
+    table.add_row("precision", bundle.precision)
+    for name, record in bundle.files.items():
         if name.endswith((".onnx", ".data")):
-            table.add_row(name, size_text(info["size"]))
-    for engine in manifest["engines"]:
-        table.add_row(engine["file"], size_text(engine["size"]))
+            table.add_row(name, size_text(record.size))
+    for engine in bundle.engines:
+        table.add_row(engine.file, size_text(engine.size))
     return table
 
 

@@ -115,7 +115,7 @@ def model_runs(
     for config in configs:
         name = bundle_name(spec.name, config, "fp16").removeprefix(f"{spec.name}-") + suffix
         runs.append(run(name, label_of(config.to_dict()), config, encoder_flops(spec, config)))
-    return source.describe(), runs
+    return source.describe().to_dict(), runs
 
 
 def bundle_runs(
@@ -127,7 +127,7 @@ def bundle_runs(
         UserError: bundles of different weights; a backend that cannot run one of them.
     """
     opened = [b if isinstance(b, Bundle) else open_bundle(b) for b in bundles]
-    models = [bundle.manifest["model"] for bundle in opened]
+    models = [bundle.model.to_dict() for bundle in opened]
     for bundle, model in zip(opened, models, strict=True):
         if model != models[0]:
             raise UserError(
@@ -139,7 +139,7 @@ def bundle_runs(
         backend_name = find_backend(backend, bundle).name
         merging = dict(bundle.manifest["merging"])
         unmerged = not any(block["rate"] for block in merging["blocks"])
-        flops, files = bundle.manifest["flops"], bundle.manifest["files"]
+        flops, encoder = bundle.manifest["flops"], bundle.part("encoder").file
         runs.append(
             Run(
                 bundle.name if backend_name == "onnxruntime" else f"{bundle.name}-{backend_name}",
@@ -150,7 +150,7 @@ def bundle_runs(
                 {
                     "gmac": flops["total_gmac"],
                     "kept_tokens": _kept(flops["blocks"]),
-                    "encoder_sha256": files[bundle.part("encoder").file]["sha256"],
+                    "encoder_sha256": bundle.files[encoder].sha256,
                 },
                 partial(_open, bundle, backend_name, threads),
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.weights_source import ModelSource, weights_title
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merged_map import MergedMap, merged_map
 from structsam_export.inspect.report import Inspection
 from structsam_export.inspect.sheets import Inspected, draw_inspection
@@ -110,8 +110,8 @@ def inspect_merging(
         spec=spec,
         blocks=chosen,
         rate=rate,
-        weights=weights_title(described),
-        random=described["weights"] == "random",
+        weights=described.title,
+        random=described.is_random,
         image=file,
         out=Path(out),
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.weights_source import ModelSource, weights_title
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.spectrum_report import (
     BlockSpectrum,
     SpectrumReport,
@@ -85,7 +85,7 @@ def run(
     say("writing the report")
     report = SpectrumReport(
         model=model,
-        weights=weights_title(described),
+        weights=described.title,
         graph=graph,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         images=tuple(photo.name for photo in photos),

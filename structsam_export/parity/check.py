@@ -22,7 +22,12 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import PARITY_STEM, PHOTOS_STEM, REFERENCE_FOLDER
+from structsam_export.bundle.manifest import (
+    PARITY_STEM,
+    PHOTOS_STEM,
+    REFERENCE_FOLDER,
+    ParityVerdict,
+)
 from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
 from structsam_export.parity.reference import (
     Reference,
@@ -135,11 +140,8 @@ def write_report(
     if stem != PARITY_STEM:
         return
     with bundle.manifest_to_change() as manifest:
-        manifest["parity"] = {
-            "passed": bool(report),
-            "verdict": report.verdict(),
-            "backends": {row.backend: row.status for row in report.rows},
-        }
+        backends = {row.backend: row.status for row in report.rows}
+        manifest["parity"] = vars(ParityVerdict(bool(report), report.verdict(), backends))
 
 
 def _references(

@@ -19,13 +19,13 @@ def bundle_notes(bundle: Bundle, boxes: Sequence[Box]) -> list[str]:
     notes = []
     if bundle.has_random_weights:
         notes.append(RANDOM_WEIGHTS_CAPTION)
-    if bundle.manifest["model"]["weights"] == "embedded":
+    if bundle.model.weights == "embedded":
         notes.append(
-            f"{bundle.manifest['model'].get('name')} is a small stand-in for trying things out: "
+            f"{bundle.model.name} is a small stand-in for trying things out: "
             "its masks are far below SAM's. Export vit_b with SAM's checkpoint for real ones"
         )
-    parity = bundle.manifest.get("parity")
-    if parity and not parity["passed"]:
+    parity = bundle.parity_verdict
+    if parity and not parity.passed:
         notes.append(
             "this bundle failed parity when it was checked last, so masks may differ from "
             "PyTorch's: see parity.html in its folder"

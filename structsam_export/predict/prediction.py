@@ -229,7 +229,7 @@ def _predict(
     height, width = photo.rgb.shape[:2]
     details = {
         "bundle": bundle.name,
-        "model": bundle.manifest["model"].get("name"),
+        "model": bundle.model.name,
         "rate": bundle.manifest.get("merging", {}).get("rate"),
         "random_weights": bundle.has_random_weights,
         "backend": predictor.backend.name,

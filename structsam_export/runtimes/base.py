@@ -1,6 +1,6 @@
 """The contract of a backend: say whether it runs here, open a part of a bundle, run it, close it.
 
-A backend is one file with a `Backend` and a `Runner`, and one line in `backends/__init__.py`. The
+A backend is one file with a `Backend` and a `Runner`, and one line in `runtimes/__init__.py`. The
 checks of names, shapes and types are done here, once, for all of them.
 """
 

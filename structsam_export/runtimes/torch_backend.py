@@ -124,8 +124,7 @@ class TorchBackend(Backend):
             raise BackendUnavailable(reason)
         if bundle.needs_checkpoint and options.checkpoint is None:
             raise BackendUnavailable(
-                "a bundle holds no weights for torch; pass "
-                f"--checkpoint {bundle.manifest['model']['checkpoint']['file']}"
+                f"a bundle holds no weights for torch; pass --checkpoint {bundle.model.title}"
             )
 
 
@@ -172,21 +171,20 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     from structsam.models.checkpoint_file import identify_checkpoint
     from structsam.models.load import load_sam, weights_file
 
-    model, merging = bundle.manifest["model"], bundle.manifest["merging"]
+    model, merging = bundle.model, bundle.manifest["merging"]
     if bundle.has_random_weights:
-        sam = load_sam(model["name"], weights="random", seed=model["seed"])
+        sam = load_sam(model.name, weights="random", seed=model.seed or 0)
     else:
         # without a checkpoint the weights are embedded: TorchBackend.runner has checked
-        path = options.checkpoint or weights_file(model_spec(model["name"]))
+        path = options.checkpoint or weights_file(model_spec(model.name))
         assert path is not None
         found = identify_checkpoint(path)
-        if found.sha256 != model["checkpoint"]["sha256"]:
+        if found.sha256 != model.sha256:
             raise BackendUnavailable(
                 f"{path} is not the checkpoint of this bundle: SHA-256 "
-                f"{found.sha256[:12]}..., not {model['checkpoint']['sha256'][:12]}... "
-                f"({model['checkpoint']['file']})"
+                f"{found.sha256[:12]}..., not {str(model.sha256)[:12]}... ({model.title})"
             )
-        sam = load_sam(model["name"], checkpoint=path)
+        sam = load_sam(model.name, checkpoint=path)
     if merging["attention"] == "stock":
         return sam
     return apply_config(sam, MergeConfig.from_dict(merging))

@@ -157,7 +157,7 @@ def tune(
     described, folder = source.describe(), Path(out)
     asked = {
         "format": 1,
-        "model": described,
+        "model": described.to_dict(),
         "merging": [{**each.to_dict(), "rate": None} for each in uniform],
         "rates": list(allowed),
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
@@ -182,7 +182,7 @@ def tune(
         "budget": goal.budget_text(budget),
         "cost": {"unit": goal.cost, "schedule": best.cost, "uniform": beaten.cost},
         "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(beaten.held_out)},
-        "weights": described["weights"],
+        "weights": described.weights,
     }
     schedule = Schedule(
         spec.name, base.method, best.rates, best.placement, dict(base.options), found

@@ -18,8 +18,10 @@ import pytest
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.engine_entries import differences
+from structsam_export.bundle.files import FileRecord
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import MANIFEST, SCHEMA_VERSION, Part, TensorSpec
+from structsam_export.bundle.weights_source import ModelRecord
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -183,6 +185,38 @@ def test_a_copied_bundle_opens_anywhere(own_bundle: Bundle, tmp_path: Path) -> N
     opened = open_bundle(str(moved))
     assert opened.path == moved and opened.manifest == own_bundle.manifest
     assert opened.onnx_path("encoder") == moved / "encoder.onnx"
+
+
+def test_what_the_code_reads_of_a_manifest_has_types(own_bundle: Bundle) -> None:
+    bundle = open_bundle(own_bundle.path)
+    assert bundle.model == ModelRecord("tiny", "random", 0) and bundle.model.sha256 is None
+    assert bundle.model.to_dict() == bundle.manifest["model"]
+    assert bundle.files["encoder.onnx"] == FileRecord.of(bundle.path / "encoder.onnx")
+    assert bundle.reference_files == ["reference/scene.png", "reference/scene.png.npz"]
+    assert bundle.engines == []
+    verdict = bundle.parity_verdict
+    assert verdict is not None and vars(verdict) == bundle.manifest["parity"]
+    assert verdict.passed and verdict.backends == {"onnxruntime": "passed"}
+
+
+def test_a_bundle_before_its_first_check_and_engine(own_bundle: Bundle) -> None:
+    del own_bundle.manifest["parity"], own_bundle.manifest["engines"]
+    own_bundle.save_manifest()
+    bundle = open_bundle(own_bundle.path)
+    assert bundle.parity_verdict is None and bundle.engines == []
+
+
+@pytest.mark.parametrize(
+    ("record", "title"),
+    [
+        (ModelRecord("vit_b", "random", 3), "random weights, seed 3"),
+        (ModelRecord("vit_t", "embedded", None, {"file": "a"}), "the weights of the package"),
+        (ModelRecord("vit_b", "checkpoint", None, {"file": "b.pth"}), "b.pth"),
+    ],
+)
+def test_where_weights_come_from_survives_json(record: ModelRecord, title: str) -> None:
+    assert ModelRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert record.title == title and record.is_random is (record.weights == "random")
 
 
 def test_differences_names_the_field() -> None:

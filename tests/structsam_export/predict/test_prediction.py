@@ -153,7 +153,7 @@ def test_a_bundle_that_failed_parity_says_so(
     fake: FakeBackend, photo: Path, tmp_path: Path, passed: bool, notes: int
 ) -> None:
     bundle = fake_bundle(weights="sam_vit_b.pth")
-    bundle.manifest["parity"] = {"passed": passed}
+    bundle.manifest["parity"] = {"passed": passed, "verdict": "as planted"}
     result = predict_image(bundle, photo, [(5, 5, 1)], out=tmp_path / "a", backend="fake")
     assert len(result.notes) == notes
     assert all("failed parity" in note for note in result.notes)
