@@ -14,7 +14,7 @@ from typing import Any
 _TIMEOUT = 60  # seconds
 _REPORTED_PACKAGES = (
     "structsam", "torch", "torchvision", "segment-anything", "onnx", "onnxscript", "onnxruntime",
-    "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
 )  # fmt: skip
 
 _GEMM = """
@@ -98,6 +98,17 @@ def tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def version_lines() -> list[str]:
+    """Say which versions are here, one package a line, this one first; nothing is imported."""
+    found = tool_versions()
+    lines = [f"structsam-export {found.pop('structsam', 'not installed as a package')}"]
+    lines += [f"{name} {version}" for name, version in found.items()]
+    absent = [
+        name for name in ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx") if name not in found
+    ]
+    return lines + [f"{name} not installed" for name in absent]
 
 
 def _cpu_name() -> str:

@@ -107,7 +107,8 @@ def export(
     from structsam.config import MergeConfig
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
-    from structsam_export.graph.mixed_precision import PRECISIONS
+    from structsam.models.load import weights_file
+    from structsam_export.graph.precisions import PRECISIONS
 
     spec = model_spec(model)
     config = MergeConfig.of(
@@ -128,6 +129,7 @@ def export(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo, say)
+    weights_file(spec, checkpoint, weights)  # refuses what is missing, before torch is loaded
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(f"{name!r} is no name for a folder. Choose the folder around it with --out")
     final = Path(out) / (name or bundle_name(model, config, precision))
@@ -223,7 +225,7 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
 def _manifest(
     name: str, spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    from structsam_export.graph.mixed_precision import PRECISION_MAPS
+    from structsam_export.graph.precisions import PRECISION_MAPS
 
     return {
         "schema_version": SCHEMA_VERSION,

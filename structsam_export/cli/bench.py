@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.cli.arguments import (
     Checkpoint,
+    Json,
     Methods,
     Threads,
     make_terminal,
@@ -50,7 +52,7 @@ class Encoders:
         from structsam.methods import choose_methods
         from structsam.models import model_spec
         from structsam_export.bench.encoders import make_merged
-        from structsam_export.graph.mixed_precision import PRECISIONS
+        from structsam_export.graph.precisions import PRECISIONS
         from structsam_export.merging_choices import merge_configs
 
         if self.precision not in PRECISIONS:
@@ -121,6 +123,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Folder for bench.json, bench.md and bench.png.")
     ] = None,
+    json_only: Json = False,
 ) -> None:
     """Implied cost, then measured latency and memory; the last line is JSON."""
     terminal = make_terminal()
@@ -156,14 +159,15 @@ def bench(
             terminal.say,
         )
     add_fidelity(report, opened, summaries)
-    terminal.table(render_table(report))
+    if not json_only:
+        terminal.table(render_table(report))
     if out is not None:
-        _save(report, out, terminal)
+        _save(report, out, terminal.say if json_only else terminal.print)
     print(json.dumps(report.to_dict()))
     raise typer.Exit(0 if report else 2)
 
 
-def _save(report: BenchReport, out: Path, terminal: Terminal) -> None:
+def _save(report: BenchReport, out: Path, tell: Callable[[str], None]) -> None:
     from structsam_export.bench.fidelity import draw_benchmark
     from structsam_export.bench.report import markdown
 
@@ -173,4 +177,4 @@ def _save(report: BenchReport, out: Path, terminal: Terminal) -> None:
     if picture := draw_benchmark(report):
         atomic.write_bytes(out / "bench.png", picture)
         names.append("bench.png")
-    terminal.print(f"{out}: {', '.join(names)}")
+    tell(f"{out}: {', '.join(names)}")

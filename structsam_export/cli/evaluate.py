@@ -86,7 +86,7 @@ def _show_summary(terminal: Terminal, out: Path, json_only: bool) -> None:
     terminal.print(f"{out}: rows per mask in rows/, tables with `structsam-export report {out}`")
 
 
-def report(
+def report_results(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="From `evaluate`.")],
     out: Annotated[
         Path | None,
@@ -94,10 +94,15 @@ def report(
     ] = None,
     title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
     gallery: Annotated[int, typer.Option(min=0, help="Worst cases to show.")] = 12,
+    json_only: Json = False,
 ) -> None:
     """Tables with intervals, curves, and pictures of the worst cases, as Markdown and HTML."""
     terminal = make_terminal()
     from structsam_export.evaluate.report import write_report
 
-    for path in write_report(results, out, title=title, gallery=gallery):
-        terminal.print(str(path))
+    files = [str(path) for path in write_report(results, out, title=title, gallery=gallery)]
+    if json_only:
+        print(json.dumps({"files": files}))
+        return
+    for file in files:
+        terminal.print(file)

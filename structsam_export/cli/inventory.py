@@ -1,29 +1,46 @@
-"""What `structsam-export list` shows: models, methods and the backends that run here."""
+"""The command `list`: models, methods, what runs here, and what `evaluate` knows."""
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from structsam_export.engines.targets import can_build
-from structsam_export.runtimes import BACKENDS
+from structsam_export.cli.arguments import Json, make_terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def list_everything(
+    json_only: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the methods as a Markdown table.")
+    ] = False,
+) -> None:
+    """Models, methods with their maximum rates, and backends available here."""
+    terminal = make_terminal()
+    facts = inventory()
+    if markdown:
+        print(method_table_markdown(facts["methods"]))
+    elif json_only:
+        print(json.dumps(facts))
+    else:
+        for table in inventory_tables(facts):
+            terminal.table(table)
 
 
 def inventory() -> dict[str, Any]:
-    """Return models, methods (None without torch), backends and what `evaluate` knows, for JSON."""
+    """Return models, methods, backends and what `evaluate` knows, JSON-ready."""
     from structsam.evaluation.datasets import DATASETS
     from structsam.evaluation.metrics import METRICS
     from structsam.evaluation.protocols import PROTOCOLS
+    from structsam.methods import METHODS
     from structsam.models import MODELS
+    from structsam_export.engines.targets import can_build
+    from structsam_export.runtimes import BACKENDS
 
-    methods = None
-    if importlib.util.find_spec("torch"):
-        from structsam.methods import METHODS
-
-        methods = {name: _method_facts(method) for name, method in METHODS.items()}
     return {
         "models": {
             name: {
@@ -36,7 +53,7 @@ def inventory() -> dict[str, Any]:
             }
             for name, spec in MODELS.items()
         },
-        "methods": methods,
+        "methods": {name: _method_facts(method) for name, method in METHODS.items()},
         "backends": {
             name: {
                 "title": backend.title,
@@ -108,17 +125,18 @@ def method_table_markdown(facts: dict[str, Any]) -> str:
 
 def inventory_tables(facts: dict[str, Any]) -> list[Table]:
     """Lay out what `inventory` found."""
+    from rich.markup import escape
+    from rich.table import Table
+
     models = Table("name", "model", "width", "depth", "heads", "global blocks", title="models")
     for name, fact in facts["models"].items():
         numbers = [str(fact[key]) for key in ("embed_dim", "depth", "heads")]
         models.add_row(name, fact["title"], *numbers, ", ".join(map(str, fact["global_blocks"])))
     methods = Table("name", "what it does", "options, default first", "maximum rate")
     methods.title = "methods"
-    for name, fact in (facts["methods"] or {}).items():
+    for name, fact in facts["methods"].items():
         options = "\n".join(option_text(key, value) for key, value in fact["options"].items())
         methods.add_row(name, fact["rule"], escape(options), rate_text(fact))
-    if facts["methods"] is None:
-        methods.add_row("-", "torch is not installed: pip install 'structsam[export]'", "", "")
     backends = Table("name", "what", "runs here", "builds engines here", title="backends")
     for name, fact in facts["backends"].items():
         reason = fact["unavailable"]

@@ -37,7 +37,7 @@ from structsam_export.cli.arguments import (
 from structsam_export.cli.option_groups import takes_groups
 
 
-def flops(
+def count_flops(
     context: typer.Context,
     model: Model = "vit_b",
     method: Annotated[str, typer.Option(help="Merging method; see `list`; or all.")] = "structsam",
@@ -102,7 +102,7 @@ def flops(
         terminal.table(flops_table(title, counted, unmerged_flops(spec)))
 
 
-def spectrum(
+def measure_spectrum(
     model: Model,
     methods: Methods = "all",
     rates: Annotated[str, typer.Option(help="Rates to compare, such as 0.25,0.5.")] = "0.25,0.5",
@@ -124,10 +124,10 @@ def spectrum(
     if weights == "random":
         terminal.warn(random_note())
     from structsam.config import parse_layers
-    from structsam_export.inspect.spectrum import run
+    from structsam_export.inspect import spectrum
     from structsam_export.inspect.spectrum_report import spectrum_table
 
-    report = run(
+    report = spectrum.run(
         model,
         image or (),
         methods,

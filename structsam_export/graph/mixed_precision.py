@@ -15,16 +15,6 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-PRECISIONS = ("fp32", "fp16")
-
-#: What a manifest says about each precision.
-PRECISION_MAPS: dict[str, dict[str, str]] = {
-    "fp32": {"linear_and_attention": "float32", "residual": "float32"},
-    "fp16": {"linear_and_attention": "float16", "residual": "float16"},
-}
-for _map in PRECISION_MAPS.values():
-    _map.update(norms="float32", energy_and_ranks="float32", inputs_and_outputs="float32")
-
 
 class Float32Norm(nn.Module):
     """Run a normalisation in float32 and return the input's type."""
