@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from structsam.config import MergeConfig
 
 Say = Callable[[str], None]
+
+_log = logging.getLogger("structsam_export")
 
 #: The photo that parity uses when no image is given (see assets/NOTICE.txt).
 SAMPLE_IMAGE = Path(__file__).parent / "assets" / "coffee.png"
@@ -329,5 +332,6 @@ class _Clock:
         if self._current:
             title, start = self._current
             self._seconds[title] = round(time.perf_counter() - start, 2)
+            _log.debug("%s took %.2f s", title, self._seconds[title])
             self._current = None
         return self._seconds

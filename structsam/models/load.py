@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from structsam.models.spec import SAM_PREPROCESSING, ModelSpec
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+
+_log = logging.getLogger("structsam")
 
 _PROMPT_DIM = 256
 _PROMPT_TABLES = ("gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens")
@@ -43,6 +46,7 @@ def load_sam(
     """
     spec = model_spec(name)
     path = weights_file(spec, checkpoint, weights)
+    _log.debug("%s with %s", name, path or f"random weights of seed {seed}")
     return build_sam(spec, seed) if path is None else _sam_from_checkpoint(spec, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from structsam_export.predict.predictor import Predictor
 
 _LOCK = ".manifest.lock"
+_log = logging.getLogger("structsam_export")
 
 
 @dataclass
@@ -184,4 +186,10 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     if verify:
         references = bundle.reference_files
         bundle.verify(name for name in bundle.files if name not in references)
+    _log.debug(
+        "opened bundle %s, %s, made with %s",
+        folder,
+        "files verified" if verify else "files not verified",
+        bundle.manifest.get("tool_versions"),
+    )
     return bundle

@@ -26,7 +26,7 @@ EXTRA_OF = {
     "torch": "export", "torchvision": "export", "segment_anything": "export",
     "safetensors": "export", "onnx": "export", "onnxscript": "export", "onnx_ir": "export",
     "onnxruntime": "cpu", "tensorrt": "tensorrt", "cuda": "tensorrt", "tensorrt_rtx": "rtx",
-    "filelock": "eval", "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
+    "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
     "pydicom": "eval",
 }  # fmt: skip
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from structsam_export.machine import version_lines
+
 VARIABLE = "STRUCTSAM_VERBOSE"
 _PACKAGES = ("structsam", "structsam_export")
 
@@ -39,6 +41,8 @@ def set_verbose(on: bool) -> None:
             handler = _ToStderr()
             handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms %(name)s: %(message)s"))
             logger.addHandler(handler)
+    if on:
+        logging.getLogger(_PACKAGES[-1]).debug("; ".join(version_lines()))
 
 
 def is_verbose() -> bool:

@@ -118,15 +118,14 @@ def predict_masks(
             told.add(note)
         if not json_only:
             _show_prediction(terminal, result)
+    several = {"bundle": opened.name, "images": done, "refused": refused}
+    if refused:
+        raise CommandFailed(f"{len(refused)} of {len(images)} photos gave no masks", several)
     if json_only:
-        several = {"bundle": opened.name, "images": done, "refused": refused}
         print(json.dumps(several if len(images) > 1 else done[0]))
     else:
         seconds = time.perf_counter() - began
         terminal.print(f"{seconds:.1f} s in all, with opening the bundle")
-    if refused:
-        terminal.warn(f"{len(refused)} of {len(images)} photos gave no masks")
-        raise typer.Exit(2)
 
 
 def _show_prediction(terminal: Terminal, result: Prediction) -> None:

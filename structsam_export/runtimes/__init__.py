@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import get_args
 
 from structsam.errors import UserError
@@ -23,6 +24,8 @@ BACKENDS: dict[str, Backend] = {
     "torch-compile": TorchCompileBackend(),
 }
 
+_log = logging.getLogger("structsam_export")
+
 __all__ = ["BACKENDS", "Backend", "BackendUnavailable", "RunOptions", "Runner", "find_backend"]
 
 
@@ -36,23 +39,27 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
         UserError: unknown name (the message lists the valid ones), or none runs here.
     """
     if name == "auto":
-        for backend in BACKENDS.values():
-            if _runs(backend, bundle):
+        for each, backend in BACKENDS.items():
+            reason = _why_not(backend, bundle)
+            if reason is None:
+                _log.debug("auto is %s", each)
                 return backend
+            _log.debug("auto is not %s: %s", each, reason)
         raise UserError("no backend runs here. Install one with `pip install 'structsam[cpu]'`")
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r}. Choose one of: auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
-def _runs(backend: Backend, bundle: Bundle | None) -> bool:
+def _why_not(backend: Backend, bundle: Bundle | None) -> str | None:
+    """Say why a backend cannot run the bundle here, or None."""
     if not backend.needs_engine:
-        return backend.why_unavailable() is None
+        return backend.why_unavailable()
     if bundle is None:
-        return False
+        return "it needs an engine"
     try:
         for part in get_args(PartName):
             backend.runner(bundle, part, RunOptions())
-    except BackendUnavailable:
-        return False
-    return True
+    except BackendUnavailable as reason:
+        return str(reason)
+    return None

@@ -23,10 +23,9 @@ from structsam.methods import METHODS
 from structsam.models import MODELS
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import SCHEMA_VERSION
-from structsam_export.cli.main import main, parse_rates
+from structsam_export.cli.arguments import parse_rates
+from structsam_export.cli.main import COMMANDS, main
 from structsam_export.runtimes import BACKENDS
-
-COMMANDS = ("export", "build", "check", "predict", "bench", "flops", "lint", "list", "download")
 
 
 @dataclass(frozen=True)
@@ -289,7 +288,7 @@ main(sys.argv[2:])
 @pytest.mark.parametrize(
     ("absent", "arguments"),
     [
-        ("torch", ["flops"]),
+        ("torch", ["inspect", "--model", "vit_t"]),
         ("torch", ["export", "--model", "vit_t", "--weights", "random"]),
         ("onnx", ["export", "--model", "vit_t", "--weights", "random"]),
         ("onnx", ["lint", "encoder.onnx"]),
@@ -456,14 +455,14 @@ def test_lint_names_every_violation(cli: Callable[..., Ended], tmp_path: Path) -
     count = len(ended.out.splitlines()) - 1
     assert f"{count} violation(s) of 9 rules" in ended.out
     ended = cli("lint", file, "--json")
-    assert ended.code == 2 and len(ended.json) == count
-    assert {"rule", "where", "message"} == set(ended.json[0])
+    assert ended.code == 2 and len(ended.json["violations"]) == count
+    assert {"rule", "where", "message"} == set(ended.json["violations"][0])
 
 
 def test_lint_of_a_good_file(cli: Callable[..., Ended], tiny_bundle: Bundle) -> None:
     for part in ("encoder", "decoder"):
         ended = cli("lint", tiny_bundle.path / f"{part}.onnx", "--json")
-        assert (ended.code, ended.json) == (0, [])
+        assert (ended.code, ended.json) == (0, {"violations": []})
     ended = cli("lint", tiny_bundle.path / "decoder.onnx", "--dynamic", "P")
     assert ended.code == 2 and "'K'" in ended.out
 

@@ -1,0 +1,377 @@
+"""What goes wrong in a command: one line where a user can mend it, else a traceback; exit 2."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from structsam.errors import UserError
+from structsam_export.bundle.folder import Bundle
+from structsam_export.cli import inventory
+from structsam_export.cli.errors import EXTRA_OF
+from structsam_export.cli.main import COMMANDS, app, run
+
+ROOT = Path(__file__).resolve().parents[3]
+#: What every command says to a path or name that does not exist. A new command needs a line.
+WRONG_PATH = {
+    "export": ["--model", "vit_t", "--image", "nowhere.png"],
+    "build": ["nowhere"],
+    "check": ["nowhere"],
+    "predict": ["nowhere", "nowhere.png"],
+    "lint": ["nowhere.onnx"],
+    "list": ["nowhere"],  # takes none
+    "download": ["nowhere"],
+    "bench": ["nowhere"],
+    "flops": ["--schedule", "nowhere.json"],
+    "spectrum": ["--model", "vit_t", "--image", "nowhere.png"],
+    "inspect": ["--model", "vit_t", "--image", "nowhere.png"],
+    "evaluate": ["--root", "nowhere"],
+    "report": ["nowhere"],
+    "tune": ["--images", "nowhere"],
+}
+#: A value that an option cannot have.
+WRONG_VALUE = {
+    "export": ["--model", "vit_x"],
+    "build": ["nowhere", "--optimization-level", "9"],
+    "check": ["nowhere", "--threads", "0"],
+    "predict": ["nowhere", "nowhere.png", "--threads", "none"],
+    "lint": ["nowhere.onnx", "--json=x"],
+    "list": ["--markdown=x"],
+    "download": ["vit_b", "--json=x"],
+    "bench": ["--model", "vit_t", "--precision", "fp8"],
+    "flops": ["--method", "magic"],
+    "spectrum": ["--model", "vit_x"],
+    "inspect": ["--model", "vit_x"],
+    "evaluate": ["--root", ".", "--dataset", "nosuch"],
+    "report": ["nowhere", "--gallery", "-1"],
+    "tune": ["--images", ".", "--cost", "money"],
+}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRUCTSAM_VERBOSE", raising=False)
+
+
+def test_the_tables_know_every_command() -> None:
+    names = {command.name for command in app.registered_commands}
+    assert names == set(COMMANDS) == set(WRONG_PATH) == set(WRONG_VALUE)
+
+
+@pytest.mark.parametrize("table", [WRONG_PATH, WRONG_VALUE], ids=["path", "value"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, table: dict[str, list[str]]
+) -> None:
+    assert run([command, *table[command]]) == 2
+    out, err = capsys.readouterr()
+    # a layout of folders is shown below its line
+    lines = [line for line in err.splitlines() if not line.startswith(("note:", "  "))]
+    assert out == "" and len(lines) == 1 and lines[0].startswith("error: "), err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_with_json_a_mistake_is_an_object(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run([command, *WRONG_PATH[command], "--json"]) == 2
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert set(told) == {"error", "exit_code"} and told["exit_code"] == 2
+    assert err.endswith(f"error: {told['error']}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_json_and_verbose(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown and "--verbose" in shown
+
+
+HIDDEN = """
+import json, sys
+import importlib.machinery as machinery
+
+class Hides(machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in HIDE:
+            return None
+        return machinery.PathFinder.find_spec(name, path, target)
+
+HIDE = set(json.loads(sys.argv[1]))
+sys.meta_path[:] = [Hides if f is machinery.PathFinder else f for f in sys.meta_path]
+from structsam_export.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+def without(packages: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command where these packages are not installed."""
+    command = [sys.executable, "-c", HIDDEN, json.dumps(packages), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+#: Commands that do their work without any optional package, and those that work needs one for.
+NEEDS_NONE = {"list": [], "flops": []}
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download"}))
+def test_without_optional_packages_a_command_works_or_names_the_extra(
+    tiny_bundle: Bundle, tiny_photo: Path, command: str
+) -> None:
+    bundle, photos = tiny_bundle.path, tiny_photo.parent
+    arguments: dict[str, list[object]] = {
+        "export": ["--model", "vit_t"],
+        "build": [bundle],
+        "check": [bundle, "--require", "onnxruntime"],
+        "predict": [bundle, tiny_photo],
+        "lint": [bundle / "encoder.onnx"],
+        "bench": [bundle, "--require", "onnxruntime"],
+        "spectrum": ["--model", "vit_t"],
+        "inspect": ["--model", "vit_t"],
+        "evaluate": ["--root", ".", bundle],
+        "tune": ["--images", photos],
+        **NEEDS_NONE,
+    }
+    if command == "evaluate":
+        for folder in ("images", "masks"):
+            Path(folder).mkdir()
+            (Path(folder) / "a.png").write_bytes(tiny_photo.read_bytes())
+    if command == "report":
+        pytest.skip("its input is made by evaluate, which names the extra")
+    ended = without(list(EXTRA_OF), command, *arguments[command])
+    assert "Traceback" not in ended.stderr
+    if command in NEEDS_NONE:
+        assert ended.returncode == 0, ended.stderr
+    else:
+        assert ended.returncode == 2, ended.stderr
+        last = ended.stderr.splitlines()[-1]
+        assert last.startswith("error: ") and "pip install 'structsam[" in last
+
+
+TORCH = ["torch", "torchvision", "segment_anything"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--model vit_x", "vit_b, vit_l, vit_h"),
+        ("--model vit_b --rate 0.9", "outside [0, 0.75]"),
+        ("--model vit_b --rate half", "is not a number"),
+        ("--model vit_b --method magic", "unknown method"),
+        ("--model vit_b --layers some", "unknown layers"),
+        ("--model vit_b --layers 99", "blocks 0 to 11"),
+        ("--model vit_b --precision fp8", "unknown precision"),
+        ("--model vit_b --checkpoint nowhere.pth", "not found"),
+        ("--model vit_b", "No weights are named"),
+        ("--model vit_t --image nowhere.png", "does not exist"),
+    ],
+)
+def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
+    ended = without(TORCH, "export", *arguments.split())
+    assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--markdown"], ["flops", "--model", "vit_b", "--rate", "0.5"]]
+)
+def test_what_only_counts_needs_no_torch(arguments: list[str]) -> None:
+    ended = without(TORCH, *arguments)
+    assert ended.returncode == 0 and "structsam" in ended.stdout, ended.stderr
+
+
+def test_versions_are_shown_and_nothing_is_imported() -> None:
+    code = (
+        "import sys\nfrom structsam_export.cli.main import run\nassert run(['--version']) == 0\n"
+        "print(sorted({'torch', 'onnxruntime', 'tensorrt', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("structsam-export ") and lines[-1] == "[]"
+    names = {line.split()[0] for line in lines[1:-1]}
+    assert {"python", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"} <= names
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(inventory, "inventory", fail)
+
+
+FAULTS = [
+    ModuleNotFoundError("No module named 'structsam_export.typo'", name="structsam_export.typo"),
+    ModuleNotFoundError("No module named 'numpy.typo'", name="numpy.typo"),
+    ModuleNotFoundError("No module named 'onnx.typo'", name="onnx.typo"),  # onnx is installed
+    OSError(errno.EIO, "Input/output error"),
+    OSError("cannot load library"),
+    RuntimeError("a fault"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_of_ours_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    pytest.importorskip("onnx")
+    failing(monkeypatch, fault)
+    assert run(["list", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" in err and str(fault) in err
+    assert json.loads(out)["error"] == f"{type(fault).__name__}: {fault}"
+
+
+@pytest.mark.parametrize(
+    "mendable",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"),
+        PermissionError(errno.EACCES, "Permission denied", "a.png"),
+        OSError(errno.ENOSPC, "No space left on device", "a.png"),
+    ],
+    ids=repr,
+)
+def test_what_a_user_can_mend_about_a_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mendable: OSError
+) -> None:
+    failing(monkeypatch, mendable)
+    assert run(["list"]) == 2
+    assert capsys.readouterr().err == f"error: {mendable.strerror}: a.png\n"
+
+
+def test_an_absent_optional_package_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    failing(monkeypatch, ModuleNotFoundError("halted", name="pycocotools.mask"))
+    assert run(["list"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "error: pycocotools is not installed. Install it with `pip install 'structsam[eval]'`\n"
+    )
+
+
+def test_the_optional_packages_are_those_of_the_extras() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    imported = {"cuda-bindings": "cuda", "onnxruntime-gpu": "onnxruntime"}
+    extras: dict[str, set[str]] = {}
+    for extra, requirements in project["optional-dependencies"].items():
+        for requirement in requirements if extra != "dev" else ():
+            name = requirement.split(">=")[0]
+            extras.setdefault(imported.get(name, name.replace("-", "_")), set()).add(extra)
+    assert set(EXTRA_OF) == set(extras)
+    assert all(EXTRA_OF[name] in extras[name] for name in EXTRA_OF)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--verbose", "list"], ["-v", "list"], ["list", "--verbose"], ["list", "-v"]]
+)
+def test_verbose_shows_the_traceback_of_a_users_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    failing(monkeypatch, UserError("no such thing"))
+    assert run(arguments) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1] == "error: no such thing"
+    assert run(["list"]) == 2  # and the next command is quiet again
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_the_environment_can_ask_for_it_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRUCTSAM_VERBOSE", "1")
+    failing(monkeypatch, UserError("no such thing"))
+    assert run(["list"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_verbose_says_which_backend_runs_and_why_not_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle
+) -> None:
+    from structsam_export.runtimes import find_backend
+
+    def choose() -> None:
+        find_backend("auto", tiny_bundle)
+        raise UserError("enough")
+
+    monkeypatch.setattr(inventory, "inventory", choose)
+    assert run(["list", "-v"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "auto is" in line]
+    assert re.search(r"structsam_export: auto is not tensorrt: .{10}", lines[0]), lines
+    assert "auto is onnxruntime" in lines[-1]
+
+
+def test_loggers_are_below_that_of_their_package() -> None:
+    for package in ("structsam", "structsam_export"):
+        for path in (ROOT / package).rglob("*.py"):
+            names = re.findall(r"^\w+ = logging.getLogger\((.*)\)", path.read_text("utf-8"), re.M)
+            assert set(names) <= {f'"{package}"', "__name__"}, path
+
+
+# Interrupts
+
+INTERRUPTED_AT_THE_END = """
+import os, signal, time
+from structsam_export.cli import main as module
+work = module.run
+def run(arguments):
+    code = work(arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+    return code
+module.run = run
+import sys
+sys.argv = ["structsam-export", "--version"]
+module.main()
+"""
+INTERRUPTED_WHILE_LEAVING = """
+import atexit, sys, time
+from structsam_export.cli.main import main
+atexit.register(lambda: (print("leaving", flush=True), time.sleep(1.5), print("left", flush=True)))
+sys.argv = ["structsam-export", "--version"]
+main()
+"""
+
+
+def test_an_interrupt_after_the_last_line_is_130_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_THE_END], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_interrupt_while_the_interpreter_leaves_changes_nothing() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_WHILE_LEAVING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line == "leaving\n":
+            break
+    for _ in range(5):
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (0, "left\n", "")
+
+
+def test_commands_have_names_of_their_own() -> None:
+    for path in sorted((ROOT / "structsam_export/cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert "run" not in [alias.asname for alias in node.names], path.name
