@@ -26,7 +26,7 @@ from structsam_export.evaluate.table import kept_share
 
 _METRICS = ("iou", "boundary_iou")
 _USUAL = {
-    "layers": "all", "placement": "attention", "reuse": 1, "proportional": False,
+    "layers": "all", "placement": "attention", "proportional": False,
     "prompt_aware": None, "options": {},
 }  # fmt: skip
 

@@ -29,7 +29,6 @@ def apply_merging(
     proportional: bool = False,
     prompt_aware: str | None = None,
     placement: str = "attention",
-    reuse: int = 1,
 ) -> Model:
     """Merge tokens in the chosen blocks of a SAM model, in place.
 
@@ -40,7 +39,7 @@ def apply_merging(
         model: a `segment_anything` `Sam`, or its image encoder.
         rate: share of every map's tokens to remove, or one per block.
         layers: `all`, `global`, `window`, or block indices.
-        attention, align, proportional, prompt_aware, placement, reuse: see `MergeConfig`.
+        attention, align, proportional, prompt_aware, placement: see `MergeConfig`.
         options: the method's own options, such as `{"operator": "central"}`.
 
     Returns:
@@ -59,7 +58,6 @@ def apply_merging(
         proportional=proportional,
         prompt_aware=prompt_aware,
         placement=placement,
-        reuse=reuse,
     )
     return apply_config(model, config)
 
@@ -92,9 +90,6 @@ def apply_config(model: Model, config: MergeConfig) -> Model:
         )
     for run in config.stages(is_global):
         merged[run[0]].run_stage([merged[index] for index in run])
-    for index, planner in enumerate(config.planners(is_global)):
-        if planner != index and merged[index].plans:
-            merged[index].take_plans_of(merged[planner])
     remove_merging(model)
     for index, block in enumerate(merged):
         encoder.blocks[index] = block

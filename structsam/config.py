@@ -35,8 +35,6 @@ class MergeConfig:
             (and the windows that the box covers most merge less, the others more).
         placement: one of `PLACEMENTS`: merge around attention; also around the MLP, by the same
             plan; or once for every run of blocks that share a window layout and a rate.
-        reuse: so many blocks, or runs of placement `stage`, of one kind (global or window) and
-            rate share the plan of the first of them.
 
     Raises:
         UserError: unknown name, or a rate or an option outside the method's range.
@@ -51,7 +49,6 @@ class MergeConfig:
     proportional: bool = False
     prompt_aware: str | None = None
     placement: str = "attention"
-    reuse: int = 1
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
@@ -61,8 +58,6 @@ class MergeConfig:
             check_rate(rate, method.name, limit)
         if type(self.align) is not int or self.align < 1:
             raise UserError(f"align must be a whole number from 1, not {self.align!r}")
-        if type(self.reuse) is not int or self.reuse < 1:
-            raise UserError(f"reuse must be a whole number of blocks from 1, not {self.reuse!r}")
         if self.placement not in PLACEMENTS:
             raise UserError(
                 f"unknown placement {self.placement!r}. Use one of: {', '.join(PLACEMENTS)}"
@@ -118,7 +113,17 @@ class MergeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MergeConfig:
-        """Read what `to_dict` wrote; other keys are ignored, missing ones have their defaults."""
+        """Read what `to_dict` wrote; other keys are ignored, missing ones have their defaults.
+
+        Raises:
+            UserError: merging that this version no longer has.
+        """
+        shared = values.get("reuse", 1)
+        if shared != 1:
+            raise UserError(
+                f"this merging was made with reuse {shared}, one plan for several blocks, which "
+                "structsam no longer has. Use its ONNX or engine, or export again without it"
+            )
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         return cls.of(**known)
 
@@ -151,20 +156,6 @@ class MergeConfig:
             else:
                 runs.append([index])
         return runs
-
-    def planners(self, is_global: Sequence[bool]) -> list[int]:
-        """Return for every block the block that plans for it: itself, unless plans are shared."""
-        rates = self.block_rates(is_global)
-        found = list(range(len(rates)))
-        latest: dict[tuple[bool, float], tuple[int, int]] = {}  # of a kind: its planner, its users
-        for run in self.stages(is_global):
-            kind = is_global[run[0]], rates[run[0]]
-            planner, users = latest.get(kind, (run[0], self.reuse))
-            planner, users = (run[0], 1) if users == self.reuse else (planner, users + 1)
-            latest[kind] = planner, users
-            for index in run:
-                found[index] = planner
-        return found
 
     def tier_rates(self, rate: float, windows: int) -> tuple[tuple[float, int], ...]:
         """Return (rate, windows) of the tiers of a block whose windows merge at `rate` on average.

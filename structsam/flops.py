@@ -65,10 +65,8 @@ def encoder_flops(
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
         blocks=tuple(
-            _block(spec, config, placement, index, rate, index in firsts, index == planner)
-            for index, (rate, planner) in enumerate(
-                zip(rates, config.planners(is_global), strict=True)
-            )
+            _block(spec, config, placement, index, rate, index in firsts)
+            for index, rate in enumerate(rates)
         ),
     )
 
@@ -85,13 +83,11 @@ def _block(
     index: int,
     rate: float,
     merges: bool,
-    plans: bool,
 ) -> BlockFlops:
     """Count a block.
 
     Args:
-        merges: it merges tokens itself; within a stage only the first block does.
-        plans: it makes the plan by which it merges.
+        merges: it plans and merges itself; within a stage only the first block does.
     """
     height, width = spec.grid
     side, is_global = spec.window_size, index in spec.global_blocks
@@ -107,13 +103,11 @@ def _block(
     in_mlp = rows if rate and placement in ("block", "stage") else pixels
     normed = 2 * pixels
     if rate and placement == "stage":  # the first norm of a stage also sees all tokens, to plan
-        normed = 2 * rows + (pixels if plans else 0)
+        normed = 2 * rows + (pixels if merges else 0)
     if rate and placement == "block":
         units["pooling"] *= 2  # the MLP's input is merged as well
-    if rate and not plans:
-        units |= {"energy": 0, "matching": 0}
     if rate and not merges:
-        units["pooling"] = 0
+        units |= {"energy": 0, "matching": 0, "pooling": 0}
     padding = sum(tier.padding for tier in tiers)
     if placement in ("block", "stage"):
         units["skipped"] += 8 * padding * channels**2

@@ -64,7 +64,6 @@ def label_of(merging: Mapping[str, Any]) -> str:
         words.append(layers if isinstance(layers, str) else "layers " + _ranges(layers))
     if merging.get("placement", "attention") != "attention":
         words.append(merging["placement"])
-    words += [f"plans reused by {merging['reuse']}"] if merging.get("reuse", 1) > 1 else []
     words += [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     words += ["proportional"] if merging.get("proportional") else []
     words += [f"box {merging['prompt_aware']}"] if merging.get("prompt_aware") else []

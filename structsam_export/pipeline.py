@@ -78,7 +78,6 @@ def export(
     proportional: bool = False,
     prompt_aware: str | None = None,
     placement: str = "attention",
-    reuse: int = 1,
     backend: str = "auto",
     targets: Sequence[str] = (),
     images: Sequence[str | Path] = (),
@@ -96,7 +95,7 @@ def export(
         checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
-        attention, options, align, proportional, prompt_aware, placement, reuse: see
+        attention, options, align, proportional, prompt_aware, placement: see
             `structsam.MergeConfig`.
         backend: what parity runs on; an engine backend is also built for.
         targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
@@ -124,7 +123,6 @@ def export(
         proportional=proportional,
         prompt_aware=prompt_aware,
         placement=placement,
-        reuse=reuse,
     )
     flops = encoder_flops(spec, config).to_dict()  # refuses what does not fit the model
     if precision not in PRECISIONS:
@@ -190,8 +188,6 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
     parts += [f"{name}_{value}" for name, value in config.options]
     if config.placement != "attention":
         parts.append(config.placement)
-    if config.reuse != 1:
-        parts.append(f"reuse{config.reuse}")
     if config.attention != "folded":
         parts.append(config.attention)
     if config.align != 1:

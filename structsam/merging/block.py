@@ -51,28 +51,6 @@ class PromptBox:
         return self.tokens.to(device).expand(batch, -1)
 
 
-class _SharedPlan:
-    """Carries a block's merging to the blocks that reuse it, within one call of the encoder."""
-
-    def __init__(self) -> None:
-        self.users = 0
-        self._left = 0
-        self._merging: BlockMerging | None = None
-
-    def put(self, merging: BlockMerging) -> None:
-        """Keep it for the users of this call; nothing is kept where there are none."""
-        self._left, self._merging = self.users, merging if self.users else None
-
-    def take(self) -> BlockMerging:
-        """Return what was put; the last user frees it."""
-        merging = self._merging
-        assert merging is not None, "the block that plans runs first"
-        self._left -= 1
-        if not self._left:
-            self._merging = None
-        return merging
-
-
 class MergedBlock(nn.Module):
     """A SAM block that merges tokens around its attention, its MLP, or a run of blocks.
 
@@ -109,8 +87,6 @@ class MergedBlock(nn.Module):
         self.placement = placement
         self._original = (block,)  # in tuples, so that they are not registered as submodules
         self._stage: tuple[MergedBlock, ...] = (self,)
-        self._shared = _SharedPlan()
-        self._takes = False  # whether `_shared` is filled by an earlier block
         self.on_plan: Callable[[BlockMerging], None] | None = None
         self.train(block.training)
 
@@ -126,8 +102,8 @@ class MergedBlock(nn.Module):
 
     @property
     def plans(self) -> bool:
-        """Whether this block makes a plan: it merges, and no earlier block has planned for it."""
-        return bool(self.tiers and self._stage and not self._takes)
+        """Whether this block makes a plan: it merges, and no earlier block of its stage has."""
+        return bool(self.tiers and self._stage)
 
     def run_stage(self, blocks: Sequence[MergedBlock]) -> None:
         """Let this block run all `blocks`, itself first, on its slots; the others then do nothing.
@@ -138,30 +114,19 @@ class MergedBlock(nn.Module):
         for block in blocks[1:]:
             block._stage = ()
 
-    def take_plans_of(self, planner: MergedBlock) -> None:
-        """Merge as `planner` does, which must run before and have equally many maps and slots."""
-        self._shared, self._takes = planner._shared, True
-        self._shared.users += 1
-
     def forward(self, x: Tensor) -> Tensor:
         """Map a token grid [B, H', W', C] to one of the same shape."""
         if not self._stage:
             return x  # an earlier block of the stage has done this one's work
-        if self._takes and self.placement == "stage":
-            return x + self._shared.take().around(x, self._stage_on_slots)
         normed = self.norm1(x)
         if not self.tiers:
             whole = WindowMaps.of(x, self.window_size)
             attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.attention)
             x = x + whole.put_back(attended)
             return x + self.mlp(self.norm2(x))
-        if self._takes:
-            merging = self._shared.take()
-        else:
-            merging = self._merging(normed)
-            self._shared.put(merging)
-            if self.on_plan:
-                self.on_plan(merging)
+        merging = self._merging(normed)
+        if self.on_plan:
+            self.on_plan(merging)
         if self.placement == "stage":
             return x + merging.around(x, self._stage_on_slots)
         x = x + merging.around(normed, self._attention_on_slots)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from structsam.evaluation.summary import RunSummary, Summary
     from structsam_export.bench.report import BenchReport, BenchRow
 
-#: Fields of `MergeConfig` that change masks; the form of attention only rounds differently.
-_SETTINGS = (
-    "method", "rate", "layers", "placement", "reuse", "options", "align", "proportional",
-    "prompt_aware",
-)  # fmt: skip
+#: What `merging` of a manifest holds beside what changes masks; the form of attention only rounds
+#: differently.
+_NOT_OF_MASKS = {"attention", "blocks", "plan_tensors"}
+#: Earlier versions wrote `reuse`, and not always all the others.
+_USUAL = {"placement": "attention", "align": 1, "reuse": 1}
 _MARKERS = {"stock": "s", "unmerged": "D", "bundle": "o"}
 _PREFERRED = ("iou", "boundary_iou")
 
@@ -76,8 +76,11 @@ def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what decides masks; None where nothing is merged."""
     if merging is None or merging.get("rate") == 0:
         return None
-    usual = {"placement": "attention", "reuse": 1, "align": 1}
-    return {name: merging.get(name) or usual.get(name) for name in _SETTINGS}
+    return {
+        name: value
+        for name, value in merging.items()
+        if name not in _NOT_OF_MASKS and value and value != _USUAL.get(name)
+    }
 
 
 def _find(summary: Summary, row: BenchRow, wanted: dict[str, Any] | None) -> RunSummary | None:

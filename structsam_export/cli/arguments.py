@@ -36,7 +36,6 @@ PromptForm = Annotated[
 Placement = Annotated[
     str, typer.Option(help="What runs on merged tokens: attention, block (MLP too) or stage.")
 ]
-Reuse = Annotated[int, typer.Option(min=1, help="So many blocks of a kind share a plan.")]
 ScheduleFile = Annotated[
     Path | None, typer.Option("--schedule", help="Rates per block, from `tune`.")
 ]

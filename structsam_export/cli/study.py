@@ -23,7 +23,6 @@ from structsam_export.cli.arguments import (
     PromptForm,
     Proportional,
     Rate,
-    Reuse,
     ScheduleFile,
     Seed,
     WeightOptions,
@@ -53,7 +52,6 @@ def count_flops(
         str,
         typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
     ] = "attention",
-    reuse: Reuse = 1,
     schedule: ScheduleFile = None,
     json_only: Json = False,
 ) -> None:
@@ -75,7 +73,6 @@ def count_flops(
         "align": align,
         "proportional": proportional,
         "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
-        "reuse": reuse,
     }
     title = f"{model}, {method}, rate {rate}, layers {layers}, placement {placement}"
     if method == "all":

@@ -144,7 +144,6 @@ def bundle_table(bundle: Bundle) -> Table:
     own = [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     if merging.get("placement", "attention") != "attention":
         own.append(f"placement {merging['placement']}")
-    own += [f"a plan for {merging['reuse']} blocks"] if merging.get("reuse", 1) > 1 else []
     own += ["dense attention"] if merging.get("attention") == "dense" else []
     own += [f"align {merging['align']}"] if merging.get("align", 1) > 1 else []
     own += ["proportional attention"] if merging.get("proportional") else []

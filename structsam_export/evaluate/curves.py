@@ -71,7 +71,6 @@ def _settings(run: RunSummary) -> dict[str, str]:
         found = {"method": str(merging.get("method"))}
         found["layers"] = _layers(merging.get("layers"))
         found["placement"] = str(merging.get("placement") or "")
-        found["reuse"] = f"reuse {merging['reuse']}" if merging.get("reuse", 1) > 1 else ""
         found["options"] = " ".join(f"{k}={v}" for k, v in (merging.get("options") or {}).items())
         for name in ("proportional", "prompt_aware"):
             found[name] = name.replace("_", " ") if merging.get(name) else ""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
@@ -163,7 +164,8 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     """Rebuild the merged SAM of a bundle in float32; of a benchmark's stock row the stock SAM.
 
     Raises:
-        UserError: the checkpoint is not the one that was exported.
+        BackendUnavailable: the checkpoint is not the one that was exported, or this version no
+            longer has the bundle's merging.
     """
     from structsam.apply import apply_config
     from structsam.config import MergeConfig
@@ -172,6 +174,11 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     from structsam.models.load import load_sam, weights_file
 
     model, merging = bundle.model, bundle.manifest["merging"]
+    stock = merging["attention"] == "stock"
+    try:
+        config = None if stock else MergeConfig.from_dict(merging)
+    except UserError as reason:
+        raise BackendUnavailable(str(reason)) from reason
     if bundle.has_random_weights:
         sam = load_sam(model.name, weights="random", seed=model.seed or 0)
     else:
@@ -185,6 +192,4 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"{found.sha256[:12]}..., not {str(model.sha256)[:12]}... ({model.title})"
             )
         sam = load_sam(model.name, checkpoint=path)
-    if merging["attention"] == "stock":
-        return sam
-    return apply_config(sam, MergeConfig.from_dict(merging))
+    return sam if config is None else apply_config(sam, config)

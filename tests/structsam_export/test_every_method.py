@@ -69,8 +69,6 @@ def test_export_and_check(
             "tiny-structsam-r0.50-block-box_windows-fp32",
         ),
         ({"placement": "stage"}, "tiny-structsam-r0.50-stage-fp32"),
-        ({"reuse": 2}, "tiny-structsam-r0.50-reuse2-fp32"),
-        ({"placement": "stage", "reuse": 2}, "tiny-structsam-r0.50-stage-reuse2-fp32"),
     ],
 )
 def test_options_of_merging_are_kept_in_the_bundle(

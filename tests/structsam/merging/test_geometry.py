@@ -101,7 +101,6 @@ CONFIGS = {
     **{placement: {"placement": placement} for placement in PLACEMENTS},
     "sizes": {"proportional": True, "align": 8},
     "box": {"prompt_aware": "rank"},  # its box reaches over padding
-    "shared": {"placement": "stage", "reuse": 2},
 }
 
 
