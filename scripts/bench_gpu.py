@@ -72,8 +72,7 @@ def prepared(group: Group, folder: Path) -> list[Bundle]:
     from structsam.config import MergeConfig
 
     configs = [
-        MergeConfig.of(method, rate, "all", placement=placement)
-        for method, rate, placement in group.settings
+        MergeConfig(method, rate, placement=placement) for method, rate, placement in group.settings
     ]
     bundles = list(make_merged(group.model, configs, "fp16", group.batch, folder, say))
     many = f"-batch{group.batch}" if group.batch > 1 else ""

@@ -27,7 +27,7 @@ from segment_anything.modeling.common import MLPBlock
 from torch import nn
 
 from structsam import MergeConfig
-from structsam.apply import apply_config
+from structsam.apply import apply_merging
 from structsam.config import parse_layers
 from structsam.merging import block as merged_block
 from structsam.merging.block import MergedBlock
@@ -99,7 +99,7 @@ def export_with_steps(
     onnx_graph._save = note_and_save
     try:
         encoder = build_sam(model_spec(model)).image_encoder
-        encoder = apply_config(encoder, config)
+        encoder = apply_merging(encoder, config)
         onnx_graph.export_encoder(EncoderModule(encoder, "fp32"), folder, "encoder.onnx")
     finally:
         onnx_graph._save = save

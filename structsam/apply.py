@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,18 +18,7 @@ from structsam.merging.block_plan import Tier
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def apply_merging(
-    model: Model,
-    method: str = "structsam",
-    rate: float | Sequence[float] = 0.5,
-    layers: str | Sequence[int] = "all",
-    attention: str = "folded",
-    options: Mapping[str, Any] | None = None,
-    align: int = 1,
-    proportional: bool = False,
-    prompt_aware: str | None = None,
-    placement: str = "attention",
-) -> Model:
+def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any) -> Model:
     """Merge tokens in the chosen blocks of a SAM model, in place.
 
     Safe to repeat: earlier merging is removed first. Blocks that merge nothing (rate 0, or not in
@@ -37,10 +26,9 @@ def apply_merging(
 
     Args:
         model: a `segment_anything` `Sam`, or its image encoder.
-        rate: share of every map's tokens to remove, or one per block.
-        layers: `all`, `global`, `window`, or block indices.
-        attention, align, proportional, prompt_aware, placement: see `MergeConfig`.
-        options: the method's own options, such as `{"operator": "central"}`.
+        config: what merges where; the default one when None.
+        choice: fields of `MergeConfig` in place of those of `config`, by name, such as
+            `method="structsam", rate=0.5, layers="global", options={"operator": "central"}`.
 
     Returns:
         The same model.
@@ -48,22 +36,7 @@ def apply_merging(
     Raises:
         UserError: not a SAM model, or an argument outside its range (nothing is changed then).
     """
-    config = MergeConfig.of(
-        method,
-        rate,
-        layers,
-        attention,
-        options or {},
-        align=align,
-        proportional=proportional,
-        prompt_aware=prompt_aware,
-        placement=placement,
-    )
-    return apply_config(model, config)
-
-
-def apply_config(model: Model, config: MergeConfig) -> Model:
-    """Do what `apply_merging` does, from a `MergeConfig`."""
+    config = MergeConfig.of(config, **choice)
     encoder = image_encoder_of(model)
     stock = [
         block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from structsam.errors import UserError
@@ -88,24 +88,26 @@ class MergeConfig:
             )
 
     @classmethod
-    def of(
-        cls,
-        method: str,
-        rate: Any,
-        layers: Any,
-        attention: str = "folded",
-        options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
-        **more: Any,
-    ) -> MergeConfig:
-        """Make a configuration from what callers pass: lists, arrays and ranges become tuples."""
-        try:
-            pairs = tuple((str(name), value) for name, value in dict(options).items())
-        except (TypeError, ValueError):
+    def of(cls, config: MergeConfig | None = None, **choice: Any) -> MergeConfig:
+        """Return `config`, or the default, with the fields of `choice` in their place.
+
+        Lists, ranges and arrays become tuples; `options` may be a mapping.
+
+        Raises:
+            UserError: an unknown name, or a value outside its range.
+        """
+        if config is not None and not isinstance(config, cls):
             raise UserError(
-                f"options {options!r} are no names with values. Pass a dict such as "
-                '{"operator": "central"}'
-            ) from None
-        return cls(method, _frozen(rate), _frozen(layers), attention, pairs, **more)
+                f"{config!r} is no MergeConfig. Name what is chosen, such as method='structsam'"
+            )
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in choice if name not in known]:
+            raise UserError(f"unknown argument {unknown[0]!r}. Merging takes: {', '.join(known)}")
+        frozen: dict[str, Any] = {
+            name: _pairs(value) if name == "options" else _frozen(value)
+            for name, value in choice.items()
+        }
+        return replace(config or cls(), **frozen)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form."""
@@ -199,6 +201,17 @@ class MergeConfig:
                 f"{len(is_global) - 1}"
             )
         return set(self.layers)
+
+
+def _pairs(options: Any) -> tuple[tuple[str, Any], ...]:
+    """Read a mapping or pairs; None is none."""
+    try:
+        return tuple((str(name), value) for name, value in dict(options or ()).items())
+    except (TypeError, ValueError):
+        raise UserError(
+            f"options {options!r} are no names with values. Pass a dict such as "
+            '{"operator": "central"}'
+        ) from None
 
 
 def _frozen(value: Any) -> Any:

@@ -40,9 +40,14 @@ def merge_configs(
     for method, where, placement, rate in itertools.product(methods, layers, placements, rates):
         if not rate:
             continue
-        asked = {"method": method, "rate": rate, "layers": where, "placement": placement}
+        asked: dict[str, Any] = {
+            "method": method,
+            "rate": rate,
+            "layers": where,
+            "placement": placement,
+        }
         try:
-            config = MergeConfig.of(method, rate, parse_layers(where), placement=placement, **more)
+            config = MergeConfig.of(**asked | more | {"layers": parse_layers(where)})
             encoder_flops(spec, config)
             configs.append(config)
         except UserError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,19 +65,12 @@ class ExportedBundle(Bundle):
 
 def export(
     model: str,
-    rate: float | Sequence[float] = 0.5,
-    method: str = "structsam",
-    layers: str | Sequence[int] = "all",
+    config: MergeConfig | None = None,
+    *,
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     seed: int = 0,
     precision: str = "fp16",
-    attention: str = "folded",
-    options: Mapping[str, Any] | None = None,
-    align: int = 1,
-    proportional: bool = False,
-    prompt_aware: str | None = None,
-    placement: str = "attention",
     backend: str = "auto",
     targets: Sequence[str] = (),
     images: Sequence[str | Path] = (),
@@ -86,22 +79,23 @@ def export(
     force: bool = False,
     say: Say = lambda text: None,
     build_progress: Callable[[Any], None] | None = None,
+    **choice: Any,
 ) -> ExportedBundle:
     """Turn a SAM checkpoint into a bundle.
 
     Args:
         model: key of `structsam.models.MODELS`.
-        rate: share of every map's tokens to remove, or one number per block.
+        config: what merges where; the default one when None.
         checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
-        attention, options, align, proportional, prompt_aware, placement: see
-            `structsam.MergeConfig`.
         backend: what parity runs on; an engine backend is also built for.
         targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
         images: photos for parity; a photo that comes with the package when none is given.
         out: folder to put the bundle into.
         force: replace a bundle of real weights by one of random weights.
+        choice: fields of `structsam.MergeConfig` in place of those of `config`, by name, such as
+            `rate=0.5, layers="global"`.
 
     Raises:
         UserError: any input that cannot be used; nothing is written then.
@@ -113,17 +107,7 @@ def export(
     from structsam_export.graph.precisions import PRECISIONS
 
     spec = model_spec(model)
-    config = MergeConfig.of(
-        method,
-        rate,
-        layers,
-        attention,
-        options or {},
-        align=align,
-        proportional=proportional,
-        prompt_aware=prompt_aware,
-        placement=placement,
-    )
+    config = MergeConfig.of(config, **choice)
     flops = encoder_flops(spec, config).to_dict()  # refuses what does not fit the model
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
@@ -249,12 +233,12 @@ def _write_networks(
     photos: Sequence[Path],
     clock: _Clock,
 ) -> None:
-    from structsam.apply import apply_config
+    from structsam.apply import apply_merging
     from structsam_export.graph.exporter import export_decoder, export_encoder
     from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
 
     manifest, folder = bundle.manifest, bundle.path
-    apply_config(sam, config)
+    apply_merging(sam, config)
     manifest["merging"]["blocks"] = counts_per_block(sam.image_encoder)
     manifest["reference_images"] = []
     for photo in photos:

@@ -133,7 +133,7 @@ def _merged(
     decoder: Path | None,
     say: Say,
 ) -> Bundle:
-    from structsam.apply import apply_config
+    from structsam.apply import apply_merging
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
     from structsam.models.load import build_sam
@@ -148,7 +148,7 @@ def _merged(
             last = export_decoder(DecoderModule(sam, precision), staged, DECODER_ONNX)
         else:
             last = _copied_decoder(decoder, staged)
-        encoder = apply_config(sam.image_encoder, config)
+        encoder = apply_merging(sam.image_encoder, config)
         first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
         return first, last, {"blocks": counts_per_block(encoder), "plan_tensors": []}
 

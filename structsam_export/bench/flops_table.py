@@ -40,7 +40,7 @@ def compare_methods(
     highest = max(rate) if isinstance(rate, tuple) else rate
     for name, method in METHODS.items():
         try:
-            config = MergeConfig.of(name, rate, layers, **more)
+            config = MergeConfig.of(method=name, rate=rate, layers=layers, **more)
             results[name] = encoder_flops(spec, config, placement)
         except UserError as error:
             reasons.append(error)

@@ -87,7 +87,7 @@ def count_flops(
         return
     if schedule is None:
         options = parse_options(find_method(method), option or ())
-        config = MergeConfig.of(method, rates, chosen, options=options, **more)
+        config = MergeConfig.of(method=method, rate=rates, layers=chosen, options=options, **more)
     else:
         config = read_schedule(schedule).config(model, **more)
         placement = config.placement

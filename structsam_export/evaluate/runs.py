@@ -92,7 +92,7 @@ def model_runs(
 
     @contextmanager
     def opened(config: MergeConfig | None) -> Iterator[Predictor]:
-        from structsam.apply import apply_config
+        from structsam.apply import apply_merging
         from structsam.config import MergeConfig
         from structsam_export.runtimes.torch_backend import InMemoryBackend
 
@@ -100,7 +100,7 @@ def model_runs(
             use_fast_settings()
             loaded.append(source.load())
         # unmerged is rate 0: stock SAM's masks, with the attention that the merged runs have
-        sam = apply_config(loaded[0], config or MergeConfig(rate=0.0))
+        sam = apply_merging(loaded[0], config or MergeConfig(rate=0.0))
         backend = InMemoryBackend(sam, precision)
         bundle = backend.in_memory_bundle(spec.preprocessing)
         with Predictor(bundle, backend, threads=threads) as predictor:

@@ -92,7 +92,13 @@ def inspect_merging(
         say(f"merging by {name}")
         try:
             structsam.apply_merging(
-                sam, name, rate, layers, "folded", settings[name], align, proportional
+                sam,
+                method=name,
+                rate=rate,
+                layers=layers,
+                options=settings[name],
+                align=align,
+                proportional=proportional,
             )
             maps = observe(sam, pixels, None if in_depth else chosen)
             found[name] = Inspected(name, maps, _rates(sam), settings[name], in_depth=in_depth)

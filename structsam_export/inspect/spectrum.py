@@ -198,7 +198,7 @@ def _notes(
             refusals.append(f"{method} merges at most {cap:g} of the tokens, not {rate:g}")
             continue
         try:
-            apply_merging(sam, method, rate, layers, options=options)
+            apply_merging(sam, method=method, rate=rate, layers=layers, options=options)
         except UserError as error:
             notes[method, rate] = f"not available: {error}"
             refusals.insert(0, str(error))  # it says more than a cap
@@ -228,7 +228,8 @@ def _measure(
         spectral_distance,
     )
 
-    apply_merging(sam, *pair, layers, options=options)
+    method, rate = pair
+    apply_merging(sam, method=method, rate=rate, layers=layers, options=options)
     rows = []
     for index, (block, x) in enumerate(zip(merged_blocks(sam), inputs, strict=True)):
         if block.method is None:

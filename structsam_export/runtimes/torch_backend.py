@@ -167,7 +167,7 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
         BackendUnavailable: the checkpoint is not the one that was exported, or this version no
             longer has the bundle's merging.
     """
-    from structsam.apply import apply_config
+    from structsam.apply import apply_merging
     from structsam.config import MergeConfig
     from structsam.models import model_spec
     from structsam.models.checkpoint_file import identify_checkpoint
@@ -192,4 +192,4 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"{found.sha256[:12]}..., not {str(model.sha256)[:12]}... ({model.title})"
             )
         sam = load_sam(model.name, checkpoint=path)
-    return sam if config is None else apply_config(sam, config)
+    return sam if config is None else apply_merging(sam, config)

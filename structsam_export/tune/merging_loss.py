@@ -107,10 +107,10 @@ class LossMeter:
             return (time.perf_counter() - start) * 1e3
 
     def _merged(self, config: MergeConfig | None) -> Any:
-        from structsam.apply import apply_config
+        from structsam.apply import apply_merging
         from structsam.config import MergeConfig
 
-        return apply_config(self.sam, config or MergeConfig(rate=0.0)).image_encoder
+        return apply_merging(self.sam, config or MergeConfig(rate=0.0)).image_encoder
 
     def _masks_of(self, embedding: Tensor) -> Tensor:
         """Masks bool [P, 4, 4h, 4w] at the fixed points."""

@@ -49,7 +49,11 @@ class Schedule:
                 f"tune --model {model}`"
             )
         return MergeConfig.of(
-            self.method, self.rates, "all", options=self.options, placement=self.placement, **more
+            method=self.method,
+            rate=self.rates,
+            options=self.options,
+            placement=self.placement,
+            **more,
         )
 
     def save(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
 import structsam
-from structsam.apply import apply_config, apply_merging, merged_blocks, remove_merging
+from structsam.apply import apply_merging, merged_blocks, remove_merging
 from structsam.config import MergeConfig, parse_layers
 from structsam.errors import UserError
 from structsam.merging.attention import ATTENTIONS
@@ -162,6 +162,10 @@ def test_every_block_may_have_its_own_rate(sam, rates) -> None:
         ({"layers": [3]}, "layer 3.*0 to 2"),
         ({"layers": [0, -1]}, "layer -1.*0 to 2"),
         ({"attention": "sparse"}, "unknown attention 'sparse'.*folded, dense"),
+        ({"rates": 0.5}, "unknown argument 'rates'.*method, rate, layers, attention, options"),
+        ({"reuse": 2}, "unknown argument 'reuse'"),
+        ({"config": "tome"}, "'tome' is no MergeConfig.*method='structsam'"),
+        ({"options": "edge"}, "options 'edge' are no names with values"),
     ],
 )
 def test_a_wrong_argument_is_refused_and_nothing_changes(
@@ -227,11 +231,13 @@ def test_the_encoder_alone_may_be_given(sam, tiny_sam_factory) -> None:
 
 def test_a_config_does_what_its_arguments_do(sam, tiny_sam_factory) -> None:
     config = MergeConfig(rate=(0.25, 0.5, 0.0), layers=(0, 1), attention="dense")
-    apply_config(sam, config)
+    apply_merging(sam, config)
     assert [block.attention for block in merged_blocks(sam)] == ["dense"] * 3
     other = apply_merging(tiny_sam_factory(), rate=[0.25, 0.5, 0], layers=[0, 1], attention="dense")
     assert rates_of(sam) == rates_of(other) == [0.25, 0.5, 0]
     assert torch.equal(encode(sam), encode(other))
+    assert rates_of(apply_merging(sam, config, layers=[1])) == [0, 0.5, 0]
+    assert [block.attention for block in merged_blocks(sam)] == ["dense"] * 3
 
 
 @pytest.mark.parametrize("form", ATTENTIONS)

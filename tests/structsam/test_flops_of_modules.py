@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from structsam.apply import apply_config, merged_blocks
+from structsam.apply import apply_merging, merged_blocks
 from structsam.config import MergeConfig
 from structsam.flops import encoder_flops, unmerged_flops
 from structsam.methods import METHODS
@@ -84,7 +84,7 @@ def test_fvcore_counts_the_same_at_rate_0(
     tiny_sam_factory: Callable[..., Any], tiny_spec: ModelSpec, attention: str, layers: str
 ) -> None:
     config = MergeConfig(rate=0.0, layers=layers, attention=attention, proportional=True)
-    encoder = apply_config(tiny_sam_factory(), config).image_encoder
+    encoder = apply_merging(tiny_sam_factory(), config).image_encoder
     size = tiny_spec.image_size
     assert counted_by_fvcore(encoder, 1, 3, size, size) == encoder_flops(tiny_spec, config).executed
 
@@ -93,7 +93,7 @@ def test_fvcore_counts_the_same_at_rate_0(
 def test_fvcore_counts_the_same_in_the_merged_encoder(
     tiny_sam_factory: Callable[..., Any], tiny_spec: ModelSpec, config: MergeConfig
 ) -> None:
-    encoder = apply_config(tiny_sam_factory(), config).image_encoder
+    encoder = apply_merging(tiny_sam_factory(), config).image_encoder
     flops = encoder_flops(tiny_spec, config)
     size = tiny_spec.image_size
     counted = counted_by_fvcore(encoder, 1, 3, size, size)
@@ -113,7 +113,7 @@ def test_fvcore_counts_the_same_in_runs_of_blocks(
     """Two window blocks, two global ones, and a window block: a stage plans once."""
     spec = replace(tiny_spec, depth=5, global_blocks=(2, 3))
     config = MergeConfig("tome", 0.4, placement=placement)
-    encoder = apply_config(tiny_sam_factory(depth=5, global_blocks=(2, 3)), config).image_encoder
+    encoder = apply_merging(tiny_sam_factory(depth=5, global_blocks=(2, 3)), config).image_encoder
     flops = encoder_flops(spec, config)
     counted = counted_by_fvcore(encoder, 1, 3, spec.image_size, spec.image_size)
     assert counted == flops.executed - flops.sum("energy")
@@ -134,7 +134,7 @@ def test_fvcore_counts_the_same_in_blocks_of_vit_b(two_blocks_of_vit_b: Any, nam
     spec, encoder = two_blocks_of_vit_b
     config = MergeConfig(name, 0.5)
     blocks = encoder_flops(spec, config).blocks
-    merged = merged_blocks(apply_config(encoder, config))
+    merged = merged_blocks(apply_merging(encoder, config))
     for block, module in zip(blocks, merged, strict=True):
         counted = counted_by_fvcore(module, 1, 64, 64, spec.embed_dim)
         executed = block.total + block.folded_extra - block.skipped

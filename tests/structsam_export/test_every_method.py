@@ -91,9 +91,7 @@ def test_options_of_merging_are_kept_in_the_bundle(
     assert result.parity, result.parity.verdict()
     assert ran(result.parity).metrics["same_slot"] > 0.999
     bundle = open_bundle(tmp_path / name)
-    assert MergeConfig.from_dict(bundle.manifest["merging"]) == MergeConfig.of(
-        "structsam", 0.5, "all", **config
-    )
+    assert MergeConfig.from_dict(bundle.manifest["merging"]) == MergeConfig.of(**config)
     assert check(bundle, "torch")  # rebuilds the same merging from the manifest
     if config.get("align"):
         slots = [block["slots"] for block in bundle.manifest["merging"]["blocks"]]
@@ -135,7 +133,7 @@ def test_a_global_block_of_vit_b_builds_for_turing(method: str, tmp_path: Path) 
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
     spec = replace(MODELS["vit_b"], name="vit_b_block", depth=1, global_blocks=(0,))
     encoder = build_sam(spec).image_encoder
-    apply_merging(encoder, method, 0.5)
+    apply_merging(encoder, method=method, rate=0.5)
     export_encoder(EncoderModule(encoder, "fp16"), tmp_path, ENCODER_ONNX)
     assert lint(tmp_path / ENCODER_ONNX) == []
     logger = trt.Logger(trt.Logger.ERROR)

@@ -315,6 +315,12 @@ def test_a_folder_that_is_no_bundle_is_left_alone(run: Callable[..., Any], tmp_p
     assert files_of(tmp_path / "out") == {"photos/cat.jpg", "file"}
 
 
+def test_a_merging_argument_that_does_not_exist_is_named(run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown argument 'rates'.*method, rate, layers"):
+        run(rates=0.5)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "stop", [UserError("rule broken"), KeyboardInterrupt(), OSError(28, "full")]
 )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structsam.apply import apply_config, set_prompt_box
+from structsam.apply import apply_merging, set_prompt_box
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.merging.attention import Positions
 from structsam.merging.block_plan import BlockMerging, MapGroup, _read_from_image
@@ -116,7 +116,7 @@ def test_the_same_encoder_with_and_without_padding_slots(
     take = UnpaddedSlots.take
 
     def embedding():
-        sam = apply_config(tiny_sam_factory(), config)
+        sam = apply_merging(tiny_sam_factory(), config)
         if config.prompt_aware:
             set_prompt_box(sam, torch.tensor([[side * 0.6, side * 0.6, side * 1.5, side * 1.5]]))
         return sam.image_encoder(images)
@@ -135,7 +135,7 @@ def test_the_same_encoder_with_and_without_padding_slots(
 def test_torch_compile_sees_one_graph(tiny_sam_factory, tiny_spec, placement):
     """Without a break: indices of rows are constants, not results of a search."""
     side = tiny_spec.image_size
-    encoder = apply_config(tiny_sam_factory(), MergeConfig(placement=placement)).image_encoder
+    encoder = apply_merging(tiny_sam_factory(), MergeConfig(placement=placement)).image_encoder
     torch._dynamo.reset()
     with torch.no_grad():
         told = torch._dynamo.explain(encoder)(torch.zeros(1, 3, side, side))

@@ -144,7 +144,9 @@ def test_every_method_attends_as_its_plan_says(
 @every_kind
 def test_structured_positions_are_those_of_a_smaller_grid(index, form, tiny_sam_factory) -> None:
     """The tables are resampled as stock SAM does for another size (linear interpolation)."""
-    sam = apply_merging(tiny_sam_factory(5).double(), "cubistmerge", 0.5, attention=form)
+    sam = apply_merging(
+        tiny_sam_factory(5).double(), method="cubistmerge", rate=0.5, attention=form
+    )
     block = sam.image_encoder.blocks[index]
     feature_map = random_map(1, 16, 16, 32, seed=index)
     out, plan = run_and_watch(block, feature_map)
@@ -272,5 +274,5 @@ def test_only_a_prompt_aware_model_takes_a_box(tiny_sam_factory) -> None:
     with pytest.raises(UserError, match="takes no prompt box"):
         set_prompt_box(sam, BOX)
     with pytest.raises(UserError, match="method 'tome' takes no prompt box. Use one"):
-        apply_merging(sam, "tome", 0.5, prompt_aware="rank")
+        apply_merging(sam, method="tome", rate=0.5, prompt_aware="rank")
     assert remove_merging(sam) is sam

@@ -153,7 +153,7 @@ def test_other_methods_and_options_go_with_every_placement(
     sam = tiny_sam_factory(**LAYOUT)
     image = random_map(2, 3, 256, 256, dtype=torch.float32)
     stock = sam.image_encoder(image)
-    apply_merging(sam, method, 0.4, placement=placement, proportional=True, align=8)
+    apply_merging(sam, method=method, rate=0.4, placement=placement, proportional=True, align=8)
     together = sam.image_encoder(image)
     assert torch.isfinite(together).all()
     assert relative_error(together, stock.numpy()) > 1e-3

@@ -83,5 +83,5 @@ def test_the_real_groups_are_within_the_methods_limits() -> None:
     assert sum(group.seconds for group in module.GROUPS) <= 7.5 * 60
     for group in module.GROUPS:
         for method, rate, placement in group.settings:
-            config = MergeConfig.of(method, rate, "all", placement=placement)
+            config = MergeConfig(method, rate, placement=placement)
             assert encoder_flops(model_spec(group.model), config).total > 0

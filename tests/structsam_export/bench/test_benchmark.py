@@ -275,13 +275,13 @@ def test_a_row_process_imports_no_torch() -> None:
 
 def real_bundle(folder: Path, spec: ModelSpec, precision: str = "fp32") -> Bundle:
     """A merged encoder and decoder of `spec`, as an export writes them."""
-    from structsam.apply import apply_config
+    from structsam.apply import apply_merging
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_decoder, export_encoder
     from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
 
     config = MergeConfig(rate=0.5)
-    sam = apply_config(build_sam(spec), config)
+    sam = apply_merging(build_sam(spec), config)
     folder.mkdir()
     encoder = export_encoder(EncoderModule(sam.image_encoder, precision), folder, "encoder.onnx")
     decoder = export_decoder(DecoderModule(sam, precision), folder, "decoder.onnx")

@@ -36,7 +36,7 @@ def pixels(tiny_photo, tiny_spec) -> np.ndarray:
 
 
 def test_counts_of_a_window_block_leave_padding_out(tiny_sam_factory, pixels) -> None:
-    sam = apply_merging(tiny_sam_factory(), "structsam", 0.5)
+    sam = apply_merging(tiny_sam_factory(), method="structsam", rate=0.5)
     maps = observe(sam, pixels)
     assert sorted(maps) == [0, 1, 2]
     window, whole = maps[0], maps[1]
@@ -48,7 +48,7 @@ def test_counts_of_a_window_block_leave_padding_out(tiny_sam_factory, pixels) ->
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_maps_are_the_plans_of_the_merged_forward_pass(method, tiny_sam_factory, pixels) -> None:
-    sam = apply_merging(tiny_sam_factory(), method, 0.5)
+    sam = apply_merging(tiny_sam_factory(), method=method, rate=0.5)
     maps = observe(sam, pixels)
     assert all(block.on_plan is None for block in merged_blocks(sam))
     with torch.inference_mode(), record_plans(sam) as planned:
@@ -71,7 +71,7 @@ def test_maps_are_the_plans_of_the_merged_forward_pass(method, tiny_sam_factory,
 
 @pytest.mark.parametrize("method", ["structsam", "gradtome"])
 def test_energy_is_that_of_the_block_it_is_shown_for(method, tiny_sam_factory, pixels) -> None:
-    sam = apply_merging(tiny_sam_factory(), method, 0.5)
+    sam = apply_merging(tiny_sam_factory(), method=method, rate=0.5)
     maps = observe(sam, pixels)
     encoder = sam.image_encoder
     with torch.inference_mode():
@@ -85,7 +85,9 @@ def test_energy_is_that_of_the_block_it_is_shown_for(method, tiny_sam_factory, p
 
 @pytest.mark.parametrize("options", [{}, {"margin": 0.5, "schedule": "linear"}])
 def test_the_energy_of_pitome_explains_its_plan(options, tiny_sam_factory, pixels) -> None:
-    maps = observe(apply_merging(tiny_sam_factory(), "pitome", 0.25, options=options), pixels)
+    maps = observe(
+        apply_merging(tiny_sam_factory(), method="pitome", rate=0.25, options=options), pixels
+    )
     for index, removed in ((0, 51), (1, 66), (2, 51)):
         found = maps[index]
         h, w = found.window  # the first window holds no padding
@@ -97,24 +99,24 @@ def test_the_energy_of_pitome_explains_its_plan(options, tiny_sam_factory, pixel
 
 
 def test_methods_without_energy_have_none(tiny_sam_factory, pixels) -> None:
-    maps = observe(apply_merging(tiny_sam_factory(), "tome", 0.5), pixels)
+    maps = observe(apply_merging(tiny_sam_factory(), method="tome", rate=0.5), pixels)
     assert all(found.energy is None and not found.energy_name for found in maps.values())
 
 
 def test_looking_at_some_blocks_finds_the_same(tiny_sam_factory, pixels) -> None:
-    sam = apply_merging(tiny_sam_factory(), "structsam", 0.5)
+    sam = apply_merging(tiny_sam_factory(), method="structsam", rate=0.5)
     every, some = observe(sam, pixels), observe(sam, pixels, [1])
     assert list(some) == [1]
     assert (some[1].group == every[1].group).all()
     assert (some[1].energy == every[1].energy).all()
-    apply_merging(sam, "structsam", 0.5, layers="global")
+    apply_merging(sam, method="structsam", rate=0.5, layers="global")
     assert list(observe(sam, pixels)) == [1]
     assert observe(sam, pixels, [0]) == {}
 
 
 def test_all_groups_that_touch_have_different_colours(tiny_sam_factory, pixels) -> None:
     for method in ("structsam", "tome", "cubistmerge"):
-        found = observe(apply_merging(tiny_sam_factory(), method, 0.5), pixels, [1])[1]
+        found = observe(apply_merging(tiny_sam_factory(), method=method, rate=0.5), pixels, [1])[1]
         colors = group_colors(found).astype(float)
         assert (colors[~found.merged] == 0).all()
         for a, b in (

@@ -77,7 +77,7 @@ def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
         (2, "window", 196, 97),
     ]
     stock, merged = tiny_sam_factory(), tiny_sam_factory()
-    apply_merging(merged, "structsam", 0.5)
+    apply_merging(merged, method="structsam", rate=0.5)
     x = stock.image_encoder.patch_embed(torch.from_numpy(image)) + stock.image_encoder.pos_embed
     expected, unlike = [], []
     for index, block in enumerate(stock.image_encoder.blocks):

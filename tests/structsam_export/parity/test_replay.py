@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 
 import torch
 
-from structsam.apply import apply_config, merged_blocks
+from structsam.apply import apply_merging, merged_blocks
 from structsam.config import MergeConfig
 from structsam.merging.block_plan import Tier
 from structsam.methods import METHODS
@@ -144,7 +144,7 @@ def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> 
 
 
 def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):
-    sam = apply_config(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
+    sam = apply_merging(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
     before = [block.tiers for block in merged_blocks(sam)]
     reference = compute_reference(sam, read_photo(tiny_photo, own_bundle.preprocessing))
     plans = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity.check import check
 from structsam_export.predict.image_file import read_image
 

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 import structsam
-from structsam.apply import apply_config
+from structsam.apply import apply_merging
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam_export.bundle.weights_source import ModelSource
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_the_whole_encoder(tiny_model, tiny_spec, folder):
     assert short.embedding == pytest.approx(whole.embedding, rel=1e-4)
     pixels = torch.from_numpy(preprocess(read_image(photo), tiny_spec.preprocessing)[0])
     with torch.inference_mode():
-        merged = apply_config(sam, config).image_encoder(pixels)
+        merged = apply_merging(sam, config).image_encoder(pixels)
         stock = structsam.remove_merging(sam).image_encoder(pixels)
     expected = float((merged - stock).norm() / stock.norm())
     assert whole.embedding == pytest.approx(expected, rel=1e-3)
