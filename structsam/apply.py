@@ -10,10 +10,10 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
 from torch import Tensor, nn
 
+from structsam.block_table import block_table
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.merging.block import MergedBlock, PromptBox
-from structsam.merging.block_plan import Tier
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,28 +41,23 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     stock = [
         block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
     ]
-    height, width = encoder.pos_embed.shape[1:3]
-    is_global = [block.window_size == 0 for block in stock]
-    rates = config.block_rates(is_global)
+    table = block_table(
+        config,
+        tuple(encoder.pos_embed.shape[1:3]),
+        tuple(block.window_size for block in stock),
+    )
     prompt = PromptBox() if config.prompt_aware else None
     merged = []
-    for index, (block, block_rate) in enumerate(zip(stock, rates, strict=True)):
-        side = block.window_size
-        grid = (side, side) if side else (height, width)
-        _require_relative_positions(block, grid)
-        windows = -(-height // side) * -(-width // side) if side else 1
-        tiers = [
-            Tier(config.make_method(grid, rate, index, len(stock)), count)
-            for rate, count in config.tier_rates(block_rate, windows)
-            if block_rate
-        ]
+    for block, row in zip(stock, table, strict=True):
+        _require_relative_positions(block, row.grid)
         merged.append(
             MergedBlock(
-                block, tiers, config.attention, config.proportional, prompt, config.placement
+                block, row.tiers, config.attention, config.proportional, prompt, config.placement
             )
         )
-    for run in config.stages(is_global):
-        merged[run[0]].run_stage([merged[index] for index in run])
+    for row in table:
+        if row.stage[0] == row.index:
+            merged[row.index].run_stage([merged[index] for index in row.stage])
     remove_merging(model)
     for index, block in enumerate(merged):
         encoder.blocks[index] = block

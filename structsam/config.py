@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from structsam.errors import UserError
 from structsam.methods import METHODS, find_method, rate_limit
-from structsam.methods.base import MergeMethod, check_rate
+from structsam.methods.base import check_rate
 from structsam.methods.options import known_options
 
 LAYER_SETS = ("all", "global", "window")
@@ -128,79 +128,6 @@ class MergeConfig:
             )
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         return cls.of(**known)
-
-    def make_method(
-        self, grid: tuple[int, int], rate: float, layer: int = 0, depth: int = 1
-    ) -> MergeMethod:
-        """Return the method for one map size of one block.
-
-        Raises:
-            UserError: the grid does not suit the method, or the count cannot be had.
-        """
-        return find_method(self.method)(grid, rate, self.align, layer, depth, **dict(self.options))
-
-    def stages(self, is_global: Sequence[bool]) -> list[list[int]]:
-        """Group the blocks that share a plan: runs of one kind and one rate, or single blocks.
-
-        Only placement `stage` makes runs, and only of blocks that merge.
-        """
-        rates = self.block_rates(is_global)
-        runs: list[list[int]] = []
-        for index, kind in enumerate(zip(is_global, rates, strict=True)):
-            last = runs[-1][-1] if runs else None
-            if (
-                self.placement == "stage"
-                and last is not None
-                and rates[index]
-                and (is_global[last], rates[last]) == kind
-            ):
-                runs[-1].append(index)
-            else:
-                runs.append([index])
-        return runs
-
-    def tier_rates(self, rate: float, windows: int) -> tuple[tuple[float, int], ...]:
-        """Return (rate, windows) of the tiers of a block whose windows merge at `rate` on average.
-
-        A third of the windows, those that the prompt box covers most, merge at half the rate; the
-        others at more, as far as the method's limit allows. One tier when nothing is prompt-aware.
-        """
-        inside = windows // 3
-        if self.prompt_aware != "windows" or not inside or not rate:
-            return ((rate, windows),)
-        limit = rate_limit(find_method(self.method), dict(self.options))
-        outside = windows - inside
-        low = max(rate / 2, (windows * rate - outside * limit) / inside)
-        high = min(limit, (windows * rate - inside * low) / outside)
-        return ((low, inside), (high, outside))
-
-    def block_rates(self, is_global: Sequence[bool]) -> tuple[float, ...]:
-        """Return the rate of every block, 0 where nothing is merged.
-
-        Args:
-            is_global: for every block whether it attends over the whole grid.
-
-        Raises:
-            UserError: a block index or the number of rates does not fit the encoder.
-        """
-        depth = len(is_global)
-        rates = self.rate if isinstance(self.rate, tuple) else (self.rate,) * depth
-        if len(rates) != depth:
-            raise UserError(f"{len(rates)} rates were given for an encoder of {depth} blocks")
-        chosen = self._chosen_blocks(is_global)
-        return tuple(float(rate) if i in chosen else 0.0 for i, rate in enumerate(rates))
-
-    def _chosen_blocks(self, is_global: Sequence[bool]) -> set[int]:
-        if isinstance(self.layers, str):
-            wanted = {"all": (True, False), "global": (True,), "window": (False,)}[self.layers]
-            return {i for i, flag in enumerate(is_global) if flag in wanted}
-        outside = [i for i in self.layers if not 0 <= i < len(is_global)]
-        if outside:
-            raise UserError(
-                f"layer {outside[0]} does not exist: the encoder has blocks 0 to "
-                f"{len(is_global) - 1}"
-            )
-        return set(self.layers)
 
 
 def _pairs(options: Any) -> tuple[tuple[str, Any], ...]:

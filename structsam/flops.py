@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from structsam.block_table import BlockRow, block_table
 from structsam.config import PLACEMENTS as OUR_PLACEMENTS
 from structsam.config import MergeConfig
 from structsam.errors import UserError
@@ -50,24 +51,19 @@ def encoder_flops(
         config = replace(config, placement=placement)
     if placement == THESIS and config.align > 1:
         raise UserError("the thesis' code has no align. Use --placement attention, or no align")
-    is_global = [index in spec.global_blocks for index in range(spec.depth)]
-    rates = config.block_rates(is_global)
+    table = block_table(config, spec.grid, spec.window_sizes)
     height, width = spec.grid
     tokens, channels = height * width, spec.embed_dim
     pixels = 3 * spec.patch_size**2
-    firsts = {run[0] for run in config.stages(is_global)}
     neck = channels * _NECK_CHANNELS + 9 * _NECK_CHANNELS**2  # 1x1, then 3x3 convolution
     return EncoderFlops(
         model=spec.name,
-        method=config.method if any(rates) else "none",
+        method=config.method if any(row.tiers for row in table) else "none",
         attention=config.attention if placement != THESIS else "dense",
         placement=placement,
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
-        blocks=tuple(
-            _block(spec, config, placement, index, rate, index in firsts)
-            for index, rate in enumerate(rates)
-        ),
+        blocks=tuple(_block(spec, config, placement, row) for row in table),
     )
 
 
@@ -76,37 +72,21 @@ def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
     return encoder_flops(spec, MergeConfig(rate=0.0, attention="dense"))
 
 
-def _block(
-    spec: ModelSpec,
-    config: MergeConfig,
-    placement: str,
-    index: int,
-    rate: float,
-    merges: bool,
-) -> BlockFlops:
-    """Count a block.
-
-    Args:
-        merges: it plans and merges itself; within a stage only the first block does.
-    """
+def _block(spec: ModelSpec, config: MergeConfig, placement: str, row: BlockRow) -> BlockFlops:
     height, width = spec.grid
-    side, is_global = spec.window_size, index in spec.global_blocks
-    grid = spec.grid if is_global else (side, side)
-    maps = 1 if is_global else -(-height // side) * -(-width // side)
     tiers = [
-        _tier(spec, config, placement, index, grid, tier_rate, count)
-        for tier_rate, count in config.tier_rates(rate, maps)
-    ]
+        _tier(spec, config, placement, row.grid, tier.method, tier.windows) for tier in row.tiers
+    ] or [_tier(spec, config, placement, row.grid, None, row.maps)]
     units = {part: sum(tier.units[part] for tier in tiers) for part in tiers[0].units}
     pixels, channels = height * width, spec.embed_dim
     rows = sum(tier.counts.maps * tier.counts.slots for tier in tiers)
-    in_mlp = rows if rate and placement in ("block", "stage") else pixels
+    in_mlp = rows if row.tiers and placement in ("block", "stage") else pixels
     normed = 2 * pixels
-    if rate and placement == "stage":  # the first norm of a stage also sees all tokens, to plan
-        normed = 2 * rows + (pixels if merges else 0)
-    if rate and placement == "block":
+    if row.tiers and placement == "stage":  # its first norm also sees all tokens, to plan
+        normed = 2 * rows + (pixels if row.plans else 0)
+    if row.tiers and placement == "block":
         units["pooling"] *= 2  # the MLP's input is merged as well
-    if rate and not merges:
+    if row.tiers and not row.plans:
         units |= {"energy": 0, "matching": 0, "pooling": 0}
     padding = sum(tier.padding for tier in tiers)
     if placement in ("block", "stage"):
@@ -117,11 +97,11 @@ def _block(
     units["widest"] = max(units["widest"], 4 * run * channels)
     units["traffic"] += run * 10 * channels  # the MLP's C, 4C, 4C and C
     return BlockFlops(
-        index=index,
-        kind="global" if is_global else "window",
-        rate=rate,
-        maps=maps,
-        tokens=grid[0] * grid[1],
+        index=row.index,
+        kind=row.kind,
+        rate=row.rate,
+        maps=row.maps,
+        tokens=row.tokens,
         tiers=tuple(tier.counts for tier in tiers),
         mlp=8 * in_mlp * channels**2,
         norm=_NORM_UNITS * normed * channels,
@@ -146,16 +126,14 @@ def _tier(
     spec: ModelSpec,
     config: MergeConfig,
     placement: str,
-    index: int,
     grid: tuple[int, int],
-    rate: float,
+    method: MergeMethod | None,
     maps: int,
 ) -> _Tier:
     channels, heads, dim = spec.embed_dim, spec.num_heads, spec.head_dim
     tokens = grid[0] * grid[1]
     slots, stands_on, cost, padding = tokens, grid, MergeCost(), 0
-    if rate:
-        method = config.make_method(grid, rate, index, spec.depth)
+    if method is not None:
         slots = _slots(method, placement)
         stands_on = method.slot_grid or grid
         cost = method.cost(channels, channels if method.metric == "all" else dim)
@@ -164,7 +142,9 @@ def _tier(
     rows = maps * slots
     logits = heads * maps * slots**2
     folded = config.attention == "folded" and placement != THESIS
-    extra = folded_channels(stands_on, dim, config.proportional and rate > 0) if folded else 0
+    extra = (
+        folded_channels(stands_on, dim, config.proportional and method is not None) if folded else 0
+    )
     projected = maps * tokens if placement == THESIS else rows
     units = {
         "qkv": 3 * rows * channels**2,
@@ -185,6 +165,7 @@ def _tier(
         + projected * 2 * channels
         - padding * 6 * channels,
     }
+    rate = method.rate if method is not None else 0.0
     return _Tier(TierFlops(rate, maps, slots), units, padding)
 
 

@@ -32,8 +32,8 @@ def merge_configs(
     Raises:
         UserError: none of them can be done.
     """
+    from structsam.block_table import block_table
     from structsam.config import MergeConfig, parse_layers
-    from structsam.flops import encoder_flops
 
     configs, left_out = [], []
     refused: UserError | None = None
@@ -48,7 +48,7 @@ def merge_configs(
         }
         try:
             config = MergeConfig.of(**asked | more | {"layers": parse_layers(where)})
-            encoder_flops(spec, config)
+            block_table(config, spec.grid, spec.window_sizes)
             configs.append(config)
         except UserError as error:
             refused = error

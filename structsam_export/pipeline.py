@@ -100,15 +100,15 @@ def export(
     Raises:
         UserError: any input that cannot be used; nothing is written then.
     """
+    from structsam.block_table import block_table
     from structsam.config import MergeConfig
-    from structsam.flops import encoder_flops
     from structsam.models import model_spec
     from structsam.models.load import weights_file
     from structsam_export.graph.precisions import PRECISIONS
 
     spec = model_spec(model)
     config = MergeConfig.of(config, **choice)
-    flops = encoder_flops(spec, config).to_dict()  # refuses what does not fit the model
+    block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit the model
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
@@ -126,9 +126,7 @@ def export(
     source = ModelSource(model, checkpoint, weights, seed).describe()
     sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
     with atomic.staged_folder(final) as folder:
-        manifest = _manifest(final.name, spec, config, precision, source.to_dict()) | {
-            "flops": flops
-        }
+        manifest = _manifest(final.name, spec, config, precision, source.to_dict())
         bundle = Bundle(folder, manifest)
         _write_networks(bundle, sam, config, precision, photos, clock)
         del sam
@@ -208,14 +206,18 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
 def _manifest(
     name: str, spec: Any, config: MergeConfig, precision: str, source: dict[str, Any]
 ) -> dict[str, Any]:
+    from structsam.block_table import block_table
+    from structsam.flops import encoder_flops
     from structsam_export.graph.precisions import PRECISION_MAPS
 
+    table = block_table(config, spec.grid, spec.window_sizes)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": source,
-        "merging": config.to_dict(),
+        "merging": config.to_dict() | {"blocks": [row.to_dict() for row in table]},
+        "flops": encoder_flops(spec, config).to_dict(),
         "precision": {"name": precision, **PRECISION_MAPS[precision]},
         "preprocessing": spec.preprocessing.to_dict(),
         "tool_versions": tool_versions(),
@@ -235,11 +237,10 @@ def _write_networks(
 ) -> None:
     from structsam.apply import apply_merging
     from structsam_export.graph.exporter import export_decoder, export_encoder
-    from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
+    from structsam_export.graph.modules import DecoderModule, EncoderModule
 
     manifest, folder = bundle.manifest, bundle.path
     apply_merging(sam, config)
-    manifest["merging"]["blocks"] = counts_per_block(sam.image_encoder)
     manifest["reference_images"] = []
     for photo in photos:
         clock.step(f"computing the PyTorch reference on {photo.name}")

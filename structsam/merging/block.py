@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from structsam.errors import UserError
 from structsam.merging.attention import Positions, attend
-from structsam.merging.block_plan import BlockMerging, MapGroup, Tier, plan_block
+from structsam.merging.block_plan import BlockMerging, MapGroup, plan_block
 from structsam.merging.geometry import WindowMaps
+from structsam.merging.window_group import WindowGroup
 from structsam.methods.base import MergeMethod
 
 
@@ -70,7 +71,7 @@ class MergedBlock(nn.Module):
     def __init__(
         self,
         block: Block,
-        tiers: Sequence[Tier],
+        tiers: Sequence[WindowGroup],
         attention: str,
         proportional: bool = False,
         prompt: PromptBox | None = None,

@@ -16,19 +16,12 @@ from torch import Tensor
 
 from structsam.merging.attention import Positions
 from structsam.merging.geometry import UnpaddedSlots, WindowMaps, box_of_windows, closeness
+from structsam.merging.window_group import WindowGroup
 from structsam.methods.base import MergeMethod
 from structsam.plans.constants import constant
 from structsam.plans.plan import MergePlan
 from structsam.plans.ranking import invert_ranks, rank_descending
 from structsam.plans.slot_features import CellMean, gather_rows
-
-
-@dataclass(frozen=True)
-class Tier:
-    """Windows that merge equally many tokens: `method` for each of `windows` windows an image."""
-
-    method: MergeMethod
-    windows: int
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ class BlockMerging:
 
 
 def plan_block(
-    tiers: Sequence[Tier],
+    tiers: Sequence[WindowGroup],
     maps: WindowMaps,
     metric: Tensor,
     energy: Tensor | None,

@@ -210,11 +210,20 @@ class MergeMethod(ABC):
         )
 
 
+class RateAboveLimit(UserError):
+    """A rate that is above the method's `limit`."""
+
+    def __init__(self, message: str, limit: float) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 def check_rate(rate: float, method: str, limit: float) -> None:
     """Refuse a rate outside [0, limit]; never clamp.
 
     Raises:
-        UserError: the message names the limit, and the methods that allow a higher rate.
+        RateAboveLimit: the message names the limit, and the methods that allow a higher rate.
+        UserError: no number, or a negative one.
     """
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate):
         raise UserError(f"rate must be a number from 0 to {limit:g}, not {rate!r}")
@@ -224,10 +233,11 @@ def check_rate(rate: float, method: str, limit: float) -> None:
         from structsam.methods import methods_allowing
 
         others = ", ".join(methods_allowing(rate))
-        raise UserError(
+        raise RateAboveLimit(
             f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
             f"Use --rate {limit:g} or less"
-            + (f", or a method that allows it: {others}" if others else "")
+            + (f", or a method that allows it: {others}" if others else ""),
+            limit,
         )
 
 

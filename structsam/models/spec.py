@@ -150,6 +150,13 @@ class ModelSpec:
             object.__setattr__(self, "preprocessing", resized)
 
     @property
+    def window_sizes(self) -> tuple[int, ...]:
+        """Side of every block's windows in tokens, 0 where it attends over the whole grid."""
+        return tuple(
+            0 if index in self.global_blocks else self.window_size for index in range(self.depth)
+        )
+
+    @property
     def grid(self) -> tuple[int, int]:
         """The token grid (H, W) of the encoder, (64, 64) for SAM."""
         side = self.image_size // self.patch_size

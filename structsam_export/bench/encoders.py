@@ -134,11 +134,12 @@ def _merged(
     say: Say,
 ) -> Bundle:
     from structsam.apply import apply_merging
+    from structsam.block_table import block_table
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_decoder, export_encoder
-    from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
+    from structsam_export.graph.modules import DecoderModule, EncoderModule
 
     spec = model_spec(model)
 
@@ -150,7 +151,8 @@ def _merged(
             last = _copied_decoder(decoder, staged)
         encoder = apply_merging(sam.image_encoder, config)
         first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
-        return first, last, {"blocks": counts_per_block(encoder), "plan_tensors": []}
+        table = block_table(config, spec.grid, spec.window_sizes)
+        return first, last, {"blocks": [row.to_dict() for row in table], "plan_tensors": []}
 
     flops = encoder_flops(spec, config).to_dict()
     wanted = _wanted(model, config.to_dict(), precision, batch, flops, decoder)

@@ -13,6 +13,7 @@ from structsam.errors import UserError
 from structsam.flops import encoder_flops
 from structsam.flops_counts import BlockFlops, EncoderFlops
 from structsam.methods import METHODS
+from structsam.methods.base import RateAboveLimit
 from structsam.models import ModelSpec
 
 _MERGING = ("energy", "matching", "pooling")
@@ -37,15 +38,17 @@ def compare_methods(
     """
     results: dict[str, EncoderFlops | str] = {}
     reasons = []
-    highest = max(rate) if isinstance(rate, tuple) else rate
-    for name, method in METHODS.items():
+    for name in METHODS:
         try:
             config = MergeConfig.of(method=name, rate=rate, layers=layers, **more)
             results[name] = encoder_flops(spec, config, placement)
         except UserError as error:
             reasons.append(error)
-            above = highest > method.max_rate
-            results[name] = f"above its limit {method.max_rate:g}" if above else str(error)
+            results[name] = (
+                f"above its limit {error.limit:g}"
+                if isinstance(error, RateAboveLimit)
+                else str(error)
+            )
     if len(reasons) == len(results):
         raise reasons[0]
     return results

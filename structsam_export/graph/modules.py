@@ -9,7 +9,7 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
-from structsam.apply import merged_blocks, set_prompt_box
+from structsam.apply import set_prompt_box
 from structsam.recording import record_plans
 from structsam_export.bundle.manifest import PROMPT_BOX, Part, TensorSpec
 from structsam_export.graph.mixed_precision import to_mixed_fp16
@@ -192,34 +192,3 @@ class DecoderModule(nn.Module):
             ),
             profile=dict(DECODER_PROFILE),
         )
-
-
-def counts_per_block(encoder: ImageEncoderViT) -> list[dict[str, object]]:
-    """Say for every merged block its map size and tokens before and after, for the manifest.
-
-    Where windows merge in tiers, `slots` and `rate` are means over the windows.
-    """
-    rows: list[dict[str, object]] = []
-    for index, block in enumerate(merged_blocks(encoder)):
-        grid = [block.window_size] * 2 if block.window_size else list(encoder.pos_embed.shape[1:3])
-        tokens = grid[0] * grid[1]
-        row: dict[str, object] = {
-            "index": index,
-            "kind": "window" if block.window_size else "global",
-            "grid": grid,
-            "tokens": tokens,
-            "slots": tokens,
-            "rate": 0.0,
-        }
-        if block.tiers:
-            windows = sum(tier.windows for tier in block.tiers)
-            slots = sum(tier.method.num_slots * tier.windows for tier in block.tiers) / windows
-            rate = sum(tier.method.rate * tier.windows for tier in block.tiers) / windows
-            row |= {"slots": round(slots), "rate": round(rate, 6)}
-        if len(block.tiers) > 1:
-            row["tiers"] = [
-                {"rate": t.method.rate, "slots": t.method.num_slots, "windows": t.windows}
-                for t in block.tiers
-            ]
-        rows.append(row)
-    return rows

@@ -186,19 +186,16 @@ def _notes(
         UserError: none of them can be.
     """
     from structsam.apply import apply_merging, remove_merging
-    from structsam.methods import find_method, rate_limit
+    from structsam.methods.base import RateAboveLimit
 
     notes: dict[tuple[str, float], str] = {}
     refusals: list[str] = []
     for method, rate in pairs:
-        chosen = find_method(method)
-        cap = rate_limit(chosen, options) if options else chosen.max_rate
-        if rate > cap:
-            notes[method, rate] = f"not available: cap {cap:g}"
-            refusals.append(f"{method} merges at most {cap:g} of the tokens, not {rate:g}")
-            continue
         try:
             apply_merging(sam, method=method, rate=rate, layers=layers, options=options)
+        except RateAboveLimit as above:
+            notes[method, rate] = f"not available: cap {above.limit:g}"
+            refusals.append(f"{method} merges at most {above.limit:g} of the tokens, not {rate:g}")
         except UserError as error:
             notes[method, rate] = f"not available: {error}"
             refusals.insert(0, str(error))  # it says more than a cap

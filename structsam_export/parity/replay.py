@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from structsam.merging.block_plan import Tier
+from structsam.merging.window_group import WindowGroup
 from structsam.plans.plan import MergePlan
 from structsam.plans.slot_features import CellMean, InTurn, MatchedMean, OneToken, SlotMean
 from structsam_export.graph.modules import EncoderModule
@@ -105,7 +105,7 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
                 for what in ("slot_of_token", "anchor_of_slot")
             )
             followed[index] = GivenSlotsMethod(tier.method, slots, anchors)
-            block.tiers = (Tier(followed[index], tier.windows),)  # type: ignore[arg-type]
+            block.tiers = (WindowGroup(followed[index], tier.windows),)  # type: ignore[arg-type]
         arrays = photo.pixels, *reference.prompt_feed.values()
         inputs = [torch.from_numpy(array) for array in arrays]
         with torch.inference_mode():

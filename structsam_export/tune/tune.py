@@ -262,12 +262,12 @@ def _budget(uniform: Sequence[MergeConfig]) -> float:
 
 def _allowed_rates(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> list[float]:
     """Return the rates that method and grid allow; raises `UserError` where the budget is none."""
-    from structsam.flops import encoder_flops
+    from structsam.block_table import block_table
 
     allowed = []
     for rate in rates:
         try:
-            encoder_flops(spec, replace(base, rate=(rate,) * spec.depth))
+            block_table(replace(base, rate=rate), spec.grid, spec.window_sizes)
             allowed.append(rate)
         except UserError:
             if rate == base.rate:

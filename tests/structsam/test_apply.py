@@ -424,14 +424,6 @@ def test_a_config_is_frozen_comparable_and_hashable() -> None:
         config.rate = 0.1
 
 
-def test_block_rates_follow_layers_and_rates() -> None:
-    is_global = [False, True, False, True]
-    assert MergeConfig(rate=0.5).block_rates(is_global) == (0.5,) * 4
-    assert MergeConfig(rate=0.5, layers="global").block_rates(is_global) == (0, 0.5, 0, 0.5)
-    per_block = MergeConfig(rate=(0.1, 0.2, 0.3, 0.4), layers="window")
-    assert per_block.block_rates(is_global) == (0.1, 0, 0.3, 0)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -17,7 +17,7 @@ def image(tiny_spec) -> torch.Tensor:
 
 def test_the_embedding_follows_from_what_is_recorded(tiny_sam_factory, image) -> None:
     """A block that merges by the recorded plan gives the same."""
-    sam = apply_merging(tiny_sam_factory(), "structsam", 0.5)
+    sam = apply_merging(tiny_sam_factory(), method="structsam", rate=0.5)
     with torch.inference_mode(), record_plans(sam) as planned:
         expected = sam.image_encoder(image)
         inputs, embedding = block_inputs(sam, image)
@@ -47,7 +47,7 @@ def test_the_inputs_of_a_stock_model(tiny_sam_factory, image) -> None:
 
 def test_the_energy_of_pitome_is_the_one_it_ranks_by(tiny_sam_factory, image) -> None:
     """By the map: in every window the tokens of highest energy merge, and no others."""
-    sam = apply_merging(tiny_sam_factory(), "pitome", 0.25)
+    sam = apply_merging(tiny_sam_factory(), method="pitome", rate=0.25)
     with torch.inference_mode(), record_plans(sam) as planned:
         sam.image_encoder(image)
     merging = planned[1]  # of one map without padding
@@ -61,7 +61,7 @@ def test_the_energy_of_pitome_is_the_one_it_ranks_by(tiny_sam_factory, image) ->
 
 
 def test_methods_that_score_nothing_have_no_energy(tiny_sam_factory, image) -> None:
-    sam = apply_merging(tiny_sam_factory(), "tome", 0.5)
+    sam = apply_merging(tiny_sam_factory(), method="tome", rate=0.5)
     with torch.inference_mode(), record_plans(sam) as planned:
         sam.image_encoder(image)
     assert [merging.energy for merging in planned.values()] == [None] * 3

@@ -116,8 +116,8 @@ def test_every_method_attends_as_its_plan_says(
     options = {"positions": "original"} if name == "cubistmerge" else {}
     sam = apply_merging(
         tiny_sam_factory(4).double(),
-        name,
-        0.5,
+        method=name,
+        rate=0.5,
         attention=form,
         options=options,
         proportional=proportional,

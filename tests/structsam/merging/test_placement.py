@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from structsam.apply import apply_merging, merged_blocks, remove_merging, set_prompt_box
-from structsam.config import PLACEMENTS, MergeConfig
+from structsam.config import PLACEMENTS
 from structsam.errors import UserError
 from structsam.recording import record_plans
 from tests.structsam import naive_structsam as naive
@@ -112,19 +112,6 @@ def test_a_stage_merges_once_and_adds_the_difference(run, rate, tiny_sam_factory
     for block in blocks:
         y = block(y)
     assert relative_error(y[0].numpy(), expected) < 1e-9
-
-
-def test_which_blocks_form_a_stage() -> None:
-    kinds = [False, False, True, False, False, True, True]
-
-    def stages(**config):
-        return MergeConfig(placement="stage", **config).stages(kinds)
-
-    assert stages() == [[0, 1], [2], [3, 4], [5, 6]]
-    assert stages(layers="global") == [[0], [1], [2], [3], [4], [5, 6]]
-    assert stages(layers=(1, 3, 4)) == [[0], [1], [2], [3, 4], [5], [6]]
-    assert stages(rate=(0.5, 0.25, 0.5, 0.5, 0.5, 0.5, 0.25)) == [[0], [1], [2], [3, 4], [5], [6]]
-    assert MergeConfig(placement="block").stages(kinds) == [[i] for i in range(7)]
 
 
 def test_only_the_first_block_of_a_stage_plans(tiny_sam_factory) -> None:

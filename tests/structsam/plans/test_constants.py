@@ -75,7 +75,7 @@ def test_a_traced_graph_neither_leaves_nor_takes_a_constant(make, made, kept_bef
 def test_an_encoder_computes_no_geometry_again(method, tiny_sam_factory, tiny_spec) -> None:
     """A window block made 471 operations a call before, 50 of them `arange` for padding alone."""
     side = tiny_spec.image_size
-    encoder = apply_merging(tiny_sam_factory(), method, 0.4).image_encoder
+    encoder = apply_merging(tiny_sam_factory(), method=method, rate=0.4).image_encoder
     block = next(block for block in encoder.blocks if block.window_size)
     x = torch.randn(1, *encoder.pos_embed.shape[1:])
     with torch.inference_mode():

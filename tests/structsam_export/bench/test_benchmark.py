@@ -276,16 +276,19 @@ def test_a_row_process_imports_no_torch() -> None:
 def real_bundle(folder: Path, spec: ModelSpec, precision: str = "fp32") -> Bundle:
     """A merged encoder and decoder of `spec`, as an export writes them."""
     from structsam.apply import apply_merging
+    from structsam.block_table import block_table
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_decoder, export_encoder
-    from structsam_export.graph.modules import DecoderModule, EncoderModule, counts_per_block
+    from structsam_export.graph.modules import DecoderModule, EncoderModule
 
     config = MergeConfig(rate=0.5)
     sam = apply_merging(build_sam(spec), config)
     folder.mkdir()
     encoder = export_encoder(EncoderModule(sam.image_encoder, precision), folder, "encoder.onnx")
     decoder = export_decoder(DecoderModule(sam, precision), folder, "decoder.onnx")
-    merging = {**asdict(config), "blocks": counts_per_block(sam.image_encoder), "plan_tensors": []}
+    table = block_table(config, spec.grid, spec.window_sizes)
+    blocks = [row.to_dict() for row in table]
+    merging = {**asdict(config), "blocks": blocks, "plan_tensors": []}
     bundle = Bundle(
         folder,
         {

@@ -14,7 +14,7 @@ import torch
 
 from structsam.apply import apply_merging, merged_blocks
 from structsam.config import MergeConfig
-from structsam.merging.block_plan import Tier
+from structsam.merging.window_group import WindowGroup
 from structsam.methods import METHODS
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.parity import check as parity
@@ -73,7 +73,7 @@ def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
     block = merged_blocks(sam)[1]
     one_cell_otherwise(slots, anchors, block.method.num_merged_cells)
     other = GivenSlotsMethod(block.method, torch.from_numpy(slots), torch.from_numpy(anchors))
-    block.tiers = (Tier(other, 1),)
+    block.tiers = (WindowGroup(other, 1),)
     found = compute_reference(sam, photo)
     assert not np.array_equal(found.plans[1][0], plain.plans[1][0])
     return found
