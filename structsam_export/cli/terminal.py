@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,10 +20,14 @@ from rich.table import Table
 
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle
+from structsam_export.cli.tables import fit
 
 if TYPE_CHECKING:
     from structsam_export.engines.progress import BuildEvent
     from structsam_export.parity.compare import ParityReport
+
+#: Columns of a table that is not printed on a screen.
+WIDTH = 100
 
 RANDOM_NOTE = "random weights: masks carry no meaning; use for latency only"
 
@@ -64,13 +67,11 @@ class Terminal:
         self.out.print(escape(text), highlight=False)
 
     def table(self, table: Table) -> None:
-        """Print a table of results; never narrower than its content, so logs stay whole."""
+        """Print a table of results, in a log up to 100 columns wide; nothing of it is cut."""
         self._end_step()
-        if sys.stdout.isatty():
-            self.out.print(table)
-            return
-        needed = Measurement.get(Console(width=1000), Console(width=1000).options, table).maximum
-        Console(width=max(self.out.width, needed)).print(table)
+        console = self.out if sys.stdout.isatty() else Console(width=WIDTH)
+        for part in fit(table, console.width):
+            console.print(part)
 
     def build_event(self, event: BuildEvent) -> None:
         """Show one step of an engine build as a progress bar."""

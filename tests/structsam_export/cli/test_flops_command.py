@@ -15,6 +15,7 @@ from structsam.flops import encoder_flops
 from structsam.methods import METHODS
 from structsam.models import MODELS
 from structsam_export.bench.flops_table import compare_methods, kept_text
+from structsam_export.cli import terminal
 from structsam_export.cli.main import main
 from structsam_export.tune.schedule_file import Schedule
 
@@ -22,8 +23,11 @@ VIT_B = MODELS["vit_b"]
 
 
 @pytest.fixture
-def flops(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def flops(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """`flops("--rate", "0.5")`: what the command prints; its error line when it is refused."""
+    monkeypatch.setattr(terminal, "WIDTH", 200)  # rows in one piece
 
     def call(*arguments: str) -> str:
         capsys.readouterr()
