@@ -86,7 +86,7 @@ def counts_of(spec: ModelSpec) -> str:
     last = tuple(range(spec.depth - 5, spec.depth))
     sets = {"all layers": "all", "global": "global", "window": "window", "last five": last}
     counted = {
-        (rate, layers): [compare_methods(spec, rate, layers, p) for p in COMPARED]
+        (rate, layers): [compare_methods(spec, p, rate=rate, layers=layers) for p in COMPARED]
         for rate in RATES
         for layers in sets.values()
     }

@@ -25,13 +25,13 @@ _CONVENTION = (
 
 
 def compare_methods(
-    spec: ModelSpec, rate: Any, layers: Any, placement: str = "attention", **more: Any
+    spec: ModelSpec, placement: str = "attention", **choice: Any
 ) -> dict[str, EncoderFlops | str]:
     """Count every method with its default options, or say why it cannot do that.
 
     Args:
-        rate: one, or one per block.
-        more: further fields of `MergeConfig`.
+        placement: as in `encoder_flops`.
+        choice: fields of `MergeConfig`, the same for all.
 
     Raises:
         UserError: no method at all can do it.
@@ -40,7 +40,7 @@ def compare_methods(
     reasons = []
     for name in METHODS:
         try:
-            config = MergeConfig.of(method=name, rate=rate, layers=layers, **more)
+            config = MergeConfig.of(method=name, **choice)
             results[name] = encoder_flops(spec, config, placement)
         except UserError as error:
             reasons.append(error)

@@ -33,13 +33,9 @@ PromptAware = Annotated[
 PromptForm = Annotated[
     str, typer.Option(help="rank: outside merges first; windows: also less inside.")
 ]
-Placement = Annotated[
-    str, typer.Option(help="What runs on merged tokens: attention, block (MLP too) or stage.")
-]
 ScheduleFile = Annotated[
     Path | None, typer.Option("--schedule", help="Rates per block, from `tune`.")
 ]
-Attention = Annotated[str, typer.Option(help="folded or dense.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]

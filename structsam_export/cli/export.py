@@ -9,52 +9,28 @@ from typing import Annotated
 import typer
 
 from structsam_export.cli.arguments import (
-    Align,
-    Attention,
     BackendName,
     BundlePath,
-    Checkpoint,
     Images,
     Json,
-    Layers,
-    Method,
     Model,
-    Options,
-    Placement,
-    PromptAware,
-    PromptForm,
-    Proportional,
-    Rate,
-    ScheduleFile,
-    Seed,
     Targets,
-    Weights,
+    WeightOptions,
     make_terminal,
-    parse_rates,
-    prompt_awareness,
     random_note,
-    refuse_beside,
 )
+from structsam_export.cli.merging_options import MergingOptions
+from structsam_export.cli.option_groups import takes_groups
 
 
+@takes_groups
 def export_model(
     context: typer.Context,
+    *,
     model: Model,
-    rate: Rate = "0.5",
-    method: Method = "structsam",
-    layers: Layers = "all",
-    checkpoint: Checkpoint = None,
-    weights: Weights = None,
-    seed: Seed = 0,
+    merging: MergingOptions,
+    source: WeightOptions,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
-    placement: Placement = "attention",
-    attention: Attention = "folded",
-    option: Options = None,
-    schedule: ScheduleFile = None,
-    align: Align = 1,
-    proportional: Proportional = False,
-    prompt_aware: PromptAware = False,
-    prompt_form: PromptForm = "rank",
     backend: BackendName = "auto",
     target: Targets = None,
     image: Images = None,
@@ -65,24 +41,9 @@ def export_model(
 ) -> None:
     """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
     terminal = make_terminal()
-    rates = parse_rates(rate)
-    if weights == "random":
-        terminal.warn(random_note())
-    from structsam.config import parse_layers
-    from structsam.methods import find_method
-    from structsam.methods.options import parse_options
+    config, weights = merging.config(context, model), source.of(model, terminal)
     from structsam_export.pipeline import export
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings
-    from structsam_export.tune.schedule_file import read_schedule
-
-    if schedule is not None:
-        said = ("rate", "method", "layers", "placement", "option")
-        refuse_beside(context, "--schedule", said)
-        found = read_schedule(schedule).config(model)
-        rates, method, placement = found.rate, found.method, found.placement
-        options = dict(found.options)
-    else:
-        options = parse_options(find_method(method), option or ())
 
     def begin(title: str) -> None:
         terminal.say(title)
@@ -90,20 +51,12 @@ def export_model(
 
     try:
         result = export(
-            model=model,
-            rate=rates,
-            method=method,
-            layers=parse_layers(layers),
-            checkpoint=checkpoint,
-            weights=weights,
-            seed=seed,
+            model,
+            config,
+            checkpoint=weights.checkpoint,
+            weights=weights.weights,
+            seed=weights.seed,
             precision=precision,
-            attention=attention,
-            options=options,
-            align=align,
-            proportional=proportional,
-            prompt_aware=prompt_awareness(prompt_aware, prompt_form),
-            placement=placement,
             backend=backend,
             targets=target or (),
             images=image or (),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from structsam.errors import UserError
 from structsam_export.cli.arguments import (
     Align,
-    Attention,
     Checkpoint,
     Images,
     Json,
@@ -19,79 +18,52 @@ from structsam_export.cli.arguments import (
     Methods,
     Model,
     Options,
-    PromptAware,
-    PromptForm,
     Proportional,
     Rate,
-    ScheduleFile,
     Seed,
     WeightOptions,
     Weights,
     make_terminal,
     parse_rates,
-    prompt_awareness,
     random_note,
-    refuse_beside,
 )
+from structsam_export.cli.merging_options import CountedMerging
 from structsam_export.cli.option_groups import takes_groups
 
 
+@takes_groups
 def count_flops(
     context: typer.Context,
+    *,
     model: Model = "vit_b",
-    method: Annotated[str, typer.Option(help="Merging method; see `list`; or all.")] = "structsam",
-    rate: Rate = "0.5",
-    layers: Layers = "all",
-    attention: Attention = "folded",
-    option: Options = None,
-    align: Align = 1,
-    proportional: Proportional = False,
-    prompt_aware: PromptAware = False,
-    prompt_form: PromptForm = "rank",
-    placement: Annotated[
-        str,
-        typer.Option(help="attention, block or stage, as `export`; thesis: as its code does."),
-    ] = "attention",
-    schedule: ScheduleFile = None,
+    merging: CountedMerging,
     json_only: Json = False,
 ) -> None:
     """Multiply-adds of the encoder per block and in all, merging included."""
     terminal = make_terminal()
-    from structsam.config import MergeConfig, parse_layers
     from structsam.flops import encoder_flops, unmerged_flops
-    from structsam.methods import find_method
-    from structsam.methods.options import parse_options
     from structsam.models import model_spec
     from structsam_export.bench.flops_table import compare_methods, flops_table, methods_table
-    from structsam_export.tune.schedule_file import read_schedule
 
-    spec, rates, chosen = model_spec(model), parse_rates(rate), parse_layers(layers)
-    if schedule is not None:
-        refuse_beside(context, "--schedule", ("rate", "method", "layers", "placement", "option"))
-    more: dict[str, Any] = {
-        "attention": attention,
-        "align": align,
-        "proportional": proportional,
-        "prompt_aware": prompt_awareness(prompt_aware, prompt_form),
-    }
-    title = f"{model}, {method}, rate {rate}, layers {layers}, placement {placement}"
-    if method == "all":
-        if option:
+    spec, placement = model_spec(model), merging.placement
+    title = (
+        f"{model}, {merging.method}, rate {merging.rate}, layers {merging.layers}, "
+        f"placement {placement}"
+    )
+    if merging.method == "all":
+        if merging.option:
             raise UserError("--option belongs to one method. Name it with --method, not all")
-        compared = compare_methods(spec, rates, chosen, placement, **more)
+        compared = compare_methods(spec, placement, **merging.choice(context))
         if json_only:
             facts = {n: c if isinstance(c, str) else c.to_dict() for n, c in compared.items()}
             print(json.dumps(facts))
         else:
             terminal.table(methods_table(title, compared))
         return
-    if schedule is None:
-        options = parse_options(find_method(method), option or ())
-        config = MergeConfig.of(method=method, rate=rates, layers=chosen, options=options, **more)
-    else:
-        config = read_schedule(schedule).config(model, **more)
+    config = merging.config(context, model)
+    if merging.schedule is not None:
         placement = config.placement
-        title = f"{model}, {config.method}, rates of {schedule}, placement {placement}"
+        title = f"{model}, {config.method}, rates of {merging.schedule}, placement {placement}"
     counted = encoder_flops(spec, config, placement)
     if json_only:
         print(json.dumps(counted.to_dict()))

@@ -125,16 +125,16 @@ def test_refusals(flops: Callable[..., str], arguments: tuple[str, ...], message
 
 def test_methods_are_compared_with_a_rate_per_block() -> None:
     rates: Any = (*[0.5] * 11, 0.6)
-    compared = compare_methods(VIT_B, rates, "all")
+    compared = compare_methods(VIT_B, rate=rates)
     assert compared["pitome"] == "above its limit 0.5"
     assert not isinstance(compared["structsam"], str)
     with pytest.raises(UserError, match="3 rates were given"):
-        compare_methods(VIT_B, (0.1, 0.2, 0.3), "all")
+        compare_methods(VIT_B, rate=(0.1, 0.2, 0.3))
 
 
 def test_a_count_that_cannot_be_had_is_told_as_it_is() -> None:
     # 98 of 196 is tome's limit, and 96 would be the next multiple of 8
-    refused = compare_methods(VIT_B, 0.5, "window", align=8)["tome"]
+    refused = compare_methods(VIT_B, rate=0.5, layers="window", align=8)["tome"]
     assert isinstance(refused, str) and "multiple of 8" in refused
 
 
