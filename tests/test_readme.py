@@ -1,4 +1,4 @@
-"""The README's commands are run as they stand, in order, and its links lead somewhere."""
+"""The commands of the README and docs/ run as they stand, in order, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 #: In the order in which their commands are run: the first makes what the second uses.
-PAGES = (ROOT / "docs" / "commands.md", README)
+PAGES = (ROOT / "docs" / "commands.md", ROOT / "docs" / "python.md", README)
+METHODS_PAGE = ROOT / "docs" / "merging.md"
 NOT_RUN = "<!-- not run by the tests"
 COMMAND = re.compile(r"^\$ (structsam-export .+)$", re.MULTILINE)
 
@@ -54,7 +55,7 @@ def test_the_table_of_methods_is_the_registry(capsys: pytest.CaptureFixture[str]
     assert table.count("\n") == len(METHODS) + 1
     shown = re.search(
         r"<!-- methods: .*?-->\n(.*?)\n<!-- end of methods -->",
-        README.read_text("utf-8"),
+        METHODS_PAGE.read_text("utf-8"),
         re.DOTALL,
     )
     assert shown and shown[1] == table
@@ -107,3 +108,12 @@ def test_python_examples_name_what_exists() -> None:
             )
         for names in re.findall(r"from structsam_export import (.+)", block):
             assert set(map(str.strip, names.split(","))) <= set(structsam_export.__all__)
+
+
+def test_the_readme_is_read_to_the_end() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 160, "the README is a page of two minutes: put the rest into docs/"
+    assert max(map(len, lines)) <= 180
+    for page in (ROOT / "docs").glob("*.md"):
+        shown = f"(docs/{page.name})" in "\n".join(lines)
+        assert shown, f"the README does not lead to {page.name}"

@@ -14,11 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("structsam", "structsam_export")
 #: From the ground up. A room may import the floors below its own, and nothing beside or above it.
 FLOORS = (
-    ("structsam.errors",),
+    ("structsam.errors", "structsam.mask_iou"),
     ("structsam.plans", "structsam.models", "structsam.evaluation"),
     ("structsam.methods",),
     ("structsam.config", "structsam.merging"),
+    ("structsam.block_table",),
     ("structsam.apply", "structsam.flops", "structsam.spectrum"),
+    ("structsam.recording",),
     ("structsam",),
     ("structsam_export.bundle", "structsam_export.machine", "structsam_export.plot_style"),
     ("structsam_export.graph", "structsam_export.merging_choices"),
