@@ -58,7 +58,10 @@ def main() -> None:
     panels = (
         (Image.fromarray(photo), "the photo"),
         (draw_groups(photo, found, _TOKEN), f"flat cells merge: {kept} are left"),
-        (overlay.resize(size, Image.Resampling.LANCZOS), "masks for two boxes, by the exported graphs"),
+        (
+            overlay.resize(size, Image.Resampling.LANCZOS),
+            "masks for two boxes, by the exported graphs",
+        ),
     )
     tiles = tuple(draw_tile(Tile((panel,), (caption,))) for panel, caption in panels)
     picture = draw_tile(Tile(tiles, ()))

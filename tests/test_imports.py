@@ -154,20 +154,6 @@ def test_structsam_knows_nothing_of_the_export(path) -> None:
     assert [name for name in names if forbidden_in_structsam(name)] == []
 
 
-#: Rooms of the core from the bottom up: each imports itself and those before it.
-CORE_ROOMS = ("errors", "plans", "methods", "merging")
-
-
-@pytest.mark.parametrize("room", CORE_ROOMS[1:])
-def test_no_room_of_the_core_looks_up(room) -> None:
-    """Nor inside a function, nor for types alone."""
-    allowed = CORE_ROOMS[: CORE_ROOMS.index(room) + 1]
-    for path in files_of(f"structsam/{room}"):
-        for name in imports_of_file(path, inside_functions=True):
-            parts = name.split(".")
-            assert parts[0] != "structsam" or parts[1] in allowed, f"{identity(path)}: {name}"
-
-
 @pytest.mark.parametrize("file", RUN_TIME)
 def test_run_time_modules_name_no_torch_at_their_top(file) -> None:
     names = imports_of_file(ROOT / file, inside_functions=False)

@@ -17,7 +17,7 @@ FLOORS = (
     ("structsam.errors", "structsam.mask_iou"),
     ("structsam.plans", "structsam.models", "structsam.evaluation"),
     ("structsam.methods",),
-    ("structsam.config", "structsam.merging"),
+    ("structsam.config", "structsam.merging", "structsam.flops_counts"),
     ("structsam.block_table",),
     ("structsam.apply", "structsam.flops", "structsam.spectrum"),
     ("structsam.recording",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from structsam.errors import UserError
 from structsam.methods.algm import ALGM
-from structsam.methods.base import MergeMethod
+from structsam.methods.base import MergeMethod, RateAboveLimit
 from structsam.methods.cubistmerge import CubistMerge
 from structsam.methods.gradtome import GradToMe
 from structsam.methods.options import method_options
@@ -81,6 +81,9 @@ def methods_allowing(rate: float) -> list[str]:
         if allowed:
             found.append(name if "" in allowed else f"{name} with {allowed[0]}")
     return found
+
+
+RateAboveLimit.alternatives = staticmethod(methods_allowing)  # type: ignore[method-assign]
 
 
 def choose_methods(text: str | Sequence[str]) -> list[str]:

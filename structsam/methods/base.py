@@ -211,11 +211,21 @@ class MergeMethod(ABC):
 
 
 class RateAboveLimit(UserError):
-    """A rate that is above the method's `limit`."""
+    """A rate that is above the method's `limit`; the message names the methods that allow it."""
 
-    def __init__(self, message: str, limit: float) -> None:
-        super().__init__(message)
+    def __init__(self, rate: float, method: str, limit: float) -> None:
+        others = ", ".join(self.alternatives(rate))
+        super().__init__(
+            f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
+            f"Use --rate {limit:g} or less"
+            + (f", or a method that allows it: {others}" if others else "")
+        )
         self.limit = limit
+
+    @staticmethod
+    def alternatives(rate: float) -> list[str]:
+        """Name methods that can remove this share; the registry, which knows them, fills it in."""
+        return []
 
 
 def check_rate(rate: float, method: str, limit: float) -> None:
@@ -230,15 +240,7 @@ def check_rate(rate: float, method: str, limit: float) -> None:
     if rate < 0:
         raise UserError(f"rate {rate} is negative. Use a rate from 0 to {limit:g}")
     if rate > limit:
-        from structsam.methods import methods_allowing
-
-        others = ", ".join(methods_allowing(rate))
-        raise RateAboveLimit(
-            f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
-            f"Use --rate {limit:g} or less"
-            + (f", or a method that allows it: {others}" if others else ""),
-            limit,
-        )
+        raise RateAboveLimit(rate, method, limit)
 
 
 def require_cells(grid: tuple[int, int], s: int) -> None:
