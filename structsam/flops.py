@@ -50,7 +50,7 @@ def encoder_flops(
     if placement != THESIS:
         config = replace(config, placement=placement)
     if placement == THESIS and config.align > 1:
-        raise UserError("the thesis' code has no align. Use --placement attention, or no align")
+        raise UserError("the thesis' code has no align. Use `placement='attention'`, or no align")
     table = block_table(config, spec.grid, spec.window_sizes)
     height, width = spec.grid
     tokens, channels = height * width, spec.embed_dim

@@ -116,7 +116,9 @@ def export(
         read_image(photo, say)
     weights_file(spec, checkpoint, weights)  # refuses what is missing, before torch is loaded
     if name is not None and (Path(name).name != name or name in ("", "..")):
-        raise UserError(f"{name!r} is no name for a folder. Choose the folder around it with --out")
+        raise UserError(
+            f"{name!r} is no name for a folder. Choose the folder around it with `out=`"
+        )
     final = Path(out) / (name or bundle_name(model, config, precision))
     _refuse_to_lose(final, weights, force)
     engine_plan, notes = _plan_engines(backend, targets, precision)
@@ -189,7 +191,7 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
         return
     if not (final / MANIFEST).is_file():
         raise UserError(
-            f"{final} exists and is no bundle. Choose another folder with --out, or move it away"
+            f"{final} exists and is no bundle. Choose another folder with `out=`, or move it away"
         )
     if weights == "random" and not force:
         try:
@@ -199,7 +201,7 @@ def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
         if not has_random_weights:
             raise UserError(
                 f"{final} may hold real weights, and random ones would replace it. "
-                "Choose another folder with --out, or add --force"
+                "Choose another folder with `out=`, or add `force=True`"
             )
 
 
@@ -271,8 +273,8 @@ def _plan_engines(
     if asked and not find_backend(backend).needs_engine:
         if targets:
             raise UserError(
-                f"--target builds engines, and backend {backend!r} has none. "
-                "Use --backend tensorrt-rtx, or leave --backend out"
+                f"`targets=` builds engines, and backend {backend!r} has none. "
+                "Use `backend='tensorrt-rtx'`, or leave `backend=` out"
             )
         if reason_here := find_backend(backend).why_unavailable():
             raise UserError(f"backend {backend} cannot run here: {reason_here}")
@@ -289,7 +291,9 @@ def _plan_engines(
         except BackendUnavailable as reason:
             if asked or own:
                 raise
-            hint = "; --target sm89 (or all) builds it here all the same" if can_build(name) else ""
+            hint = (
+                "; `targets=sm89` (or all) builds it here all the same" if can_build(name) else ""
+            )
             notes.append(f"{name}: no engine: {reason}{hint}")
     if ALL_TARGETS in targets and precision == "fp32":
         notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")

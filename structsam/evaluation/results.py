@@ -134,7 +134,7 @@ def _whole_rows(path: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
         if found != tuple(columns):
             raise UserError(
                 f"{path} has the columns {', '.join(found)}, expected {', '.join(columns)}: it is "
-                "from another evaluation. Choose another --out"
+                "from another evaluation. Choose another `out=`"
             )
         for line in stream:
             if not line.endswith("\n"):

@@ -217,7 +217,7 @@ class RateAboveLimit(UserError):
         others = ", ".join(self.alternatives(rate))
         super().__init__(
             f"rate {rate} is outside [0, {limit:g}], the range of method {method!r}. "
-            f"Use --rate {limit:g} or less"
+            f"Use `rate={limit:g}` or less"
             + (f", or a method that allows it: {others}" if others else "")
         )
         self.limit = limit

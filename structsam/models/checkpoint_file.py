@@ -138,7 +138,7 @@ def check_state_dict(
         width, depth = width_and_depth
         names = [s.name for s in MODELS.values() if (s.embed_dim, s.depth) == width_and_depth]
         holds = f"{' or '.join(names) or 'an unknown model'} ({width} wide, {depth} blocks)"
-        way_out = f"use --model {names[0]}" if names else "pass another checkpoint"
+        way_out = f"use `model='{names[0]}'`" if names else "pass another checkpoint"
         raise UserError(
             f"Checkpoint {path} holds {holds}, expected {spec.name} ({spec.embed_dim} wide, "
             f"{spec.depth} blocks): {way_out}, or {spec.how_to_get_weights}."
@@ -176,7 +176,7 @@ def refuse_foreign_official(path: Path, spec: ModelSpec) -> None:
     if owner:
         raise UserError(
             f"Checkpoint {path} is the official file of {owner}, expected weights of {spec.name}: "
-            f"use --model {owner}, or {spec.how_to_get_weights}."
+            f"use `model='{owner}'`, or {spec.how_to_get_weights}."
         )
 
 

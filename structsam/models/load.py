@@ -72,14 +72,13 @@ def weights_file(
         )
     if spec.embedded_weights is None:
         raise UserError(
-            f"No weights are named for {spec.name}: pass checkpoint=FILE (--checkpoint FILE; "
-            f"{spec.how_to_get_weights}), or weights='random' (--weights random) for untrained "
-            "ones."
+            f"No weights are named for {spec.name}: pass `checkpoint=FILE` "
+            f"({spec.how_to_get_weights}), or `weights='random'` for untrained ones."
         )
     if not spec.embedded_weights.is_file():
         raise UserError(
             f"The weights of {spec.name} are missing from this installation "
-            f"({spec.embedded_weights}): install structsam again, or pass --weights random."
+            f"({spec.embedded_weights}): install structsam again, or pass `weights='random'`."
         )
     return spec.embedded_weights
 

@@ -27,6 +27,6 @@ MEDSAM = replace(
     official=None,
     weights_note=(
         "MedSAM has no stable direct link: take medsam_vit_b.pth from the checkpoint link in the "
-        "README of https://github.com/bowang-lab/MedSAM and pass it with --checkpoint"
+        "README of https://github.com/bowang-lab/MedSAM and pass it with `checkpoint=`"
     ),
 )

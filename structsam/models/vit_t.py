@@ -10,5 +10,5 @@ VIT_T = ModelSpec(
     num_heads=3,
     global_blocks=(2, 5, 8, 11),
     embedded="vit_t.safetensors",
-    weights_note="its weights come with the package: leave --checkpoint out",
+    weights_note="its weights come with the package: leave `checkpoint=` out",
 )

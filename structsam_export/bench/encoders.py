@@ -250,7 +250,7 @@ def _refuse_to_replace(folder: Path) -> None:
     if made_by != _MADE_BY:
         raise UserError(
             f"{folder} exists and was not made by `bench`, which would replace it. Choose another "
-            "--keep, or move it away"
+            "`keep=`, or move it away"
         )
 
 

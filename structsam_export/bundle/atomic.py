@@ -121,5 +121,5 @@ def as_user_error(error: OSError, target: Path) -> Exception:
     reason = error.strerror or str(error)
     return UserError(
         f"cannot write {target}: {reason}. Choose a folder that you can write to and that has "
-        "enough free space (--out, where the command has it)"
+        "enough free space"
     )

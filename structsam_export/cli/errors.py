@@ -17,6 +17,7 @@ from typer._click.exceptions import NoArgsIsHelpError
 from typer.exceptions import TyperException
 
 from structsam.errors import UserError
+from structsam_export.cli.flags import in_flags
 from structsam_export.cli.logs import is_verbose
 
 FAILED, INTERRUPTED = 2, 130
@@ -75,7 +76,7 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; finished files are kept, half-written ones are removed"
     if isinstance(error, UserError):
-        return str(error)
+        return in_flags(str(error))
     if isinstance(error, TyperException):
         return _usage(error)
     if isinstance(error, ModuleNotFoundError):

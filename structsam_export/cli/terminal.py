@@ -20,6 +20,7 @@ from rich.table import Table
 
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle
+from structsam_export.cli.flags import in_flags
 from structsam_export.cli.tables import fit
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         """Print a line that must not be overlooked."""
-        self.err.print(f"[yellow]note:[/yellow] {escape(text)}", highlight=False)
+        self.err.print(f"[yellow]note:[/yellow] {escape(in_flags(text))}", highlight=False)
 
     def print(self, text: str) -> None:
         """Print a plain line of results."""
         self._end_step()
-        self.out.print(escape(text), highlight=False)
+        self.out.print(escape(in_flags(text)), highlight=False)
 
     def table(self, table: Table) -> None:
         """Print a table of results, in a log up to 100 columns wide; nothing of it is cut."""

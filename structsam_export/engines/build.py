@@ -183,7 +183,7 @@ class _Job:
         if plan is None:
             errors = logger.take()
             fix = (
-                "Free memory, lower --workspace and --tactic-memory, or add swap"
+                "Free memory, lower `workspace_mb=` and `tactic_memory_mb=`, or add swap"
                 if re.search(r"memory|alloc", errors, re.IGNORECASE)
                 else f"See what breaks the rules with `structsam-export lint {parsed.file}`"
             )

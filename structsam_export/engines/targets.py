@@ -77,7 +77,7 @@ def choose_targets(
         if target == _NO_FP32_MATMUL and precision == "fp32":
             raise UserError(
                 f"{flavour.title} has no float32 matmul for {target} (Turing). "
-                "Export with --precision fp16, or leave that target out"
+                "Export with `precision='fp16'`, or leave that target out"
             )
     return chosen, None
 

@@ -70,7 +70,7 @@ def alone(out: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(
             f"another evaluation is writing into {out}. Wait until it has ended, or choose "
-            "another --out"
+            "another `out=`"
         ) from None
     with held:
         yield
@@ -99,14 +99,14 @@ def open_record(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(_visible(out))):
             raise UserError(
-                f"{out} exists and is no folder of results. Choose another --out, or remove it"
+                f"{out} exists and is no folder of results. Choose another `out=`, or remove it"
             )
         return {**facts, **fresh}
     record = read_facts(out)
     moved = {**facts, "dataset": {**facts["dataset"], "root": record["dataset"]["root"]}}
     if changed := _differences(record, moved):
         raise UserError(
-            f"{out} holds another evaluation: {changed}. Choose another --out, or remove that "
+            f"{out} holds another evaluation: {changed}. Choose another `out=`, or remove that "
             "folder"
         )
     commands = record["command"].split("\n")
@@ -130,7 +130,7 @@ def add_runs(record: dict[str, Any], runs: Sequence[Mapping[str, Any]], out: Pat
         there = known.get(run["name"])
         if there is not None and (changed := _differences(there, own)):
             raise UserError(
-                f"{out} holds another run named {run['name']}: {changed}. Choose another --out"
+                f"{out} holds another run named {run['name']}: {changed}. Choose another `out=`"
             )
         known[run["name"]] = {**run, "machine": record["machine"]}
     record["runs"] = list(known.values())

@@ -97,7 +97,7 @@ def _place_of_report(folders: Sequence[Path], out: str | Path | None) -> Path:
     if Path(out).resolve() in records:
         raise UserError(
             f"{out} holds the results themselves, and a report would mix with them. Choose "
-            "another --out"
+            "another `out=`"
         )
     return Path(out)
 

@@ -150,7 +150,7 @@ def _save(model: ir.Model, file: Path) -> None:
     except OSError as error:
         raise UserError(
             f"cannot write {file.name}: {error.strerror or error}. Free some space or choose "
-            "another folder with --out"
+            "another folder with `out=`"
         ) from error
 
 

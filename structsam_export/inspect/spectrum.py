@@ -101,10 +101,10 @@ def _checked_rates(rates: float | Sequence[float]) -> list[float]:
         if not isinstance(rate, (int, float)) or not 0 < rate < 1:
             raise UserError(
                 f"rate {rate!r} is no share of tokens to remove. Use numbers above 0 and below 1, "
-                "such as --rates 0.25,0.5"
+                "such as `rates=0.25,0.5`"
             )
     if not given:
-        raise UserError("no rate was given. Use numbers such as --rates 0.25,0.5")
+        raise UserError("no rate was given. Use numbers such as `rates=0.25,0.5`")
     return [float(rate) for rate in dict.fromkeys(given)]
 
 

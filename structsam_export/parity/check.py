@@ -165,7 +165,7 @@ def _references(
         except BackendUnavailable as reason:
             raise UserError(
                 f"the bundle holds no reference for {image.name}, and it cannot be computed here: "
-                f"{reason}. Leave --image out to check on the images that the bundle holds"
+                f"{reason}. Leave `images=` out to check on the images that the bundle holds"
             ) from reason
         say(f"computing the PyTorch reference on {image.name}")
         references.append(compute_reference(sam, photo))

@@ -54,7 +54,7 @@ def _which_box(boxes: Sequence[Box]) -> str:
     if not boxes:
         return (
             "this bundle merges less where the prompt's box is, and no box was given: encoded for "
-            "the whole photo. Add --box x0,y0,x1,y1"
+            "the whole photo. Add `boxes=x0,y0,x1,y1`"
         )
     if len(boxes) == 1:
         shown = ",".join(f"{value:g}" for value in boxes[0])

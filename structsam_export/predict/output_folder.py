@@ -87,7 +87,7 @@ def given_folder(photo: Path, sha256: str, path: Path) -> OutputFolder:
     if earlier and not _same_photo(earlier, photo, sha256):
         raise UserError(
             f"{path} holds the prediction of {earlier['image']['path']}, which {photo} would "
-            "replace. Choose another folder with --out, or delete that one"
+            "replace. Choose another folder with `out=`, or delete that one"
         )
     return OutputFolder(path, earlier)
 
@@ -122,4 +122,4 @@ def _pictures(earlier: dict[str, Any]) -> list[str]:
 
 def _refuse_file(path: Path) -> None:
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, and a folder is needed. Choose another with --out")
+        raise UserError(f"{path} is a file, and a folder is needed. Choose another with `out=`")

@@ -188,7 +188,7 @@ def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: _Clock) -> 
         prompts = AskedPrompts(((width / 2, height / 2, 1),), (), prompts.all_masks)
         notes.append(
             f"no prompt given: used one foreground point in the centre ({width / 2:g}, "
-            f"{height / 2:g}). Choose with --point x,y or --box x0,y0,x1,y1"
+            f"{height / 2:g}). Choose with `points=x,y` or `boxes=x0,y0,x1,y1`"
         )
     geometry = image_geometry(height, width, bundle.preprocessing)
     read_prompts(**prompts.arrays(), geometry=geometry)

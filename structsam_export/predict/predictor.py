@@ -93,7 +93,7 @@ class Predictor:
         if not np.isfinite(embedding).all():
             raise UserError(
                 f"the encoder of {self.bundle.path} returned values that are not finite with "
-                f"{self.backend.name}. Export the bundle with `--precision fp32`"
+                f"{self.backend.name}. Export the bundle with `precision='fp32'`"
             )
         return embedding
 
@@ -198,7 +198,7 @@ class Predictor:
         if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
             raise UserError(
                 f"{self.backend.name} gave NaN or infinity for the masks. Run `structsam-export "
-                "check` on the bundle, or export it again with --precision fp32"
+                "check` on the bundle, or export it again with `precision='fp32'`"
             )
         return (scores, low_res) if prompts.many else (scores[0], low_res[0])
 

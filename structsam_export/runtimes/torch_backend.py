@@ -125,7 +125,7 @@ class TorchBackend(Backend):
             raise BackendUnavailable(reason)
         if bundle.needs_checkpoint and options.checkpoint is None:
             raise BackendUnavailable(
-                f"a bundle holds no weights for torch; pass --checkpoint {bundle.model.title}"
+                f"a bundle holds no weights for torch; pass `checkpoint={bundle.model.title}`"
             )
 
 

@@ -75,15 +75,15 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}). Choose another --out") from None
+            raise UserError(f"{path} cannot be read ({error}). Choose another `out=`") from None
         if found != json.loads(json.dumps(asked)):
             raise UserError(
                 f"{folder} holds a search with other photos, rates, weights or merging. Choose "
-                "another --out, or remove that folder"
+                "another `out=`, or remove that folder"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no search. Choose another --out, or remove it")
+        raise UserError(f"{folder} exists and is no search. Choose another `out=`, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, json.dumps(asked, indent=1) + "\n")
 

@@ -60,7 +60,7 @@ class Goal:
         most = self.max_loss
         if most is not None and (self.least != "cost" or not 0 < most <= _LARGEST_LOSS):
             raise UserError(
-                f"a largest loss of {most:g} cannot be met. It goes with --least cost, and lies "
+                f"a largest loss of {most:g} cannot be met. It goes with `least='cost'`, and lies "
                 f"between 0 and {_LARGEST_LOSS:g}"
             )
 
@@ -114,14 +114,14 @@ def find_photos(images: Sequence[str | Path]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            raise UserError(f"no photo or folder at {path}. Pass --images FOLDER")
+            raise UserError(f"no photo or folder at {path}. Give photos, or folders of them")
     names = [photo.name for photo in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two photos are named {twice}. Rename one: results go by the name")
     if len(found) < _FEWEST:
         raise UserError(
             f"{len(found)} photo(s) were found, and {_FEWEST} are needed: some to search on, and "
-            "one that the search does not see. Pass --images FOLDER with more of them"
+            "one that the search does not see. Give more of them"
         )
     return found
 

@@ -273,7 +273,7 @@ def test_random_weights_do_not_replace_real_ones(
 ) -> None:
     path = run(checkpoint=tiny_checkpoint).path
     before = (path / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=r"may hold real weights.*--out.*--force"):
+    with pytest.raises(UserError, match=r"may hold real weights.*`out=`.*`force=True`"):
         run()
     assert (path / "manifest.json").read_bytes() == before
     assert run(force=True).has_random_weights
@@ -291,7 +291,7 @@ def test_random_weights_do_not_replace_what_cannot_be_read(
     if "note" in change:
         file = own_bundle.path / "manifest.json"
         file.write_text(file.read_text().replace("by hand", "by Hand"))
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="`force=True`"):
         pipeline._refuse_to_lose(own_bundle.path, "random", force=False)
 
 
@@ -299,7 +299,7 @@ def test_random_weights_do_not_replace_what_cannot_be_read(
 def test_a_name_cannot_lead_out_of_the_folder(
     run: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(UserError, match=r"is no name for a folder.*--out"):
+    with pytest.raises(UserError, match=r"is no name for a folder.*`out=`"):
         run(name=name)
     assert files_of(tmp_path) == set()
 
@@ -310,7 +310,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(run: Callable[..., Any], tmp_p
     (tmp_path / "out" / "file").touch()
     for name in ("photos", "file"):
         for force in (False, True):
-            with pytest.raises(UserError, match=r"exists and is no bundle.*--out"):
+            with pytest.raises(UserError, match=r"exists and is no bundle.*`out=`"):
                 run(name=name, force=force)
     assert files_of(tmp_path / "out") == {"photos/cat.jpg", "file"}
 

@@ -174,7 +174,11 @@ def test_file_of_another_project(tmp_path: Path) -> None:
     ("holds", "asked", "message"),
     [
         ("vit_h", "vit_b", r"holds vit_h \(1280 wide, 32 blocks\), expected vit_b \(768 wide, 12"),
-        ("vit_b", "vit_l", r"holds vit_b or medsam .*use --model vit_b, or fetch sam_vit_l_0b3195"),
+        (
+            "vit_b",
+            "vit_l",
+            r"holds vit_b or medsam .*use `model='vit_b'`, or fetch sam_vit_l_0",
+        ),
         ("vit_t", "medsam", r"holds vit_t \(192 wide, 12 blocks\).*bowang-lab"),
     ],
 )

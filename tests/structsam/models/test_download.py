@@ -319,7 +319,7 @@ def test_urls_other_than_http_are_refused(server: Server, tmp_path: Path) -> Non
 def test_models_without_an_official_file_say_where_to_look(
     tmp_path: Path, model: str, way_out: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"{way_out}--checkpoint"):
+    with pytest.raises(UserError, match=rf"{way_out}`checkpoint=`"):
         download(model, tmp_path)
 
 

@@ -13,11 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.cli import inventory
 from structsam_export.cli.errors import EXTRA_OF
+from structsam_export.cli.flags import in_flags
 from structsam_export.cli.main import COMMANDS, app, run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -368,6 +371,56 @@ def test_an_interrupt_while_the_interpreter_leaves_changes_nothing() -> None:
         time.sleep(0.05)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (0, "left\n", "")
+
+
+def texts_of(path: Path) -> list[str]:
+    """The strings of a module that are no docstrings, an f-string as one."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inner: set[int] = set()
+    for node in ast.walk(tree):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if docstring or isinstance(node, ast.JoinedStr):
+            inner |= {id(child) for child in ast.walk(node) if child is not node}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "_" for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [] if id(node) in inner else [node.value]
+    return found
+
+
+def test_python_messages_name_parameters_and_the_command_line_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for package in ("structsam", "structsam_export"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "cli" in path.parts or path.name == "machine.py":  # it calls other programs
+                continue
+            for text in texts_of(path):
+                left = re.sub(r"(^|`)(pip|structsam-export) [^`]*", "", text)
+                assert not re.search(r"--[a-z]", left), f"{path.name} names an option: {text}"
+    with pytest.raises(UserError, match=r"Use `rate=0\.75` or less"):
+        MergeConfig(rate=0.9)
+    assert run(["flops", "--rate", "0.9"]) == 2
+    assert "Use --rate 0.75 or less" in capsys.readouterr().err
+
+
+def test_parameters_become_options_that_commands_have() -> None:
+    """Every parameter that a message names is an option of some command."""
+    flags = set()
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        flags |= {flag for parameter in command.params for flag in parameter.opts}
+    for package in ("structsam", "structsam_export"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for text in texts_of(path):
+                for flag in re.findall(r"--[a-z-]+", in_flags(" ".join(named(text)))):
+                    assert flag in flags, f"{path.name}: {text}"
+
+
+def named(text: str) -> list[str]:
+    return re.findall(r"`[a-z_]+=[^`]*`", text)
 
 
 def test_commands_have_names_of_their_own() -> None:

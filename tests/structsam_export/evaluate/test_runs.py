@@ -200,7 +200,7 @@ def test_runs_are_named_and_counted_without_torch():
 def test_a_folder_holds_one_evaluation(tiny_model, tmp_path, other, message):
     facts, runs = runs_of(tiny_model)
     evaluate_runs(facts, runs[:1], setting(), tmp_path / "out")
-    with pytest.raises(UserError, match=rf"another evaluation: {message}\..*--out"):
+    with pytest.raises(UserError, match=rf"another evaluation: {message}\..*`out=`"):
         evaluate_runs(facts, runs[:1], setting(**other), tmp_path / "out")
     facts, runs = runs_of(tiny_model, seed=5)
     with pytest.raises(UserError, match=r"model\.seed 0 \(now 5\)"):

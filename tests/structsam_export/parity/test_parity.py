@@ -516,10 +516,10 @@ def test_a_new_image_without_the_checkpoint(own_bundle: Bundle, other_photo: Pat
         weights="checkpoint", checkpoint={"file": "sam_vit.pth", "sha256": "0" * 64}
     )
     before = sorted(own_bundle.path.rglob("*"))
-    with pytest.raises(UserError, match=r"--checkpoint sam_vit\.pth") as caught:
+    with pytest.raises(UserError, match=r"`checkpoint=sam_vit\.pth`") as caught:
         check(own_bundle, "onnxruntime", [other_photo])
     assert "no reference for other.png" in str(caught.value)
-    assert "Leave --image out" in str(caught.value)
+    assert "Leave `images=` out" in str(caught.value)
     assert sorted(own_bundle.path.rglob("*")) == before
 
 

@@ -209,7 +209,7 @@ def test_bad_prompts_are_refused_before_the_encoder_runs(
 
 
 def test_an_output_folder_that_is_a_file(fake: FakeBackend, photo: Path) -> None:
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="`out=`"):
         predict_image(BUNDLE, photo, out=photo, backend="fake")
     assert fake.opened == []
 

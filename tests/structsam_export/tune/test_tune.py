@@ -204,7 +204,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
             "structsam_export.tune.sensitivity._measured", lambda *a: pytest.fail("again")
         )
         found(tiny_model, folder, out)
-    with pytest.raises(UserError, match="another --out"):
+    with pytest.raises(UserError, match="another `out=`"):
         found(tiny_model, folder, out, seed=1)
 
 
@@ -214,7 +214,7 @@ def test_a_stopped_search_goes_on(tiny_model, folder, tmp_path, monkeypatch):
         ({"placements": ["stage"]}, "Use attention or block"),
         ({"cost": "watts"}, "gmac, latency"),
         ({"least": "time"}, "loss, cost"),
-        ({"max_loss": 0.1}, "--least cost"),
+        ({"max_loss": 0.1}, "`least='cost'`"),
         ({"least": "cost", "max_loss": 0.0}, "between 0 and"),
         ({"least": "cost", "max_loss": float("nan")}, "between 0 and"),
         ({"budget": 0.0}, "above 0"),
