@@ -27,7 +27,7 @@ from structsam_export.bench.encoders import make_merged, make_stock, make_unmerg
 from structsam_export.bench.report import BenchReport, markdown
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle, open_bundle
-from structsam_export.parity import check
+from structsam_export.parity.check import check
 from structsam_export.runtimes import BACKENDS
 
 _ENGINES = ("tensorrt-rtx", "tensorrt")
