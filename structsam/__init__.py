@@ -1,4 +1,4 @@
-"""StructSAM: structure-preserving token merging for Segment Anything, in static shapes.
+"""StructSAM: token merging for Segment Anything that keeps edges whole, in static shapes.
 
 Importing this package loads neither torch nor segment-anything; the names below load on first use.
 """

@@ -24,16 +24,15 @@ So the coarse Laplacian is `I - (n/d)^1/2 W_c (n/d)^1/2`. The text of PiToMe's D
 `I - D_c^-1/2 W_c D_c^-1/2` with the row sums of W_c as degrees, is the same for equal group sizes
 only; for others Lemma 1 does not hold with it.
 
-What it measures. Averaging over slots projects: `A = D^-1/2 W D^-1/2` of the affinity graph, whose
-eigenvalues are not negative, becomes (where all degrees are d) `Q A Q` with Q the projector on
-what is constant in every slot. No eigenvalue grows by that (Cauchy), so the l1 distance is the
-trace that is lost: the scatter of the unit tokens around the means of their slots, over 2 d. A
-slot of k tokens costs (k - 1) (1 - mean cosine of its pairs) / 2 d, so every token removed costs
-the same, in pairs and in cells of four, and only its cosine counts. ViT-T's degrees differ, and
-the distance is the lost trace to three digits all the same. So this measure ranks methods by the
-cosine of what they merge (`slot_dissimilarity`), and one that matches tokens by cosine is near
-its optimum by construction. Where tokens lie on the image it does not see. docs/fidelity.md has
-what that says of the methods here.
+What it measures. A slot's total degree is that of its members, so lifting restricts the pencil
+(W, D) to vectors that are constant in every slot. The affinity graph's W has no negative
+eigenvalue, so none of `D^-1/2 W D^-1/2` grows by that (Courant and Fischer), and the l1 distance
+is the trace that is lost: `sum_i 1/d_i - sum_a n_a W_c[a, a] / d_a`, with d_a the mean degree in a
+slot. Where all degrees are d, a slot of k tokens costs (k - 1) (1 - mean cosine of its pairs) / 2d:
+every token removed costs the same in pairs and in cells of four, and only cosine counts. So this
+measure ranks methods by the cosine of what they merge (`slot_dissimilarity`), and those that match
+tokens by cosine are near its optimum by construction. Where tokens lie on the image it does not
+see. docs/fidelity.md has what that says of the methods here.
 
 Cost. Both weights have the form V J V^T with V [N, C+1] and a signed diagonal J, and averaging
 blocks of W is averaging rows of V. So no N x N matrix is made: at most C + 1 eigenvalues differ

@@ -176,6 +176,19 @@ def test_equal_degrees_the_distance_is_the_scatter_inside_slots(seed) -> None:
     assert mean == pytest.approx(scatter / removed, abs=1e-9)
 
 
+@settings(max_examples=40)
+@given(merged_maps())
+def test_the_affinity_distance_is_the_trace_that_merging_loses(maps) -> None:
+    """Why the measure ranks methods by cosine alone: no eigenvalue can grow, whatever merges."""
+    x, slot, slots = maps
+    weights = token_graph(x)
+    coarse, sizes = coarsen(weights, slot, slots)
+    degrees = (coarse * sizes[:, None, :]).sum(-1)  # of a member of the slot, in the mean
+    kept = (sizes * coarse.diagonal(dim1=1, dim2=2) / degrees).sum(-1)
+    lost = (1 / weights.sum(-1)).sum(-1) - kept
+    torch.testing.assert_close(layer_discrepancy(x, slot, slots), lost, rtol=0, atol=1e-8)
+
+
 def test_dissimilarity_is_one_minus_the_mean_cosine_of_a_slots_pairs() -> None:
     x = torch.tensor([[[1.0, 0], [5, 0], [0, 2], [0, -1], [3, 3], [0, 0], [0, 0]]])  # last: padding
     pair = torch.tensor([[0, 0, 1, 2, 3, 4, 4]])
