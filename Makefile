@@ -13,7 +13,7 @@ demo: $(VENV)/.demo-installed
 	  --box 172,15,428,328 --box 210,100,368,200 --out $(OUT)/masks
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 from structsam.models import ModelSpec
 from structsam.models.load import build_sam
+
+# Two workers share two cores: threads would wait for each other. PyTorch reads it when it loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run: a red build means a change, not luck.
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -61,24 +61,33 @@ def test_the_table_of_methods_is_the_registry(capsys: pytest.CaptureFixture[str]
     assert shown and shown[1] == table
 
 
+def test_the_installed_command_starts() -> None:
+    command = Path(sys.executable).with_name("structsam-export")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "spectrum" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which has loaded PyTorch already."""
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("torch")
+    from structsam_export.cli.main import main
+
     (tmp_path / "structsam_export").mkdir()
     (tmp_path / "structsam_export" / "assets").symlink_to(ROOT / "structsam_export" / "assets")
+    monkeypatch.chdir(tmp_path)
     for command in commands():
         arguments = shlex.split(command)[1:]
         if "tensorrt-rtx" in arguments or "--target" in arguments:
             pytest.importorskip("tensorrt_rtx")
-        done = subprocess.run(
-            [Path(sys.executable).with_name("structsam-export"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert not ended.value.code, f"{command}\n{''.join(capsys.readouterr())}"
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

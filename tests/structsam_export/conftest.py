@@ -112,21 +112,45 @@ def own_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
     return open_bundle(folder, verify=False)
 
 
-@pytest.fixture
-def fast_graphs(
-    tiny_bundle_factory: Callable[..., Bundle], tiny_model: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """Let an export of the tiny SAM (rate 0.5, seed 0) take its graphs from the shared bundle.
+def take_graphs(patch: pytest.MonkeyPatch, bundle_of: Callable[..., Bundle], *kinds: str) -> None:
+    """Take the graphs of modules of these classes from the shared bundle instead of tracing.
 
-    Tracing is most of the time of an export; everything around it still runs.
+    The bundle holds the weights of its own export: with any other, parity fails.
     """
     import onnx_ir as ir
 
     from structsam_export.graph import exporter as onnx_graph
 
-    def traced_before(module: Any, inputs: Any, part: Any, names: Any, dynamic: Any) -> Any:
-        precision = "fp16" if module.half_inside else "fp32"
-        return ir.load(tiny_bundle_factory(precision).path / part.file)
+    trace = onnx_graph._to_ir
+    bundle_of()  # now: a test may patch the exporter
 
-    monkeypatch.setattr(onnx_graph, "_to_ir", traced_before)
-    yield tiny_model
+    def traced_before(module: Any, inputs: Any, part: Any, names: Any, dynamic: Any) -> Any:
+        if type(module).__name__ not in kinds:
+            return trace(module, inputs, part, names, dynamic)
+        with pytest.MonkeyPatch.context() as as_it_was:  # the bundle may have to be made now
+            as_it_was.setattr(onnx_graph, "_to_ir", trace)
+            bundle = bundle_of("fp16" if module.half_inside else "fp32")
+        return ir.load(bundle.path / part.file)
+
+    patch.setattr(onnx_graph, "_to_ir", traced_before)
+
+
+@pytest.fixture
+def fast_graphs(
+    tiny_bundle_factory: Callable[..., Bundle], tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Let an export of the tiny SAM (rate 0.5, seed 0) take its graphs from the shared bundle.
+
+    Tracing is most of the time of an export; everything around it still runs.
+    """
+    take_graphs(monkeypatch, tiny_bundle_factory, "EncoderModule", "DecoderModule")
+    return tiny_model
+
+
+@pytest.fixture
+def fast_decoder(
+    tiny_bundle_factory: Callable[..., Bundle], tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Trace only the encoder of the tiny SAM: no way of merging changes the decoder."""
+    take_graphs(monkeypatch, tiny_bundle_factory, "DecoderModule")
+    return tiny_model

@@ -15,7 +15,10 @@ from structsam_export.bundle.manifest import Part, TensorSpec
 from structsam_export.graph import exporter as onnx_graph
 
 #: SAM's global map, which windows of 14 pad to 70: 25 windows, 9 of them with padding.
-SIDE, WINDOW = 64, 14
+SIDE = 64
+#: A map whose plans cost a sixteenth: 9 windows, 5 of them with padding of the same three kinds.
+SMALL_SIDE = 32
+WINDOW = 14
 TABLES = ("slot_of_token", "anchor_of_slot", "size_of_slot")
 
 
@@ -29,7 +32,7 @@ class Result(NamedTuple):
 
 
 class Plans(nn.Module):
-    """Plans of several methods for one map [1, 64, 64, C]: its windows, or the map as a whole.
+    """Plans of several methods for one map [1, S, S, C]: its windows, or the map as a whole.
 
     The tables leave as floats (exact below 2^24): no int64 at an output, as the rules want.
     """
@@ -40,7 +43,7 @@ class Plans(nn.Module):
 
     def forward(self, image: Tensor, box: Tensor) -> tuple[Tensor, ...]:
         found: list[Tensor] = []
-        ones = torch.ones(1, SIDE, SIDE, 1)
+        ones = torch.ones(1, *image.shape[1:3], 1)
         for method in self.methods:
             energy, tokens, padding = method.token_energy(image), image, None
             if method.grid == (WINDOW, WINDOW):
@@ -67,9 +70,9 @@ def results_of(arrays: list[np.ndarray]) -> list[Result]:
     return results
 
 
-def export_plans(methods: list[Any], channels: int, file: Path) -> None:
+def export_plans(methods: list[Any], side: int, channels: int, file: Path) -> None:
     """Write the graph as the product writes an encoder."""
-    shapes = {"image": (1, SIDE, SIDE, channels), "box": (1, 4)}
+    shapes = {"image": (1, side, side, channels), "box": (1, 4)}
     inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
     part = Part(file.name, inputs, ())
     names = [f"{kind}.{i}" for i in range(len(methods)) for kind in (*TABLES, "merged", "back")]

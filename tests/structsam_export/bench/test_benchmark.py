@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from structsam_export.bench.encoders import batch_of, make_merged, make_stock
 from structsam_export.bench.fidelity import add_fidelity, draw_benchmark, read_fidelity
 from structsam_export.bench.report import BenchReport, markdown, render_table
 from structsam_export.bench.row import feeds_of, peak_memory_mib
-from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, TensorSpec
 from structsam_export.cli.main import main
 from structsam_export.runtimes import BACKENDS, RunOptions
@@ -273,50 +273,8 @@ def test_a_row_process_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def real_bundle(folder: Path, spec: ModelSpec, precision: str = "fp32") -> Bundle:
-    """A merged encoder and decoder of `spec`, as an export writes them."""
-    from structsam.apply import apply_merging
-    from structsam.block_table import block_table
-    from structsam.models.load import build_sam
-    from structsam_export.graph.exporter import export_decoder, export_encoder
-    from structsam_export.graph.modules import DecoderModule, EncoderModule
-
-    config = MergeConfig(rate=0.5)
-    sam = apply_merging(build_sam(spec), config)
-    folder.mkdir()
-    encoder = export_encoder(EncoderModule(sam.image_encoder, precision), folder, "encoder.onnx")
-    decoder = export_decoder(DecoderModule(sam, precision), folder, "decoder.onnx")
-    table = block_table(config, spec.grid, spec.window_sizes)
-    blocks = [row.to_dict() for row in table]
-    merging = {**asdict(config), "blocks": blocks, "plan_tensors": []}
-    bundle = Bundle(
-        folder,
-        {
-            "schema_version": 1,
-            "name": folder.name,
-            "model": {"name": spec.name, "weights": "random", "seed": 0, "checkpoint": None},
-            "merging": merging,
-            "precision": {"name": precision},
-            "flops": encoder_flops(spec, config).to_dict(),
-            "encoder": encoder.to_dict(),
-            "decoder": decoder.to_dict(),
-            "parity": None,
-        },
-    )
-    for name in ("encoder.onnx", "decoder.onnx"):
-        bundle.record_file(name)
-    bundle.save_manifest()
-    return open_bundle(folder)
-
-
-@pytest.mark.slow
-def test_baselines_stand_beside_a_real_bundle(
-    tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = replace(tiny_spec, depth=2)
-    monkeypatch.setitem(MODELS, spec.name, spec)
-    bundle = real_bundle(tmp_path / "tiny", spec)
-    report = bench([bundle], backends=("onnxruntime",), baselines=True, runs=3)
+def test_baselines_stand_beside_a_real_bundle(tiny_bundle: Bundle, tiny_model: str) -> None:
+    report = bench([tiny_bundle], backends=("onnxruntime",), baselines=True, runs=3)
     assert [(row.role, row.part, row.status) for row in report.rows] == [
         ("stock", "encoder", "measured"),
         ("unmerged", "encoder", "measured"),
@@ -375,16 +333,27 @@ def test_encoders_of_a_model_are_made_kept_and_measured_in_batches(
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def stock_and_merged(
+    tmp_path_factory: pytest.TempPathFactory, tiny_spec: ModelSpec, one_torch_thread: None
+) -> tuple[Bundle, Bundle]:
+    """Bundles of the two blocks, for both backends of torch."""
+    spec = replace(tiny_spec, depth=2)
+    folder, configs = tmp_path_factory.mktemp("stock"), [MergeConfig(rate=0.5)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, spec.name, spec)
+        (merged,) = make_merged(spec.name, configs, "fp32", 1, folder / "m", lambda text: None)
+        return make_stock(merged, folder / "stock", lambda text: None), merged
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "torch-compile"])
 def test_stock_and_merged_run_in_torch_as_in_onnx(
-    tmp_path: Path, two_blocks: ModelSpec, backend: str, one_torch_thread: None
+    stock_and_merged: tuple[Bundle, Bundle], two_blocks: ModelSpec, backend: str
 ) -> None:
     if reason := BACKENDS[backend].why_unavailable():
         pytest.skip(reason)
-    configs = [MergeConfig(rate=0.5)]
-    (merged,) = make_merged(two_blocks.name, configs, "fp32", 1, tmp_path / "m", lambda text: None)
-    stock = make_stock(merged, tmp_path / "stock", lambda text: None)
+    stock, merged = stock_and_merged
     found = {}
     for bundle in (stock, merged):
         feeds = feeds_of(bundle.part("encoder"))

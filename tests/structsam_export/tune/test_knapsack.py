@@ -18,11 +18,9 @@ from structsam_export.tune.knapsack import choose_rates
 def by_hand(loss, cost, budget):
     blocks, candidates = loss.shape
     rows = np.arange(blocks)
-    sums = [
-        (loss[rows, list(c)].sum(), cost[rows, list(c)].sum())
-        for c in itertools.product(range(candidates), repeat=blocks)
-    ]
-    return min(total for total, spent in sums if spent <= budget)
+    every = np.array(list(itertools.product(range(candidates), repeat=blocks)))
+    total, spent = (values[rows, every].sum(1) for values in (loss, cost))
+    return total[spent <= budget].min()
 
 
 @given(st.integers(0, 2**32 - 1))
