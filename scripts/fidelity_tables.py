@@ -4,7 +4,8 @@
     python scripts/fidelity_tables.py OUT/results > tables.md
 
 Every merged run against the unmerged one, in groups; then every method against StructSAM at the
-same rate and layers, paired mask by mask, with 95 % bootstrap intervals over images.
+same rate and layers, paired mask by mask, with 95 % bootstrap intervals over images; then every
+run set by set, where names of images say several sets.
 """
 
 from __future__ import annotations
@@ -111,6 +112,26 @@ def against_structsam(folder: Path, summary: Summary, runs: Iterable[RunSummary]
     return lines
 
 
+def by_set(folder: Path, summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
+    """Every run minus the unmerged one, set by set: a set is what precedes `/` in image names."""
+    assert summary.baseline is not None
+    base = read_rows(folder, summary.baseline.name)
+    lines = ["| run | set | images | masks | mIoU | boundary IoU |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        rows = read_rows(folder, run.name)
+        columns = [rows.metrics.index(name) for name in _METRICS]
+        pairs = pair(rows, base)
+        moved = np.full((len(rows.image), len(columns)), np.nan)
+        moved[pairs.run] = (rows.values[pairs.run] - base.values[pairs.base])[:, columns]
+        sets = np.array([name.partition("/")[0] for name in rows.image_ids])
+        for name in sorted(set(sets)):
+            sums, counts = per_image(moved, rows.image, len(sets))
+            found = intervals(sums[sets == name], counts[sets == name])
+            cells = [run.label, name, str(found[0].images), str(found[0].masks)]
+            lines.append(f"| {' | '.join([*cells, *map(points, found)])} |")
+    return lines
+
+
 def _place(merging: dict[str, Any] | None) -> tuple[str, ...]:
     merging = merging or {}
     names = ("layers", "placement")
@@ -154,6 +175,9 @@ def main() -> int:
         compared = against_structsam(folder, summary, runs)
         if len(compared) > 2:
             print("\n".join(compared) + "\n")
+        several = by_set(folder, summary, runs)
+        if len(several) > 2 + len(runs):
+            print("\n".join(several) + "\n")
     return 0
 
 
