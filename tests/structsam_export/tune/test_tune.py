@@ -268,15 +268,16 @@ def test_from_photos_to_an_export(tiny_model, folder, tmp_path, capsys, monkeypa
     )  # fmt: skip
     rates = json.loads(capsys.readouterr().out)["schedule"]["rates"]
     assert made == 0
-    asked = {}
+    asked = []
 
-    def recorded(**arguments):
-        asked.update(arguments)
+    def recorded(model, config, **rest):
+        asked.append(config)
         raise UserError("exported")
 
     monkeypatch.setattr("structsam_export.pipeline.export", recorded)
     export = ("export", "--model", tiny_model, "--schedule", "tune/schedule-least-cost.json")
     assert run(*export) == 2
-    assert asked["rate"] == tuple(rates) and asked["method"] == "structsam"
+    (config,) = asked
+    assert config.rate == tuple(rates) and config.method == "structsam"
     assert run(*export, "--rate", "0.5") == 2
     assert "--schedule says what --rate would" in capsys.readouterr().err
