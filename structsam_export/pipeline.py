@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structsam
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.files import size_text
@@ -103,7 +102,6 @@ def export(
     from structsam.block_table import block_table
     from structsam.config import MergeConfig
     from structsam.models import model_spec
-    from structsam.models.load import weights_file
     from structsam_export.graph.precisions import PRECISIONS
 
     spec = model_spec(model)
@@ -114,7 +112,8 @@ def export(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo, say)
-    weights_file(spec, checkpoint, weights)  # refuses what is missing, before torch is loaded
+    source = ModelSource(model, checkpoint, weights, seed)
+    source.require()
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(
             f"{name!r} is no name for a folder. Choose the folder around it with `out=`"
@@ -125,10 +124,10 @@ def export(
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
-    source = ModelSource(model, checkpoint, weights, seed).describe()
-    sam = structsam.load_sam(model, checkpoint=checkpoint, weights=weights, seed=seed)
+    described = source.describe()
+    sam = source.load()
     with atomic.staged_folder(final) as folder:
-        manifest = _manifest(final.name, spec, config, precision, source.to_dict())
+        manifest = _manifest(final.name, spec, config, precision, described.to_dict())
         bundle = Bundle(folder, manifest)
         _write_networks(bundle, sam, config, precision, photos, clock)
         del sam

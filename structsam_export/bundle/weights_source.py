@@ -83,6 +83,12 @@ class ModelSource:
 
         return model_spec(self.model)
 
+    def require(self) -> None:
+        """Refuse an unknown model or a missing file before torch is loaded; raises `UserError`."""
+        from structsam.models.load import weights_file
+
+        weights_file(self.spec, self.checkpoint, self.weights)
+
     def describe(self) -> ModelRecord:
         """Say where the weights come from, for manifests and records."""
         from structsam.models.checkpoint_file import identify_checkpoint

@@ -98,14 +98,17 @@ def tune(
     require_matplotlib()
     candidates = search.RATES if rates is None else rate_list(rates)
     chosen, merging = search.Goal(**asdict(goal)), uniform.configs()
-    use_fast_settings()
+    given = source.of(model, terminal)
+    given.require()
+    search.find_photos(images)
+    use_fast_settings()  # loads torch: only once there is nothing left to refuse
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     try:
         report = search.tune(
-            source.of(model, terminal),
+            given,
             images,
             merging,
             candidates,

@@ -67,6 +67,8 @@ def inspect_merging(
         UserError: any input that cannot be used, or nothing that can be drawn.
     """
     import structsam
+    from structsam.block_table import block_table
+    from structsam.config import MergeConfig
     from structsam.methods import choose_methods
     from structsam_export.pipeline import SAMPLE_IMAGE
 
@@ -82,17 +84,11 @@ def inspect_merging(
     chosen = _checked_blocks(block, spec)
     settings = _options_of(names, options)
     described = source.describe()
-    say(f"loading {spec.name}")
-    sam = source.load()
     found: dict[str, Inspected] = {}
+    configs = {}
     for name in names:
-        in_depth = depth_method == name or (
-            depth_method is None and not any(one.in_depth for one in found.values())
-        )
-        say(f"merging by {name}")
         try:
-            structsam.apply_merging(
-                sam,
+            config = MergeConfig.of(
                 method=name,
                 rate=rate,
                 layers=layers,
@@ -100,10 +96,22 @@ def inspect_merging(
                 align=align,
                 proportional=proportional,
             )
-            maps = observe(sam, pixels, None if in_depth else chosen)
-            found[name] = Inspected(name, maps, _rates(sam), settings[name], in_depth=in_depth)
+            block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit
+            configs[name] = config
         except UserError as error:
             found[name] = Inspected(name, note=str(error), options=settings[name])
+    if not configs:
+        raise UserError(found[names[0]].note)
+    say(f"loading {spec.name}")
+    sam = source.load()
+    shown_in_depth = depth_method or next(iter(configs))
+    for name, config in configs.items():
+        in_depth = name == shown_in_depth
+        say(f"merging by {name}")
+        structsam.apply_merging(sam, config)
+        maps = observe(sam, pixels, None if in_depth else chosen)
+        found[name] = Inspected(name, maps, _rates(sam), settings[name], in_depth=in_depth)
+    found = {name: found[name] for name in names}
     drawable = [one for one in found.values() if set(one.maps) & set(chosen)]
     if not drawable:
         notes = [one.note for one in found.values() if one.note]

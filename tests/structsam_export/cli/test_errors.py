@@ -187,6 +187,26 @@ def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) 
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("tune --images nowhere", "no photo or folder"),
+        ("tune --images nowhere --model vit_x", "vit_b, vit_l, vit_h"),
+        ("tune --images nowhere --budget 0.9", "outside [0, 0.75]"),
+        ("tune --images nowhere --model vit_b", "No weights are named"),
+        ("inspect --model vit_x", "vit_b, vit_l, vit_h"),
+        ("inspect --model vit_t --rate 0.95", "outside [0, 0.75]"),
+        ("inspect --model vit_t --layers 99", "blocks 0 to 11"),
+        ("inspect --model vit_t --image nowhere.png", "does not exist"),
+        ("spectrum --model vit_x", "vit_b, vit_l, vit_h"),
+        ("spectrum --model vit_t --image nowhere.png", "does not exist"),
+    ],
+)
+def test_a_study_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
+    ended = without(TORCH, *arguments.split())
+    assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize(
     "arguments", [["list"], ["list", "--markdown"], ["flops", "--model", "vit_b", "--rate", "0.5"]]
 )
 def test_what_only_counts_needs_no_torch(arguments: list[str]) -> None:
