@@ -16,8 +16,8 @@ from structsam_export.graph import exporter as onnx_graph
 
 #: SAM's global map, which windows of 14 pad to 70: 25 windows, 9 of them with padding.
 SIDE = 64
-#: A map whose plans cost a sixteenth: 9 windows, 5 of them with padding of the same three kinds.
-SMALL_SIDE = 32
+#: Plans are compared on the whole map: on a smaller one a tie is too large a share.
+PLAN_SIDE = SIDE
 WINDOW = 14
 TABLES = ("slot_of_token", "anchor_of_slot", "size_of_slot")
 

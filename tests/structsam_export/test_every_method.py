@@ -126,8 +126,8 @@ def test_window_and_global_block_at_fp16_build_for_turing(
         wanted = encoder(image)
     found = run_onnx(tmp_path / ENCODER_ONNX, image)
     cosine = float(torch.cosine_similarity(*(t.double().flatten() for t in (found, wanted)), dim=0))
-    # FP16 rounding reorders PiToMe's tokens, and every second one merges
-    assert cosine > (0.98 if method == "pitome" else 0.9999)
+    # FP16 rounding ranks other tokens first: PiToMe merges every second one, CubistMerge lines
+    assert cosine > {"pitome": 0.98, "cubistmerge": 0.99}.get(method, 0.999)
     assert engine_for_turing(tmp_path / ENCODER_ONNX) > 1_000_000
 
 
@@ -187,7 +187,7 @@ def test_a_toy_method_needs_one_class_and_one_line(
         assert not ended.value.code, err
         return out + err
 
-    assert "Merge tokens into every third one." in run("list")
+    assert "Merge tokens into every third one." in run("list", "--json")
     assert '"method": "every_third"' in run("flops", "--method", "every_third", "--json")
     assert "every_third" in run("flops", "--method", "all")
     arguments = ["--model", tiny_model, "--weights", "random", "--method", "every_third"]

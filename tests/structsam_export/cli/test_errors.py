@@ -348,6 +348,7 @@ def test_loggers_are_below_that_of_their_package() -> None:
 INTERRUPTED_AT_THE_END = """
 import os, signal, time
 from structsam_export.cli import main as module
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 work = module.run
 def run(arguments):
     code = work(arguments)

@@ -16,8 +16,8 @@ from tests.structsam import naive_structsam as naive
 from tests.structsam.plan_certificate import Map, certify
 from tests.structsam.token_maps import MAPS
 from tests.structsam_export.method_graphs import (
+    PLAN_SIDE,
     SIDE,
-    SMALL_SIDE,
     WINDOW,
     export_plans,
     make,
@@ -118,7 +118,7 @@ def test_plans_of_windows_and_of_the_global_map(name, tmp_path) -> None:
     compare(methods, SIDE, tmp_path / "plans.onnx", kinds=("random", "smooth"))
 
 
-@pytest.mark.parametrize("grid", [WINDOW_GRID, (SMALL_SIDE, SMALL_SIDE)], ids=contract.label)
+@pytest.mark.parametrize("grid", [WINDOW_GRID, (PLAN_SIDE, PLAN_SIDE)], ids=contract.label)
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_of_every_rate_and_option(name, grid, tmp_path) -> None:
     cases = []
@@ -129,7 +129,7 @@ def test_plans_of_every_rate_and_option(name, grid, tmp_path) -> None:
             continue  # cells of 4x4 in a window
         rates = (0.25, cap) if not options else (0.5,)
         cases += [(rate, options) for rate in rates if rate <= cap]
-    compare(make(name, grid, cases), SMALL_SIDE, tmp_path / "plans.onnx")
+    compare(make(name, grid, cases), PLAN_SIDE, tmp_path / "plans.onnx")
 
 
 def swapped(result, one: int, other: int):
@@ -146,7 +146,7 @@ def swapped(result, one: int, other: int):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_certificate_knows_right_from_wrong(name) -> None:
-    image = image_of("random", SMALL_SIDE)
+    image = image_of("random", PLAN_SIDE)
     for options in contract.variants(name):
         if options.get("cell_size", 2) != 2:
             continue

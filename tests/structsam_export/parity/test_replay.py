@@ -131,7 +131,7 @@ def test_without_the_weights_it_stays_failed(own_bundle, tied, monkeypatch) -> N
     report = check(own_bundle, "onnxruntime")
     assert not report
     assert "slots differ from block 1 on (97.66 % the same); whether by ties" in report.verdict()
-    assert "--checkpoint sam.pth" in report.verdict()
+    assert "`checkpoint=sam.pth`" in report.verdict()
 
 
 def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> None:
