@@ -364,6 +364,7 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from structsam.models import MODELS, ModelSpec
 MODELS["tiny"] = ModelSpec("tiny", "tiny", 32, 3, 2, (1,), image_size=256)
+import structsam
 from structsam_export import pipeline
 from structsam_export.cli.main import main
 
@@ -373,7 +374,7 @@ def write(bundle, *_):
     time.sleep(120)
 
 pipeline._write_networks = write
-pipeline.structsam.load_sam = lambda *_, **__: None
+structsam.load_sam = lambda *_, **__: None
 main(["export", "--model", "tiny", "--weights", "random", "--precision", "fp32",
       "--backend", "onnxruntime", "--out", sys.argv[1]])
 """
