@@ -18,7 +18,8 @@ Options:
   --swap-hint             print how to add 8 GiB of swap, and stop
   -h, --help              print this text
 
-Expected: one line per engine, then the parity table and exit code 0. With 8 GiB of RAM close the
+Expected: one line per engine, the parity table, the page of `structsam-export doctor` for a bug
+report, and exit code 0; a build that fails shows that page as well. With 8 GiB of RAM close the
 desktop first: sudo systemctl isolate multi-user.target
 TEXT
 }
@@ -109,6 +110,8 @@ fi
   "cuda-bindings>=${cuda_major}.0,<$((cuda_major + 1))" ||
   fail "pip could not install ${package}; its messages are above"
 
+# The page for a bug report comes last, whatever happened; the exit code stays what it was.
+trap '"${venv}/bin/structsam-export" doctor || true' EXIT
 "${venv}/bin/structsam-export" build "${bundle}" --backend tensorrt \
   --workspace "${workspace}" --tactic-memory "${tactic_memory}"
 "${venv}/bin/structsam-export" check "${bundle}" --backend tensorrt --require tensorrt

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _TIMEOUT = 60  # seconds
 _REPORTED_PACKAGES = (
-    "structsam", "torch", "torchvision", "segment-anything", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+    "structsam", "torch", "torchvision", "segment-anything", "safetensors", "onnx", "onnxscript",
+    "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings",
+    "numpy", "pillow",
 )  # fmt: skip
 
 _GEMM = """
@@ -56,9 +57,9 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": _memory_gib("MemTotal"),
         "gpu": _gpu_name(),
-        "board": _first_line("/proc/device-tree/model"),
+        "board": first_line("/proc/device-tree/model"),
         "system": platform.platform(terse=True),
     }
 
@@ -111,6 +112,35 @@ def version_lines() -> list[str]:
     return lines + [f"{name} not installed" for name in absent]
 
 
+def free_memory_gib() -> float | None:
+    """Return how much memory programs can still take; None where the system does not tell."""
+    return _memory_gib("MemAvailable")
+
+
+def query_gpus(*names: str) -> list[dict[str, str]]:
+    """Ask `nvidia-smi` for its fields `names`, such as `driver_version`; one dict per GPU.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is no `nvidia-smi`, or it failed.
+        ValueError: it answered something else.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    rows = [line.split(", ") for line in run_program(command).splitlines()]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def run_program(command: list[str], environment: Mapping[str, str] | None = None) -> str:
+    """Run a program and return what it printed.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it is not there, failed, or took more than a minute.
+    """
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=True
+    )
+    return done.stdout.strip()
+
+
 def _cpu_name() -> str:
     for line in _lines("/proc/cpuinfo"):
         name, _, value = line.partition(":")
@@ -131,41 +161,38 @@ def usable_cores() -> int | None:
         return os.cpu_count()
 
 
-def _memory_gib() -> float | None:
+def _memory_gib(entry: str) -> float | None:
     for line in _lines("/proc/meminfo"):
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{entry}:"):
             return round(int(line.split()[1]) / 2**20, 1)
     return None
 
 
 def _gpu_name() -> str | None:
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    try:
+        return "; ".join(gpu["name"] for gpu in query_gpus("name")) or None
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    names = _output([program, "--query-gpu=name", "--format=csv,noheader"])
-    return "; ".join(names.splitlines()) or None
 
 
-def _first_line(file: str) -> str | None:
+def first_line(file: str | Path) -> str | None:
+    """Return the first line of a file; None where it cannot be read."""
     lines = _lines(file)
     return lines[0].strip("\x00 ") if lines else None
 
 
-def _lines(file: str) -> list[str]:
+def _lines(file: str | Path) -> list[str]:
     try:
         return Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 
 
-def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
+def _output(command: list[str], environment: Mapping[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=True
-        )
+        return run_program(command, environment)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
 
 
 def _number(text: str) -> float | None:

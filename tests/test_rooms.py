@@ -22,7 +22,12 @@ FLOORS = (
     ("structsam.apply", "structsam.flops", "structsam.spectrum"),
     ("structsam.recording",),
     ("structsam",),
-    ("structsam_export.bundle", "structsam_export.machine", "structsam_export.plot_style"),
+    (
+        "structsam_export.bundle",
+        "structsam_export.last_words",
+        "structsam_export.machine",
+        "structsam_export.plot_style",
+    ),
     ("structsam_export.graph", "structsam_export.merging_choices"),
     ("structsam_export.runtimes",),
     ("structsam_export.engines", "structsam_export.predict"),
@@ -30,6 +35,7 @@ FLOORS = (
     ("structsam_export.pipeline",),
     (
         "structsam_export.bench",
+        "structsam_export.doctor",
         "structsam_export.evaluate",
         "structsam_export.inspect",
         "structsam_export.tune",

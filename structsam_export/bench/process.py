@@ -11,6 +11,7 @@ from typing import Any
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PartName
+from structsam_export.last_words import last_words
 from structsam_export.runtimes.base import RunOptions
 
 _GRACE = 30  # seconds that a process gets to free its network
@@ -90,14 +91,11 @@ class RowProcess:
         return answer
 
     def _last_words(self) -> str:
-        """Say how the process ended: a negative code is the signal that killed it."""
         assert self._process is not None
         code = self._process.wait()
         self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        told = f": {lines[-1].strip()}" if lines else ""
-        hint = " (killed, perhaps for lack of memory)" if code in (-9, 137) else ""
-        return f"the row's process ended with code {code}{hint}{told}"
+        errors = self._errors.read().decode("utf-8", "replace")
+        return last_words("the row's process", code, errors)
 
     def __exit__(
         self,

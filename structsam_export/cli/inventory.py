@@ -38,7 +38,7 @@ def inventory() -> dict[str, Any]:
     from structsam.evaluation.protocols import PROTOCOLS
     from structsam.methods import METHODS
     from structsam.models import MODELS
-    from structsam_export.engines.targets import can_build
+    from structsam_export.engines.targets import backend_facts
     from structsam_export.runtimes import BACKENDS
 
     return {
@@ -54,14 +54,7 @@ def inventory() -> dict[str, Any]:
             for name, spec in MODELS.items()
         },
         "methods": {name: _method_facts(method) for name, method in METHODS.items()},
-        "backends": {
-            name: {
-                "title": backend.title,
-                "unavailable": backend.why_unavailable(),
-                "builds_here": backend.needs_engine and can_build(name),
-            }
-            for name, backend in BACKENDS.items()
-        },
+        "backends": {name: backend_facts(name) for name in BACKENDS},
         "datasets": {
             name: {
                 "title": dataset.title,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from structsam_export.cli.bench import bench
+from structsam_export.cli.doctor import examine_machine
 from structsam_export.cli.errors import end_with
 from structsam_export.cli.evaluate import evaluate, report_results
 from structsam_export.cli.export import build_engines, download_checkpoint, export_model, lint_onnx
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict_masks,
     "lint": lint_onnx,
     "list": list_everything,
+    "doctor": examine_machine,
     "download": download_checkpoint,
     "bench": bench,
     "flops": count_flops,

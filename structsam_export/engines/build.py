@@ -44,6 +44,7 @@ def build(
     tactic_memory_mb: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    parts: Sequence[PartName] = get_args(PartName),
 ) -> list[EngineEntry]:
     """Build what is missing or stale, record it in the manifest, and return all engine entries.
 
@@ -61,6 +62,7 @@ def build(
         tactic_memory_mb: MiB of device memory that trying one kernel may take.
         force: also build engines that are current.
         progress: called for every step, from a second thread too.
+        parts: networks to build, both by default.
 
     Raises:
         UserError: unknown backend or target, a graph that TensorRT cannot parse or build.
@@ -78,7 +80,7 @@ def build(
     chosen, gpu = choose_targets(backend, targets, bundle.precision)
     job = _Job(bundle, flavour, trt, gpu, settings, force, progress or (lambda event: None))
     entries = []
-    for part in get_args(PartName):
+    for part in parts:
         parsed = functools.cache(functools.partial(_parse, trt, flavour, bundle, part))
         entries += [job.engine(part, target, parsed) for target in chosen]
     return entries

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from structsam.errors import UserError
+from structsam_export.runtimes import BACKENDS
 from structsam_export.runtimes.base import BackendUnavailable
 from structsam_export.runtimes.cuda_memory import Gpu, open_cuda
 from structsam_export.runtimes.tensorrt_module import (
@@ -88,3 +90,13 @@ def can_build(backend: str) -> bool:
         return bool(choose_targets(backend, (), "fp16")[0])
     except UserError:
         return False
+
+
+def backend_facts(name: str) -> dict[str, Any]:
+    """Say of a backend `title`, why it is `unavailable` (None: it is not), and `builds_here`."""
+    backend = BACKENDS[name]
+    return {
+        "title": backend.title,
+        "unavailable": backend.why_unavailable(),
+        "builds_here": backend.needs_engine and can_build(name),
+    }

@@ -85,6 +85,10 @@ class Cuda:
             f"`pip install 'cuda-bindings<{driver // 1000 + 1}'`"
         )
 
+    def driver_version(self) -> str:
+        """Return the newest CUDA that the driver supports, such as `12.6`."""
+        return _version(self._call("cudaDriverGetVersion"))
+
     def free_memory(self) -> int:
         """Return the bytes of device memory that are free."""
         status, free, _ = self._cuda.cudaMemGetInfo()

@@ -1,0 +1,1 @@
+"""What works on this machine, told on one page for bug reports."""
