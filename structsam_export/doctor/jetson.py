@@ -52,8 +52,7 @@ def l4t_release(root: Path = Path("/")) -> str:
 def jetpack(root: Path = Path("/")) -> str:
     """Return JetPack's version, by its package or else by the release of Linux."""
     try:
-        shown = ["dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack"]
-        package = run_program(shown)
+        package = run_program(["dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack"])
     except (OSError, subprocess.SubprocessError):  # a board that was only flashed has none
         package = ""
     if package:

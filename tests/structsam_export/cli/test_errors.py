@@ -32,6 +32,7 @@ WRONG_PATH = {
     "predict": ["nowhere", "nowhere.png"],
     "lint": ["nowhere.onnx"],
     "list": ["nowhere"],  # takes none
+    "doctor": ["nowhere"],  # takes none
     "download": ["nowhere"],
     "bench": ["nowhere"],
     "flops": ["--schedule", "nowhere.json"],
@@ -49,6 +50,7 @@ WRONG_VALUE = {
     "predict": ["nowhere", "nowhere.png", "--threads", "none"],
     "lint": ["nowhere.onnx", "--json=x"],
     "list": ["--markdown=x"],
+    "doctor": ["--json=x"],
     "download": ["vit_b", "--json=x"],
     "bench": ["--model", "vit_t", "--precision", "fp8"],
     "flops": ["--method", "magic"],
@@ -129,7 +131,8 @@ def without(packages: list[str], *arguments: object) -> subprocess.CompletedProc
 NEEDS_NONE = {"list": [], "flops": []}
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download"}))
+# `doctor` tells what is missing: tests/structsam_export/doctor/
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download", "doctor"}))
 def test_without_optional_packages_a_command_works_or_names_the_extra(
     tiny_bundle: Bundle, tiny_photo: Path, command: str
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from structsam_export.cli import main as cli
+from structsam_export.cli.errors import EXTRA_OF
 from structsam_export.doctor import examination, process
 from structsam_export.doctor.examination import examine
 from structsam_export.doctor.page import page_lines
@@ -70,6 +71,22 @@ def test_a_check_that_breaks_is_a_line(
     assert page.count("ValueError: planted") == 4
     assert page.count("the process died") == len(BACKENDS) + 1
     json.dumps(found)
+
+
+def test_without_any_optional_package_every_runtime_says_what_to_install() -> None:
+    code = (
+        f"import json, sys\nsys.modules.update(dict.fromkeys({list(EXTRA_OF)!r}))\n"
+        "from structsam_export.doctor.examination import examine\n"
+        "from structsam_export.doctor.process import ask\n"
+        "print(json.dumps(examine(ask)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["works"] == []
+    for name, facts in found["runtimes"].items():
+        assert "pip install 'structsam[" in facts["reason"], f"{name}: {facts}"
+        assert facts["self_test"] == "not run"
 
 
 def test_a_process_of_its_own_answers() -> None:
