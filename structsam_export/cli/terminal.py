@@ -180,7 +180,7 @@ def parity_table(report: ParityReport) -> Table:
     table = Table(title="parity against merged PyTorch in FP32")
     for column in ("backend", "image", "status"):
         table.add_column(column)
-    for column in ("cosine", "relative L2", "mask IoU mean", "min", "same slot"):
+    for column in ("cosine", "relative L2", "mask IoU", "min", "same slot"):
         table.add_column(column, justify="right")
     for row in report.rows:
         if not row.metrics:
