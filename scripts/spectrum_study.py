@@ -36,7 +36,7 @@ from structsam.models import model_spec
 from structsam.plans.plan import MergePlan
 from structsam.recording import record_plans
 from structsam.spectrum import coarse_laplacian, coarsen, normalized_laplacian, spectral_distance
-from structsam_export.inspect.spectrum import spectrum_study
+from structsam_export.inspect.spectrum import spectrum_choices, spectrum_study
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 
@@ -125,10 +125,11 @@ def measure(sam: Sam, photo: Path, rate: float, variant: str) -> dict[str, Any]:
     """One line of OUT.jsonl."""
     method, options = VARIANTS[variant]
     pixels = preprocess(read_image(photo), model_spec("vit_t").preprocessing)[0]
-    (row,) = spectrum_study(sam, [pixels], [method], [rate], options=options)
+    merging = spectrum_choices(model_spec("vit_t"), method, rate, options=options)
+    (row,) = spectrum_study(sam, [pixels], merging)
     if row.note:
         return {"note": row.note}
-    structsam.apply_merging(sam, method=method, rate=rate, options=options)
+    structsam.apply_merging(sam, merging[0].config)
     plans = plans_of(sam, torch.from_numpy(pixels))
     grids = [grid_distance(plan) for plan, size in plans if size]
     crossed, removed = 0, 0

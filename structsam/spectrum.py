@@ -58,9 +58,7 @@ import torch
 from torch import Tensor
 
 from structsam.errors import UserError
-
-#: Name -> (base, slope) of the edge weight `base + slope * cosine`.
-GRAPHS: dict[str, tuple[float, float]] = {"affinity": (0.5, 0.5), "distance": (1.0, -1.0)}
+from structsam.token_graphs import edge_weight
 
 #: A degree below this share of N is rounding (tokens all alike in the distance graph), hence 0.
 _NO_DEGREE = 1e-12
@@ -240,9 +238,7 @@ def encoder_discrepancy(layers: Iterable[Tensor]) -> float:
 
 def _factor(tokens: Tensor, graph: str) -> tuple[Tensor, Tensor]:
     """Return V [B, N, C+1] and the signs J [C+1] with `W = V diag(J) V^T`."""
-    if graph not in GRAPHS:
-        raise UserError(f"unknown graph {graph!r}. Choose one of: {', '.join(GRAPHS)}")
-    base, slope = GRAPHS[graph]
+    base, slope = edge_weight(graph)
     tokens = tokens.to(torch.float64)
     if not tokens.isfinite().all():
         raise UserError(

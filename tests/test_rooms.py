@@ -15,6 +15,7 @@ PACKAGES = ("structsam", "structsam_export")
 #: From the ground up. A room may import the floors below its own, and nothing beside or above it.
 FLOORS = (
     ("structsam.errors", "structsam.mask_iou"),
+    ("structsam.token_graphs",),
     ("structsam.plans", "structsam.models", "structsam.evaluation"),
     ("structsam.methods",),
     ("structsam.config", "structsam.merging", "structsam.flops_counts"),

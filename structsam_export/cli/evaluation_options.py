@@ -66,8 +66,7 @@ class Compared:
 
     def configs(self, model: str) -> tuple[list[MergeConfig], list[dict[str, str]]]:
         """Return what can be done with `model`, and what is left out with the reason."""
-        from structsam.methods import choose_methods, find_method
-        from structsam.methods.options import parse_options
+        from structsam.methods import choose_methods
         from structsam.models import model_spec
         from structsam_export.merging_choices import merge_configs
         from structsam_export.tune.schedule_file import read_schedule
@@ -85,7 +84,7 @@ class Compared:
             rate_list(self.rates),
             self.layers or ["all"],
             self.placement or ["attention"],
-            options=parse_options(find_method(names[0]), self.option or ()),
+            options=self.option or (),
             **shared,
         )
         if self.schedule is not None:

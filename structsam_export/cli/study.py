@@ -11,7 +11,6 @@ import typer
 from structsam.errors import UserError
 from structsam_export.cli.arguments import (
     Align,
-    Checkpoint,
     Images,
     Json,
     Layers,
@@ -20,12 +19,10 @@ from structsam_export.cli.arguments import (
     Options,
     Proportional,
     Rate,
-    Seed,
     WeightOptions,
-    Weights,
     make_terminal,
     parse_rates,
-    random_note,
+    rate_list,
 )
 from structsam_export.cli.merging_options import CountedMerging
 from structsam_export.cli.option_groups import takes_groups
@@ -71,15 +68,15 @@ def count_flops(
         terminal.table(flops_table(title, counted, unmerged_flops(spec)))
 
 
+@takes_groups
 def measure_spectrum(
+    *,
     model: Model,
     methods: Methods = "all",
     rates: Annotated[str, typer.Option(help="Rates to compare, such as 0.25,0.5.")] = "0.25,0.5",
     image: Images = None,
     layers: Layers = "all",
-    checkpoint: Checkpoint = None,
-    weights: Weights = None,
-    seed: Seed = 0,
+    source: WeightOptions,
     graph: Annotated[str, typer.Option(help="affinity, or distance as in PiToMe.")] = "affinity",
     out: Annotated[Path, typer.Option(help="Folder for table and plot.")] = Path("spectrum"),
     json_only: Json = False,
@@ -90,25 +87,13 @@ def measure_spectrum(
     StructSAM, which compares none, moves it more. docs/fidelity.md says what holds instead.
     """
     terminal = make_terminal()
-    if weights == "random":
-        terminal.warn(random_note())
     from structsam.config import parse_layers
     from structsam_export.inspect import spectrum
     from structsam_export.inspect.spectrum_report import spectrum_table
 
-    report = spectrum.run(
-        model,
-        image or (),
-        methods,
-        parse_rates(rates),
-        parse_layers(layers),
-        checkpoint,
-        weights,
-        seed,
-        graph,
-        out,
-        terminal.say,
-    )
+    given = source.of(model, terminal)
+    merging = spectrum.spectrum_choices(given.spec, methods, rate_list(rates), parse_layers(layers))
+    report = spectrum.run(given, merging, image or (), graph, out, terminal.say)
     if json_only:
         print(json.dumps(report.to_dict()))
         return
@@ -139,23 +124,22 @@ def inspect(
     """Pictures of what merges where: per method, across methods, and across depth."""
     terminal = make_terminal()
     from structsam.config import parse_layers
+    from structsam.methods import choose_methods
     from structsam_export.inspect.merging import inspect_merging
     from structsam_export.inspect.report import inspection_table
+    from structsam_export.merging_choices import choices
 
-    result = inspect_merging(
-        source.of(model, terminal),
-        image,
-        methods,
-        parse_rates(rate),
-        block,
-        parse_layers(layers),
-        option or (),
-        align,
-        proportional,
-        depth_method,
-        out,
-        terminal.say,
+    given = source.of(model, terminal)
+    merging = choices(
+        given.spec,
+        choose_methods(methods),
+        [parse_rates(rate)],
+        [parse_layers(layers)],
+        options=option or (),
+        align=align,
+        proportional=proportional,
     )
+    result = inspect_merging(given, merging, image, block, depth_method, out, terminal.say)
     if json_only:
         print(json.dumps(result.to_dict()))
         return

@@ -7,9 +7,9 @@ study compares methods on the stock model's tokens instead.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merged_map import MergedMap, merged_map
 from structsam_export.inspect.report import Inspection
 from structsam_export.inspect.sheets import Inspected, draw_inspection
+from structsam_export.merging_choices import Choice
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 
@@ -31,14 +32,9 @@ Say = Callable[[str], None]
 
 def inspect_merging(
     source: ModelSource,
+    merging: Sequence[Choice],
     image: str | Path | None = None,
-    methods: str | Sequence[str] = "all",
-    rate: float | Sequence[float] = 0.5,
     block: str | int | Sequence[int] = 8,
-    layers: str | Sequence[int] = "all",
-    options: Mapping[str, Any] | Sequence[str] = (),
-    align: int = 1,
-    proportional: bool = False,
     depth_method: str | None = None,
     out: str | Path = "inspect",
     say: Say = lambda text: None,
@@ -49,15 +45,10 @@ def inspect_merging(
     `PHOTO_rateR_depth_METHOD.png`, each replaced in one step.
 
     Args:
+        merging: one choice for every method, all at one rate (see `choices`). A method that cannot
+            do it gets a tile that says so.
         image: a photo; the one that comes with the package when None.
-        methods: `all`, names separated by commas, or a sequence of names.
-        rate: share of tokens to remove; one number, or one per block. A method that cannot do it
-            gets a tile that says so.
         block: which blocks to draw for every method: an index, several (`2,5,8`), or `all`.
-        layers: which blocks merge: `all`, `global`, `window`, or indices.
-        options: the methods' own, as a mapping or as typed (`operator=central`); each goes to
-            those methods that have it.
-        align, proportional: see `MergeConfig`.
         depth_method: which method the sheet over depth shows; the first that can be drawn when
             None.
         out: folder for the pictures.
@@ -67,63 +58,43 @@ def inspect_merging(
         UserError: any input that cannot be used, or nothing that can be drawn.
     """
     import structsam
-    from structsam.block_table import block_table
-    from structsam.config import MergeConfig
-    from structsam.methods import choose_methods
     from structsam_export.pipeline import SAMPLE_IMAGE
 
     spec = source.spec
     file = Path(image).expanduser() if image else SAMPLE_IMAGE
     photo = read_image(file)
     pixels, geometry = preprocess(photo, spec.preprocessing)
-    names = choose_methods(methods)
+    names = [choice.method for choice in merging]
     if depth_method is not None and depth_method not in names:
         raise UserError(
             f"depth_method {depth_method!r} is none of the methods to draw: {', '.join(names)}"
         )
     chosen = _checked_blocks(block, spec)
-    settings = _options_of(names, options)
     described = source.describe()
-    found: dict[str, Inspected] = {}
-    configs = {}
-    for name in names:
-        try:
-            config = MergeConfig.of(
-                method=name,
-                rate=rate,
-                layers=layers,
-                options=settings[name],
-                align=align,
-                proportional=proportional,
-            )
-            block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit
-            configs[name] = config
-        except UserError as error:
-            found[name] = Inspected(name, note=str(error), options=settings[name])
-    if not configs:
-        raise UserError(found[names[0]].note)
     say(f"loading {spec.name}")
     sam = source.load()
-    shown_in_depth = depth_method or next(iter(configs))
-    for name, config in configs.items():
-        in_depth = name == shown_in_depth
-        say(f"merging by {name}")
-        structsam.apply_merging(sam, config)
+    found: list[Inspected] = []
+    for choice in merging:
+        if choice.config is None:
+            note = str(choice.refusal)
+            found.append(Inspected(choice.method, note=note, options=choice.options))
+            continue
+        first = not any(one.in_depth for one in found)
+        in_depth = first if depth_method is None else choice.method == depth_method
+        say(f"merging by {choice.method}")
+        structsam.apply_merging(sam, choice.config)
         maps = observe(sam, pixels, None if in_depth else chosen)
-        found[name] = Inspected(name, maps, _rates(sam), settings[name], in_depth=in_depth)
-    found = {name: found[name] for name in names}
-    drawable = [one for one in found.values() if set(one.maps) & set(chosen)]
-    if not drawable:
-        notes = [one.note for one in found.values() if one.note]
-        raise UserError(notes[0] if notes else _nothing_merges(chosen, layers))
+        found.append(Inspected(choice.method, maps, _rates(sam), choice.options, in_depth=in_depth))
+    if not any(set(one.maps) & set(chosen) for one in found):
+        raise UserError(_nothing_merges(chosen, merging))
     say("drawing")
     return draw_inspection(
-        list(found.values()),
+        found,
         photo=photo,
         geometry=geometry,
         spec=spec,
         blocks=chosen,
-        rate=rate,
+        rate=merging[0].rate,
         weights=described.title,
         random=described.is_random,
         image=file,
@@ -202,33 +173,7 @@ def _checked_blocks(block: str | int | Sequence[int], spec: ModelSpec) -> list[i
     return sorted(set(indices))
 
 
-def _options_of(
-    names: Sequence[str], options: Mapping[str, Any] | Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Give every option to the methods that have it and allow its value.
-
-    Raises:
-        UserError: an option that none of the methods takes.
-    """
-    from structsam.methods import METHODS
-    from structsam.methods.options import known_options, parse_options
-
-    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for given in options.items() if isinstance(options, Mapping) else options:
-        refusals = []
-        for name in names:
-            try:
-                if isinstance(given, str):
-                    chosen[name].update(parse_options(METHODS[name], [given]))
-                else:
-                    chosen[name].update(known_options(METHODS[name], dict([given])))
-            except UserError as error:
-                refusals.append(str(error))
-        if len(refusals) == len(names):
-            raise UserError(refusals[0])
-    return chosen
-
-
-def _nothing_merges(blocks: Sequence[int], layers: str | Sequence[int]) -> str:
+def _nothing_merges(blocks: Sequence[int], merging: Sequence[Choice]) -> str:
     which = f"block {blocks[0]} merges" if len(blocks) == 1 else "the chosen blocks merge"
+    layers = next(choice.config.layers for choice in merging if choice.config)
     return f"{which} nothing with these rates and layers={layers!r}. Choose another block"

@@ -27,6 +27,7 @@ from structsam_export.inspect.spectrum_report import (
     SpectrumRow,
     save_report,
 )
+from structsam_export.merging_choices import Choice, choices
 from structsam_export.plot_style import require_matplotlib
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
@@ -35,19 +36,16 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
     from torch import Tensor
 
+    from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
 
 Say = Callable[[str], None]
 
 
 def run(
-    model: str,
+    source: ModelSource,
+    merging: Sequence[Choice],
     images: Sequence[str | Path] = (),
-    methods: str | Sequence[str] = "all",
-    rates: float | Sequence[float] = (0.25, 0.5),
-    layers: str | Sequence[int] = "all",
-    checkpoint: str | Path | None = None,
-    weights: str | None = None,
-    seed: int = 0,
     graph: str = "affinity",
     out: str | Path = "spectrum",
     say: Say = lambda text: None,
@@ -55,36 +53,30 @@ def run(
     """Study one model and write `spectrum.csv`, `spectrum.json` and `spectrum.png` into `out`.
 
     Args:
-        model: key of `structsam.models.MODELS`.
+        merging: what to compare, see `spectrum_choices`; a rate above a method's cap is a row
+            that says so.
         images: photos; the one that comes with the package when none is given.
-        methods: `all`, names separated by commas, or a sequence of names.
-        rates: shares of tokens to remove; a rate above a method's cap is a row that says so.
-        layers: `all`, `global`, `window`, or block indices.
-        checkpoint: official `.pth`, or `.safetensors` with the same keys.
-        weights: `random` to do without a checkpoint.
-        graph: key of `structsam.spectrum.GRAPHS`.
+        graph: key of `structsam.token_graphs.GRAPHS`.
         say: told what is done, step by step.
 
     Raises:
         UserError: any input that cannot be used; nothing is written then.
     """
-    from structsam.methods import choose_methods
-    from structsam.models import model_spec
+    from structsam.token_graphs import edge_weight
     from structsam_export.pipeline import SAMPLE_IMAGE
 
-    spec = model_spec(model)
+    spec = source.spec
     require_matplotlib()
+    edge_weight(graph)  # refuses an unknown one
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     pixels = [preprocess(read_image(photo), spec.preprocessing)[0] for photo in photos]
-    names, numbers = choose_methods(methods), _checked_rates(rates)
-    source = ModelSource(model, checkpoint, weights, seed)
     described = source.describe()
-    say(f"loading {model}")
-    sam = source.load()
-    rows = spectrum_study(sam, pixels, names, numbers, layers, graph, say)
+    say(f"loading {spec.name}")
+    rows = spectrum_study(source.load(), pixels, merging, graph, say)
     say("writing the report")
+    layers = next(choice.config.layers for choice in merging if choice.config)
     report = SpectrumReport(
-        model=model,
+        model=spec.name,
         weights=described.title,
         graph=graph,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
@@ -94,43 +86,57 @@ def run(
     return replace(report, files=save_report(report, Path(out)))
 
 
-def _checked_rates(rates: float | Sequence[float]) -> list[float]:
-    """Return the rates, each once; caps are the methods' own business."""
+def spectrum_choices(
+    spec: ModelSpec,
+    methods: str | Sequence[str] = "all",
+    rates: float | Sequence[float] = (0.25, 0.5),
+    layers: str | Sequence[int] = "all",
+    options: Mapping[str, Any] | Sequence[str] = (),
+) -> list[Choice]:
+    """Return every method at every rate, by rate.
+
+    Args:
+        methods: `all`, names separated by commas, or a sequence of names.
+        rates: shares of tokens to remove, each once.
+        layers: `all`, `global`, `window`, or block indices.
+        options: of every one of the methods, such as `{"flatness": "mean"}`.
+
+    Raises:
+        UserError: an argument outside its range, or nothing that can be done.
+    """
+    from structsam.methods import choose_methods
+
     given = [rates] if isinstance(rates, (int, float, str)) else list(rates)
     for rate in given:
-        if not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
             raise UserError(
                 f"rate {rate!r} is no share of tokens to remove. Use numbers above 0 and below 1, "
                 "such as `rates=0.25,0.5`"
             )
     if not given:
         raise UserError("no rate was given. Use numbers such as `rates=0.25,0.5`")
-    return [float(rate) for rate in dict.fromkeys(given)]
+    numbers = [float(rate) for rate in dict.fromkeys(given)]
+    where = layers if isinstance(layers, str) else tuple(layers)
+    found = choices(spec, choose_methods(methods), numbers, [where], options=options)
+    return sorted(found, key=lambda choice: numbers.index(_rate(choice)))
 
 
 def spectrum_study(
     sam: Sam,
     images: Sequence[np.ndarray],
-    methods: Sequence[str],
-    rates: Sequence[float],
-    layers: str | Sequence[int] = "all",
+    merging: Sequence[Choice],
     graph: str = "affinity",
     say: Say = lambda text: None,
-    options: Mapping[str, Any] | None = None,
 ) -> list[SpectrumRow]:
-    """Measure every method at every rate on a model, which is stock afterwards.
+    """Measure every merging on a model, which is stock afterwards.
 
     Args:
         sam: float32, in eval mode; earlier merging is removed.
         images: the encoder's inputs, float32 [1, 3, S, S] each.
-        methods: keys of `structsam.methods.METHODS`.
-        rates: shares of tokens to remove.
-        layers: `all`, `global`, `window`, or block indices.
-        graph: key of `structsam.spectrum.GRAPHS`.
-        options: of every one of the methods, such as `{"flatness": "mean"}`.
+        graph: key of `structsam.token_graphs.GRAPHS`.
 
     Returns:
-        One row per rate and method, by rate; those that cannot be carry a note.
+        One row per choice, in order; those that cannot be carry a note.
 
     Raises:
         UserError: an argument outside its range, or nothing that could be measured.
@@ -139,82 +145,60 @@ def spectrum_study(
 
     from structsam.apply import remove_merging
     from structsam.recording import block_inputs
-    from structsam.spectrum import GRAPHS
+    from structsam.token_graphs import edge_weight
 
-    if graph not in GRAPHS:
-        raise UserError(f"unknown graph {graph!r}. Choose one of: {', '.join(GRAPHS)}")
+    edge_weight(graph)  # refuses an unknown one
     if not images:
         raise UserError("no image was given. Give at least one")
-    pairs = [(method, rate) for rate in rates for method in methods]
-    notes = _notes(sam, pairs, layers, options)
-    found: dict[tuple[str, float], dict[int, list[BlockSpectrum]]] = {pair: {} for pair in pairs}
+    found: list[dict[int, list[BlockSpectrum]]] = [{} for _ in merging]
     try:
         with torch.inference_mode():
             for number, image in enumerate(images, 1):
                 say(f"image {number} of {len(images)}: tokens of the stock model")
                 inputs, _ = block_inputs(remove_merging(sam), torch.from_numpy(image))
                 originals: dict[int, Tensor] = {}
-                for pair in pairs:
-                    if pair in notes:
+                for choice, blocks in zip(merging, found, strict=True):
+                    if choice.config is None:
                         continue
-                    say(f"image {number} of {len(images)}: {pair[0]} at rate {pair[1]:g}")
-                    measured = _measure(sam, pair, layers, options, graph, inputs, originals)
-                    for block in measured:
-                        found[pair].setdefault(block.index, []).append(block)
+                    what = f"{choice.method} at rate {_rate(choice):g}"
+                    say(f"image {number} of {len(images)}: {what}")
+                    for block in _measure(sam, choice.config, graph, inputs, originals):
+                        blocks.setdefault(block.index, []).append(block)
     finally:
         remove_merging(sam)
     return [
         SpectrumRow(
-            method,
-            rate,
-            tuple(_mean_of_images(blocks) for blocks in found[method, rate].values()),
-            notes.get((method, rate), ""),
+            choice.method,
+            _rate(choice),
+            tuple(map(_mean_of_images, blocks.values())),
+            _note(choice),
         )
-        for method, rate in pairs
+        for choice, blocks in zip(merging, found, strict=True)
     ]
 
 
-def _notes(
-    sam: Sam,
-    pairs: Sequence[tuple[str, float]],
-    layers: str | Sequence[int],
-    options: Mapping[str, Any] | None,
-) -> dict[tuple[str, float], str]:
-    """Say which pairs cannot be and why, before any work; leaves the model stock.
+def _rate(choice: Choice) -> float:
+    assert not isinstance(choice.rate, tuple), "the study compares one rate for all blocks"
+    return choice.rate
 
-    Raises:
-        UserError: none of them can be.
-    """
-    from structsam.apply import apply_merging, remove_merging
+
+def _note(choice: Choice) -> str:
+    """Say why a method cannot do it, for a row of the table; empty when it can."""
     from structsam.methods.base import RateAboveLimit
 
-    notes: dict[tuple[str, float], str] = {}
-    refusals: list[str] = []
-    for method, rate in pairs:
-        try:
-            apply_merging(sam, method=method, rate=rate, layers=layers, options=options)
-        except RateAboveLimit as above:
-            notes[method, rate] = f"not available: cap {above.limit:g}"
-            refusals.append(f"{method} merges at most {above.limit:g} of the tokens, not {rate:g}")
-        except UserError as error:
-            notes[method, rate] = f"not available: {error}"
-            refusals.insert(0, str(error))  # it says more than a cap
-    remove_merging(sam)
-    if len(notes) == len(pairs):
-        raise UserError(refusals[0] if refusals else "no method and rate was given")
-    return notes
+    if isinstance(choice.refusal, RateAboveLimit):
+        return f"not available: cap {choice.refusal.limit:g}"
+    return f"not available: {choice.refusal}" if choice.refusal else ""
 
 
 def _measure(
     sam: Sam,
-    pair: tuple[str, float],
-    layers: str | Sequence[int],
-    options: Mapping[str, Any] | None,
+    config: MergeConfig,
     graph: str,
     inputs: Sequence[Tensor],
     originals: dict[int, Tensor],
 ) -> list[BlockSpectrum]:
-    """Measure every merging block; `originals` keeps the unmerged spectra for the next pair."""
+    """Measure every merging block; `originals` keeps the unmerged spectra for the next merging."""
     from structsam.apply import apply_merging, merged_blocks
     from structsam.merging.geometry import WindowMaps
     from structsam.recording import record_plans
@@ -225,8 +209,7 @@ def _measure(
         spectral_distance,
     )
 
-    method, rate = pair
-    apply_merging(sam, method=method, rate=rate, layers=layers, options=options)
+    apply_merging(sam, config)
     rows = []
     for index, (block, x) in enumerate(zip(merged_blocks(sam), inputs, strict=True)):
         if block.method is None:

@@ -107,7 +107,7 @@ class SpectrumReport:
     Args:
         model: key of `structsam.models.MODELS`.
         weights: what the model was filled with, in words.
-        graph: key of `structsam.spectrum.GRAPHS`.
+        graph: key of `structsam.token_graphs.GRAPHS`.
         layers: as it was asked for.
         images: file names.
         rows: every method at every rate.

@@ -202,6 +202,10 @@ def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) 
         ("inspect --model vit_t --image nowhere.png", "does not exist"),
         ("spectrum --model vit_x", "vit_b, vit_l, vit_h"),
         ("spectrum --model vit_t --image nowhere.png", "does not exist"),
+        ("spectrum --model vit_t --graph magic", "unknown graph 'magic'"),
+        ("spectrum --model vit_t --rates 0.9", "outside [0, 0.75]"),
+        ("spectrum --model vit_t --layers 99", "blocks 0 to 11"),
+        ("inspect --model vit_t --methods structsam --option edge=9", "has no option 'edge'"),
     ],
 )
 def test_a_study_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:

@@ -15,12 +15,13 @@ from rich.console import Console
 from structsam import apply_merging
 from structsam.apply import merged_blocks
 from structsam.errors import UserError
-from structsam.methods import METHODS
+from structsam.methods import METHODS, choose_methods
 from structsam.recording import record_plans
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merge_picture import group_colors
 from structsam_export.inspect.merging import inspect_merging, observe
 from structsam_export.inspect.report import inspection_table
+from structsam_export.merging_choices import choices
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 
@@ -130,8 +131,13 @@ def test_all_groups_that_touch_have_different_colours(tiny_sam_factory, pixels) 
             assert apart[both & ~same].min() > 60
 
 
-def run(model, *more, weights="random", **named):
-    return inspect_merging(ModelSource(model, weights=weights), *more, **named)
+def run(
+    model, image=None, methods="all", rate=0.5, block=8, *, layers="all", options=(),
+    weights="random", **more,
+):  # fmt: skip
+    source = ModelSource(model, weights=weights)
+    merging = choices(source.spec, choose_methods(methods), [rate], [layers], options=options)
+    return inspect_merging(source, merging, image, block, **more)
 
 
 def test_run_writes_pictures_and_sheets_and_says_what_they_show(

@@ -22,7 +22,8 @@ from structsam.methods import METHODS, choose_methods
 from structsam.methods.structsam import StructSAM
 from structsam.recording import record_plans
 from structsam.spectrum import layer_discrepancy, slot_dissimilarity
-from structsam_export.inspect.spectrum import run, spectrum_study
+from structsam_export.bundle.weights_source import ModelSource
+from structsam_export.inspect.spectrum import run, spectrum_choices, spectrum_study
 from structsam_export.inspect.spectrum_report import (
     BlockSpectrum,
     SpectrumReport,
@@ -68,10 +69,21 @@ def smooth_image():
     return pixels.numpy()
 
 
+@pytest.fixture
+def study(tiny_spec):
+    """Measure methods at rates on the tiny SAM."""
+
+    def measured(sam, images, methods, rates, layers="all", options=(), **more):
+        merging = spectrum_choices(tiny_spec, methods, rates, layers, options)
+        return spectrum_study(sam, images, merging, **more)
+
+    return measured
+
+
 def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
-    tiny_sam_factory, image
+    study, tiny_sam_factory, image
 ) -> None:
-    rows = spectrum_study(tiny_sam_factory(), [image], ["structsam"], [0.5])
+    rows = study(tiny_sam_factory(), [image], ["structsam"], [0.5])
     assert [(b.index, b.kind, b.tokens, b.slots) for b in rows[0].blocks] == [
         (0, "window", 196, 97),
         (1, "global", 256, 127),
@@ -99,29 +111,29 @@ def test_discrepancies_are_those_of_the_stock_tokens_and_the_blocks_plans(
     assert rows[0].kept == "97 of 196, 127 of 256"
 
 
-def test_protecting_edges_keeps_the_spectrum_better_than_merging_them(tiny_sam_factory) -> None:
-    rows = spectrum_study(
-        tiny_sam_factory(), [smooth_image()], ["structsam", "sharpest"], [0.25, 0.5]
-    )
+def test_protecting_edges_keeps_the_spectrum_better_than_merging_them(
+    study, tiny_sam_factory
+) -> None:
+    rows = study(tiny_sam_factory(), [smooth_image()], ["structsam", "sharpest"], [0.25, 0.5])
     sums = {(row.method, row.rate): row.encoder for row in rows}
     for rate in (0.25, 0.5):
         assert sums["structsam", rate] < sums["sharpest", rate]
     assert sums["structsam", 0.25] < sums["structsam", 0.5]
 
 
-def test_options_reach_the_methods(tiny_sam_factory) -> None:
+def test_options_reach_the_methods(study, tiny_sam_factory) -> None:
     sam, photo = tiny_sam_factory(), [smooth_image()]
-    (flat,) = spectrum_study(sam, photo, ["structsam"], [0.5])
-    (random,) = spectrum_study(sam, photo, ["structsam"], [0.5], options={"cells": "random"})
+    (flat,) = study(sam, photo, ["structsam"], [0.5])
+    (random,) = study(sam, photo, ["structsam"], [0.5], options={"cells": "random"})
     assert flat.encoder < random.encoder
-    (large,) = spectrum_study(sam, photo, ["structsam"], [0.8], "global", options={"cell_size": 4})
+    (large,) = study(sam, photo, ["structsam"], [0.8], "global", options={"cell_size": 4})
     assert large.note == "", "the cap is that of the method with its options"
 
 
-def test_images_are_averaged(tiny_sam_factory, image) -> None:
+def test_images_are_averaged(study, tiny_sam_factory, image) -> None:
     sam, other = tiny_sam_factory(), smooth_image()
     one, two, both = (
-        spectrum_study(sam, images, ["structsam"], [0.5])[0].blocks
+        study(sam, images, ["structsam"], [0.5])[0].blocks
         for images in ([image], [other], [image, other])
     )
     for a, b, mean in zip(one, two, both, strict=True):
@@ -133,13 +145,17 @@ def test_images_are_averaged(tiny_sam_factory, image) -> None:
 @pytest.mark.parametrize(
     ("layers", "indices"), [("global", [1]), ("window", [0, 2]), ([2], [2]), ("all", [0, 1, 2])]
 )
-def test_only_the_chosen_layers_are_measured(tiny_sam_factory, image, layers, indices) -> None:
-    (row,) = spectrum_study(tiny_sam_factory(), [image], ["structsam"], [0.5], layers)
+def test_only_the_chosen_layers_are_measured(
+    study, tiny_sam_factory, image, layers, indices
+) -> None:
+    (row,) = study(tiny_sam_factory(), [image], ["structsam"], [0.5], layers)
     assert [block.index for block in row.blocks] == indices
 
 
-def test_a_rate_above_a_cap_is_a_row_and_the_others_are_measured(tiny_sam_factory, image) -> None:
-    rows = spectrum_study(tiny_sam_factory(), [image], ["sharpest", "structsam"], [0.5, 0.6])
+def test_a_rate_above_a_cap_is_a_row_and_the_others_are_measured(
+    study, tiny_sam_factory, image
+) -> None:
+    rows = study(tiny_sam_factory(), [image], ["sharpest", "structsam"], [0.5, 0.6])
     assert [(row.method, row.rate, row.note) for row in rows] == [
         ("sharpest", 0.5, ""),
         ("structsam", 0.5, ""),
@@ -150,22 +166,24 @@ def test_a_rate_above_a_cap_is_a_row_and_the_others_are_measured(tiny_sam_factor
     assert all(len(row.blocks) == 3 for row in rows if not row.note)
 
 
-def test_the_model_is_stock_afterwards_and_every_plan_hook_is_gone(tiny_sam_factory, image) -> None:
+def test_the_model_is_stock_afterwards_and_every_plan_hook_is_gone(
+    study, tiny_sam_factory, image
+) -> None:
     sam = tiny_sam_factory()
     pixels = torch.from_numpy(image)
     before = sam.image_encoder(pixels)
-    spectrum_study(apply_merging(sam, rate=0.25), [image], ["structsam"], [0.5])
+    study(apply_merging(sam, rate=0.25), [image], ["structsam"], [0.5])
     assert merged_blocks(sam) == []
     assert torch.equal(sam.image_encoder(pixels), before)
     assert all(not block._forward_pre_hooks for block in sam.image_encoder.blocks)
 
 
-def test_the_stock_tokens_are_computed_once_per_image(tiny_sam_factory, image) -> None:
+def test_the_stock_tokens_are_computed_once_per_image(study, tiny_sam_factory, image) -> None:
     sam, calls = tiny_sam_factory(), []
     sam.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     said: list[str] = []
     methods = ["structsam", "sharpest"]
-    spectrum_study(sam, [image, image], methods, [0.25, 0.5], say=said.append)
+    study(sam, [image, image], methods, [0.25, 0.5], say=said.append)
     assert len(calls) == 2
     assert said[:3] == [
         "image 1 of 2: tokens of the stock model",
@@ -175,11 +193,11 @@ def test_the_stock_tokens_are_computed_once_per_image(tiny_sam_factory, image) -
     assert len(said) == 2 * (1 + 4)
 
 
-def test_a_block_is_left_as_soon_as_it_has_planned(tiny_sam_factory, image) -> None:
+def test_a_block_is_left_as_soon_as_it_has_planned(study, tiny_sam_factory, image) -> None:
     sam, ended = tiny_sam_factory(), []
     for block in sam.image_encoder.blocks:
         block.norm2.register_forward_hook(lambda *_: ended.append(1))
-    spectrum_study(sam, [image], ["structsam"], [0.25, 0.5])
+    study(sam, [image], ["structsam"], [0.25, 0.5])
     assert len(ended) == 3, "only the stock pass goes on behind attention"
 
 
@@ -188,17 +206,17 @@ def test_a_block_is_left_as_soon_as_it_has_planned(tiny_sam_factory, image) -> N
     [
         ({"layers": [7]}, "layer 7 does not exist"),
         ({"layers": "some"}, "unknown layers 'some'"),
-        ({"rates": [0.9]}, "at most"),
+        ({"rates": [0.9]}, r"outside \[0, 0.75\]"),
         ({"methods": ["nosuch"]}, "unknown method 'nosuch'"),
         ({"graph": "nosuch"}, "unknown graph 'nosuch'"),
         ({"images": []}, "no image"),
         ({"methods": []}, "no method"),
     ],
 )
-def test_a_study_that_cannot_be_is_refused(tiny_sam_factory, image, change, message) -> None:
+def test_a_study_that_cannot_be_is_refused(study, tiny_sam_factory, image, change, message) -> None:
     arguments = {"images": [image], "methods": ["structsam"], "rates": [0.5], **change}
     with pytest.raises(UserError, match=message):
-        spectrum_study(tiny_sam_factory(), **arguments)
+        study(tiny_sam_factory(), **arguments)
 
 
 def test_methods_are_chosen_by_name() -> None:
@@ -212,13 +230,17 @@ def test_methods_are_chosen_by_name() -> None:
         choose_methods([])
 
 
+def run_on(model, images=(), rates=(0.25, 0.5), weights="random", **more):
+    source = ModelSource(model, weights=weights)
+    return run(source, spectrum_choices(source.spec, "all", rates), images, **more)
+
+
 def test_a_run_writes_table_facts_and_picture(tiny_model, tiny_photo, tmp_path) -> None:
     said: list[str] = []
-    report = run(
+    report = run_on(
         tiny_model,
         [tiny_photo],
         rates=(0.5, 0.6),
-        weights="random",
         out=tmp_path / "new" / "spectrum",
         say=said.append,
     )
@@ -246,7 +268,7 @@ def test_a_run_writes_table_facts_and_picture(tiny_model, tiny_photo, tmp_path) 
 @pytest.mark.parametrize("rates", [0, [0.5, 1], [-0.1], [float("nan")], ["0.5"], [True], []])
 def test_rates_that_are_no_share_are_refused(tiny_model, tiny_photo, tmp_path, rates) -> None:
     with pytest.raises(UserError, match="rate"):
-        run(tiny_model, [tiny_photo], rates=rates, weights="random", out=tmp_path / "out")
+        run_on(tiny_model, [tiny_photo], rates=rates, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -256,7 +278,7 @@ def test_rates_that_are_no_share_are_refused(tiny_model, tiny_photo, tmp_path, r
 def test_input_that_cannot_be_used_writes_nothing(tiny_photo, tiny_model, tmp_path, change) -> None:
     arguments = {"model": tiny_model, "images": [tiny_photo], "weights": "random", **change}
     with pytest.raises(UserError):
-        run(**arguments, out=tmp_path / "out")
+        run_on(**arguments, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -264,7 +286,7 @@ def test_a_missing_matplotlib_says_what_to_install(tiny_model, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said: list[str] = []
     with pytest.raises(UserError, match=r"pip install 'structsam\[eval\]'"):
-        run(tiny_model, weights="random", out=tmp_path / "out", say=said.append)
+        run_on(tiny_model, out=tmp_path / "out", say=said.append)
     assert said == [], "told before the work"
     assert not (tmp_path / "out").exists()
 
