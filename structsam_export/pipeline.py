@@ -70,6 +70,7 @@ def export(
     weights: str | None = None,
     seed: int = 0,
     precision: str = "fp16",
+    plan_outputs: bool = True,
     backend: str = "auto",
     targets: Sequence[str] = (),
     images: Sequence[str | Path] = (),
@@ -88,6 +89,8 @@ def export(
         checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         precision: `fp16` or `fp32`, baked into the graph.
+        plan_outputs: the encoder also gives the slots of every block that merges, int32, which a
+            check of parity follows; without them slots are not compared.
         backend: what parity runs on; an engine backend is also built for.
         targets: GPU generations to build TensorRT for RTX engines for, such as `sm89`.
         images: photos for parity; a photo that comes with the package when none is given.
@@ -129,7 +132,7 @@ def export(
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, described.to_dict())
         bundle = Bundle(folder, manifest)
-        _write_networks(bundle, sam, config, precision, photos, clock)
+        _write_networks(bundle, sam, config, precision, photos, plan_outputs, clock)
         del sam
         clock.step("checking the export rules")
         for part in ("encoder", "decoder"):
@@ -234,6 +237,7 @@ def _write_networks(
     config: MergeConfig,
     precision: str,
     photos: Sequence[Path],
+    plan_outputs: bool,
     clock: _Clock,
 ) -> None:
     from structsam.apply import apply_merging
@@ -253,8 +257,7 @@ def _write_networks(
     decoder = DecoderModule(sam, precision)
     manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
     clock.step("exporting the encoder to ONNX")
-    encoder = EncoderModule(sam.image_encoder, precision)
-    manifest["merging"]["plan_tensors"] = encoder.plan_names
+    encoder = EncoderModule(sam.image_encoder, precision, plan_outputs)
     manifest["encoder"] = export_encoder(encoder, folder, ENCODER_ONNX).to_dict()
     for part in ("encoder", "decoder"):
         data = f"{manifest[part]['file']}.data"

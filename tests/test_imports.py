@@ -32,8 +32,8 @@ NEEDS_TORCH = {
     "parity/replay",
     "pipeline",
 }
-#: These read ONNX files; all others load where onnx is absent as well.
-NEEDS_ONNX = {"graph/lint", "runtimes/onnx_outputs"}
+#: It reads ONNX files; all others load where onnx is absent as well.
+NEEDS_ONNX = {"graph/lint"}
 RUN_TIME = [
     path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / "structsam_export").rglob("*.py"))
@@ -56,7 +56,6 @@ INFRASTRUCTURE = {
     "structsam_export/runtimes": {
         "base",
         "cuda_memory",
-        "onnx_outputs",
         "tensorrt_module",
         "torch_on_cpu",
     },

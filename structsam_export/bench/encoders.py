@@ -152,7 +152,7 @@ def _merged(
         encoder = apply_merging(sam.image_encoder, config)
         first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
         table = block_table(config, spec.grid, spec.window_sizes)
-        return first, last, {"blocks": [row.to_dict() for row in table], "plan_tensors": []}
+        return first, last, {"blocks": [row.to_dict() for row in table]}
 
     flops = encoder_flops(spec, config).to_dict()
     wanted = _wanted(model, config.to_dict(), precision, batch, flops, decoder)

@@ -17,7 +17,8 @@ from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.files import FileRecord, inside
 
-SCHEMA_VERSION = 1
+#: 2: encoders have `plan_outputs`. Manifests of 1 are read, and have none.
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ENCODER_ONNX = "encoder.onnx"
 DECODER_ONNX = "decoder.onnx"
@@ -26,6 +27,8 @@ PARITY_STEM, PHOTOS_STEM = "parity", "parity-photos"
 REFERENCE_FOLDER = "reference"
 #: The second input of a prompt-aware encoder.
 PROMPT_BOX = "prompt_box"
+#: Plan outputs of block I are called `slot_of_token.I` and `anchor_of_slot.I`.
+PLAN_TENSORS = ("slot_of_token", "anchor_of_slot")
 ENGINE_FOLDER = "engines"
 
 PartName = Literal["encoder", "decoder"]
@@ -51,13 +54,23 @@ class Part:
 
     Args:
         file: ONNX file, relative to the bundle.
+        outputs: what every run gives.
         profile: for every dynamic dimension its (minimum, optimum, maximum).
+        plan_outputs: what a run gives besides when it is asked: int32 `slot_of_token.I` [B', N]
+            and `anchor_of_slot.I` [B', M] of every block I that plans. Empty where nothing merges,
+            where the export was told so, and in bundles of schema 1.
     """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profile: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    plan_outputs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        """Every output of the graph, in its order."""
+        return (*self.outputs, *self.plan_outputs)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Part:
@@ -67,6 +80,7 @@ class Part:
             tuple(map(TensorSpec.from_dict, data["inputs"])),
             tuple(map(TensorSpec.from_dict, data["outputs"])),
             {name: (low, opt, high) for name, (low, opt, high) in data["profile"].items()},
+            tuple(map(TensorSpec.from_dict, data.get("plan_outputs", ()))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +90,7 @@ class Part:
             "inputs": [vars(spec) for spec in self.inputs],
             "outputs": [vars(spec) for spec in self.outputs],
             "profile": self.profile,
+            "plan_outputs": [vars(spec) for spec in self.plan_outputs],
         }
 
 

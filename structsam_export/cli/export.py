@@ -31,6 +31,10 @@ def export_model(
     merging: MergingOptions,
     source: WeightOptions,
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    plan_outputs: Annotated[
+        bool,
+        typer.Option("--plan-outputs/--no-plan-outputs", help="Slots are outputs; for `check`."),
+    ] = True,
     backend: BackendName = "auto",
     target: Targets = None,
     image: Images = None,
@@ -57,6 +61,7 @@ def export_model(
             weights=weights.weights,
             seed=weights.seed,
             precision=precision,
+            plan_outputs=plan_outputs,
             backend=backend,
             targets=target or (),
             images=image or (),

@@ -215,11 +215,18 @@ def _parse(trt: Any, flavour: Flavour, bundle: Bundle, part: PartName) -> _Netwo
             f"{flavour.title} {trt.__version__} cannot parse {file}: {found}. "
             f"See what breaks the rules with `structsam-export lint {file}`"
         )
-    names = {network.get_input(i).name for i in range(network.num_inputs)}
-    if names != {spec.name for spec in bundle.part(part).inputs}:
-        raise UserError(
-            f"{file} has the inputs {sorted(names)}, unlike the manifest. Export the bundle again"
-        )
+    contract = bundle.part(part)
+    inputs = {network.get_input(i).name for i in range(network.num_inputs)}
+    outputs = {network.get_output(i).name for i in range(network.num_outputs)}
+    for what, names, specs in (
+        ("inputs", inputs, contract.inputs),
+        ("outputs", outputs, contract.all_outputs),
+    ):
+        if names != {spec.name for spec in specs}:
+            raise UserError(
+                f"{file} has the {what} {sorted(names)}, unlike the manifest. Export the bundle "
+                "again"
+            )
     return _Network(trt, file, builder, network, parser)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from structsam.errors import UserError
 from structsam_export.bundle.manifest import Part
-from structsam_export.graph.lint import DYNAMIC_KEY, MAX_OPSET, SINGLE_FILE_LIMIT
+from structsam_export.graph.lint import DYNAMIC_KEY, MAX_OPSET, PLANS_KEY, SINGLE_FILE_LIMIT
 from structsam_export.graph.modules import DecoderModule, EncoderModule
 
 #: Elements of the largest constant that is worth computing ahead: a bigger one costs more to keep
@@ -26,22 +26,19 @@ _LARGEST_CONSTANT = 1 << 20
 
 
 def export_encoder(module: EncoderModule, folder: Path, file: str, batch: int = 1) -> Part:
-    """Write the encoder's ONNX into `folder` and return its contract.
-
-    The plan tensors keep their names inside the graph (`slot_of_token.2`, ...), but are no
-    outputs of it; `onnx_outputs` brings them back.
-    """
+    """Write the encoder's ONNX into `folder` and return its contract."""
     part = module.part(file, batch)
-    names = [spec.name for spec in part.outputs] + module.plan_names
+    names = [spec.name for spec in part.all_outputs]
     model = _to_ir(module, _examples(part), part, names, None)
-    del model.graph.outputs[len(part.outputs) :]
+    if module.plan_outputs:
+        model.metadata_props[PLANS_KEY] = ",".join(map(str, module.merging))
     _save(model, folder / file)
     return part
 
 
 def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str, batch: int = 1) -> Part:
     """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
-    part = EncoderModule(encoder).part(file, batch)
+    part = EncoderModule(encoder, plan_outputs=False).part(file, batch)
     names = [spec.name for spec in part.outputs]
     _save(_trace(encoder, _examples(part), part, names, optimize=True), folder / file)
     return part

@@ -14,12 +14,15 @@ import onnx
 from onnx import TensorProto
 
 from structsam.errors import UserError
+from structsam_export.bundle.manifest import PLAN_TENSORS
 
 MAX_OPSET = 20
 MAX_TOPK = 3840
 SINGLE_FILE_LIMIT = 2_000_000_000
 #: Metadata key under which an exported file names the input dimensions that may vary.
 DYNAMIC_KEY = "structsam.dynamic"
+#: Metadata key under which an exported encoder names the blocks whose plans are outputs.
+PLANS_KEY = "structsam.plans"
 
 _FORBIDDEN = {
     "NonZero": "its output shape depends on data",
@@ -229,6 +232,31 @@ def int64_indices(graph: Graph) -> Iterator[Violation]:
                 yield Violation("int64", _where(node), f"{name} is int64 in feature arithmetic")
 
 
+def plan_outputs(graph: Graph) -> Iterator[Violation]:
+    """Every block that plans gives both its plan tensors: int32, for the same maps."""
+    outputs = {value.name: value.type.tensor_type for value in graph.model.graph.output}
+    shown = {name for name in outputs if name.rpartition(".")[0] in PLAN_TENSORS}
+    planning = {name.rpartition(".")[2] for name in shown}
+    listed = {prop.key: prop.value for prop in graph.model.metadata_props}.get(PLANS_KEY)
+    if listed is not None:
+        for block in sorted(planning - set(listed.split(","))):
+            yield Violation("plan-outputs", f"block {block}", f"{PLANS_KEY} does not name it")
+        planning |= set(filter(None, listed.split(",")))
+    for block in sorted(planning):
+        names = [f"{name}.{block}" for name in PLAN_TENSORS]
+        for name in names:
+            if name not in outputs:
+                yield Violation("plan-outputs", name, f"block {block} plans, and this is no output")
+            elif outputs[name].elem_type != TensorProto.INT32:
+                kind = TensorProto.DataType.Name(outputs[name].elem_type).lower()
+                yield Violation("plan-outputs", name, f"it is {kind}, and has to be int32")
+        if shown.issuperset(names):
+            slots, anchors = (outputs[name].shape.dim for name in names)
+            if len(slots) != 2 or len(anchors) != 2 or slots[0] != anchors[0]:
+                message = "slots and anchors are [maps, tokens] and [maps, slots] of the same maps"
+                yield Violation("plan-outputs", f"block {block}", message)
+
+
 def opset_limit(graph: Graph) -> Iterator[Violation]:
     """ONNX opset at most 20, which TensorRT 10.3 reads."""
     for opset in graph.model.opset_import:
@@ -262,6 +290,7 @@ RULES: tuple[Callable[[Graph], Iterator[Violation]], ...] = (
     onehot_shapes,
     no_fp64,
     int64_indices,
+    plan_outputs,
     opset_limit,
     external_data,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from segment_anything.modeling import Sam
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from structsam.apply import set_prompt_box
 from structsam.recording import record_plans
-from structsam_export.bundle.manifest import PROMPT_BOX, Part, TensorSpec
+from structsam_export.bundle.manifest import PLAN_TENSORS, PROMPT_BOX, Part, TensorSpec
 from structsam_export.graph.mixed_precision import to_mixed_fp16
 
 #: (minimum, optimum, maximum) of the decoder's dynamic sizes: P prompts of K points each.
@@ -25,12 +26,19 @@ class EncoderModule(nn.Module):
     `prompt_box` [B, 4] float32: x0, y0, x1, y1 in
     pixels of the first.
 
-    After the embedding it returns, for every merging block, slot_of_token [B', N] and
-    anchor_of_slot [B', M]: what parity compares. They are dropped from the shipped graph's outputs.
+    After the embedding it returns, for every block that plans, slot_of_token [B', N] and
+    anchor_of_slot [B', M], int32: what parity compares and follows. Windows that merge in tiers
+    keep different numbers of tokens; M is the largest, and slots that a window has not are 0.
+
+    Args:
+        plan_outputs: return the plans; else the embedding is the only output.
     """
 
-    def __init__(self, encoder: ImageEncoderViT, precision: str = "fp32") -> None:
+    def __init__(
+        self, encoder: ImageEncoderViT, precision: str = "fp32", plan_outputs: bool = True
+    ) -> None:
         super().__init__()
+        self.plan_outputs = plan_outputs
         self.encoder = to_mixed_fp16(encoder) if precision == "fp16" else encoder
         self.half_inside = precision == "fp16"
         self.merging = {
@@ -44,21 +52,14 @@ class EncoderModule(nn.Module):
         """Whether the encoder has the input `prompt_box`."""
         return any(block.prompt for block in self.merging.values())
 
-    @property
-    def plan_names(self) -> list[str]:
-        """Names of the outputs after the embedding."""
-        return [
-            f"{what}.{index}"
-            for index in self.merging
-            for what in ("slot_of_token", "anchor_of_slot")
-        ]
-
     def forward(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
         """Encode; see the class."""
+        if not self.plan_outputs:
+            return (self.encode(image, prompt_box),)
         with record_plans(self.encoder) as planned:
             embedding = self.encode(image, prompt_box)
-        plans = [merging.plan for merging in planned.values()]
-        return embedding, *(t for plan in plans for t in (plan.slot_of_token, plan.anchor_of_slot))
+        plans = [planned[index].plan for index in self.merging]
+        return embedding, *(getattr(plan, name).int() for plan in plans for name in PLAN_TENSORS)
 
     def encode(self, image: Tensor, prompt_box: Tensor | None = None) -> Tensor:
         """Return the embedding alone."""
@@ -85,7 +86,16 @@ class EncoderModule(nn.Module):
             file,
             inputs=tuple(inputs),
             outputs=(TensorSpec("image_embeddings", (batch, channels, grid, grid), "float32"),),
+            plan_outputs=tuple(self._plan_specs(batch)) if self.plan_outputs else (),
         )
+
+    def _plan_specs(self, batch: int) -> Iterator[TensorSpec]:
+        for index, block in self.merging.items():
+            methods = [tier.method for tier in block.tiers]
+            maps = batch * sum(tier.windows for tier in block.tiers)
+            sides = methods[0].num_tokens, max(method.num_slots for method in methods)
+            for name, side in zip(PLAN_TENSORS, sides, strict=True):
+                yield TensorSpec(f"{name}.{index}", (maps, side), "int32")
 
 
 class DecoderModule(nn.Module):

@@ -93,6 +93,7 @@ def check(
     model = _ReferenceModel(bundle, options)
     references = _references(bundle, images, model, say)
     report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
+    report.slots = _why_not_compared(bundle, references)
     shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
     for engine in chosen:
         try:
@@ -172,6 +173,17 @@ def _references(
     return references
 
 
+def _why_not_compared(bundle: Bundle, references: Sequence[Reference]) -> str:
+    """Say that slots are not compared, and why; nothing where they are, or where nothing merges."""
+    if bundle.part("encoder").plan_outputs or not any(r.plans for r in references):
+        return ""
+    if bundle.manifest["schema_version"] < 2:
+        why = "the bundle is of a version whose encoders lack plan outputs; export it again"
+    else:
+        why = "the encoder was exported without plan outputs"
+    return f"slots: not compared ({why})"
+
+
 class _ReferenceModel:
     """The merged model in FP32, loaded when it is first asked for."""
 
@@ -204,17 +216,17 @@ def _rows(
     """Run one backend on all images: one network at a time, so that memory stays low."""
     inputs = [{"image": r.photo.pixels, **r.prompt_feed} for r in references]
     say(f"{backend.name}: encoding {len(inputs)} image(s)")
-    plans: list[Arrays | None] = [None] * len(inputs)
-    if (inner := backend.plan_runner(bundle, options)) is not None:
-        with inner as runner:
-            plans = [runner.run(feeds) for feeds in inputs]
+    encoder = bundle.part("encoder")
+    names = [spec.name for spec in encoder.all_outputs]
     with backend.runner(bundle, "encoder", options) as runner:
-        embeddings = [runner.run(feeds)["image_embeddings"] for feeds in inputs]
+        encoded = [runner.run(feeds, names) for feeds in inputs]
         runtime = runner.describe()
     say(f"{backend.name}: decoding")
     rows = []
     with backend.runner(bundle, "decoder", options) as runner:
-        for reference, embedding, plan in zip(references, embeddings, plans, strict=True):
+        for reference, outputs in zip(references, encoded, strict=True):
+            embedding = outputs.pop("image_embeddings")
+            plan = outputs if encoder.plan_outputs else None
             prompts = prompt_grid(reference.photo.geometry)
             masks, scores = _decode(runner.run, embedding, *prompts)
             metrics, same = compare(reference, embedding, masks, scores, plan)
@@ -245,7 +257,7 @@ def _with_same_slots(
 ) -> ParityRow:
     """Compare a failed row with PyTorch following its slots, or say why that cannot be."""
     if plan is None:
-        return replace(row, reason="slots are not compared on this backend, so ties may differ")
+        return replace(row, reason="ties ranked otherwise cannot be told from faults without slots")
     first = next((index for index, share in row.same_slot.items() if share < 1), None)
     if first is None:
         return row  # the same slots: nothing to follow

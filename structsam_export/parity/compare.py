@@ -117,13 +117,19 @@ class ParityRow:
 
 @dataclass
 class ParityReport:
-    """The verdict over all rows. False when a row failed or when nothing ran."""
+    """The verdict over all rows. False when a row failed or when nothing ran.
+
+    Args:
+        slots: that slots are not compared, and why; empty where they are.
+        page: the written report.
+    """
 
     bundle: str
     precision: str
     random_weights: bool
     rows: list[ParityRow] = field(default_factory=list)
-    page: Path | None = None  # the written report
+    slots: str = ""
+    page: Path | None = None
 
     def __bool__(self) -> bool:
         statuses = [row.status for row in self.rows]
@@ -143,16 +149,18 @@ class ParityReport:
             "bundle": self.bundle,
             "precision": self.precision,
             "random_weights": self.random_weights,
+            "slots": self.slots or "compared",
             "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
             "rows": [_strict(asdict(row)) for row in self.rows],
         }
 
     def verdict(self) -> str:
         """Say in one line how it ended, and which values are off their gates."""
+        note = f"; {self.slots}" if self.slots else ""
         if self:
             ties = dict.fromkeys(row.image for row in self.rows if row.followed)
             told = f"; ties ranked otherwise on {', '.join(ties)}" if ties else ""
-            return f"parity passed ({self.precision}){told}"
+            return f"parity passed ({self.precision}){told}{note}"
         failed = [row for row in self.rows if row.status == "failed"]
         if not failed:
             reasons = {row.reason for row in self.rows}
@@ -169,7 +177,7 @@ class ParityReport:
             ]
             why = f"; {row.reason}" if row.reason else ""
             parts.append(f"{row.backend} on {row.image}: {', '.join(missed)}{why}")
-        return "parity FAILED: " + ". ".join(parts)
+        return "parity FAILED: " + ". ".join(parts) + note
 
 
 def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:

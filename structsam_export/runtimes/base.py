@@ -7,6 +7,7 @@ checks of names, shapes and types are done here, once, for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, PartName
+from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,8 +52,11 @@ class Runner(ABC):
         """Load the network and allocate what `run` needs."""
 
     @abstractmethod
-    def _run(self, feeds: Arrays) -> Arrays:
-        """Compute all outputs. Inputs are checked, C-contiguous and of the declared type."""
+    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
+        """Compute these outputs of the part, and fetch no others.
+
+        Inputs are checked, C-contiguous and of the declared type.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -62,12 +66,17 @@ class Runner(ABC):
         """Return facts about what runs (device, providers, engine file), ready for JSON."""
         return {}
 
-    def run(self, feeds: Arrays) -> Arrays:
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
         """Run the network on `feeds` (name -> array), and return name -> array.
+
+        Args:
+            outputs: names among the part's `outputs` and `plan_outputs`, which alone are fetched;
+                None means its `outputs`.
 
         Raises:
             UserError: a name, shape or type differs from the contract.
         """
+        asked = self._asked(outputs)
         bound: dict[str, int] = {}
         checked: Arrays = {}
         wanted = {spec.name: spec for spec in self.part.inputs}
@@ -82,14 +91,26 @@ class Runner(ABC):
             for size, dim in zip(array.shape, spec.shape, strict=True):
                 self._check_dimension(name, size, dim, bound)
             checked[name] = array
-        outputs = self._run(checked)
-        for spec in self.part.outputs:
+        found = self._run(checked, asked)
+        if set(found) != {spec.name for spec in asked}:
+            raise RuntimeError(f"outputs are {sorted(found)}, not {[s.name for s in asked]}")
+        for spec in asked:
+            array = found[spec.name]
             expected = tuple(bound[d] if isinstance(d, str) else d for d in spec.shape)
-            if outputs[spec.name].shape != expected:
+            if array.shape != expected or str(array.dtype) != spec.dtype:
                 raise RuntimeError(
-                    f"output {spec.name} has shape {outputs[spec.name].shape}, not {expected}"
+                    f"output {spec.name} is {array.dtype} of shape {array.shape}, and not "
+                    f"{spec.dtype} of {expected}"
                 )
-        return outputs
+        return found
+
+    def _asked(self, names: Sequence[str] | None) -> tuple[TensorSpec, ...]:
+        if names is None:
+            return self.part.outputs
+        known = {spec.name: spec for spec in self.part.all_outputs}
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"no output is named {unknown[0]!r}. There are: {', '.join(known)}")
+        return tuple(known[name] for name in dict.fromkeys(names))
 
     def _check_dimension(self, name: str, size: int, dim: int | str, bound: dict[str, int]) -> None:
         if isinstance(dim, int):
@@ -135,10 +156,3 @@ class Backend(ABC):
         Raises:
             BackendUnavailable: this bundle cannot be run here by this backend.
         """
-
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
-        """Return a runner of the encoder whose outputs include every block's merge plan.
-
-        None when this backend cannot show inner tensors; parity then compares outputs only.
-        """
-        return None

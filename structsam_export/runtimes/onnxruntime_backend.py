@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, PartName
+from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 
 _EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}
@@ -24,13 +25,6 @@ class OnnxRuntimeRunner(Runner):
         self.provider = provider
         self.threads = threads
         self._session: Any = None
-        self._copy: Path | None = None
-
-    def show_plans(self, names: list[str]) -> None:
-        """Run a temporary copy of the graph that also returns the inner tensors `names`."""
-        from structsam_export.runtimes.onnx_outputs import add_outputs
-
-        self.file = self._copy = add_outputs(self.file, names)
 
     def open(self) -> None:
         """Create the session; a provider that silently falls back to the CPU is refused."""
@@ -57,16 +51,13 @@ class OnnxRuntimeRunner(Runner):
                 f"{', '.join(self._session.get_providers())}. Check the CUDA installation"
             )
 
-    def _run(self, feeds: Arrays) -> Arrays:
-        names = [output.name for output in self._session.get_outputs()]
+    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
+        names = [spec.name for spec in outputs]
         return dict(zip(names, self._session.run(names, feeds), strict=True))
 
     def close(self) -> None:
         """Drop the session."""
         self._session = None
-        if self._copy is not None:
-            self._copy.unlink(missing_ok=True)
-            self._copy = None
 
     def describe(self) -> dict[str, Any]:
         """Return the providers that are active and the number of threads."""
@@ -103,15 +94,6 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeRunner(
             bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
         )
-
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
-        """Return the encoder with its plan tensors as outputs; needs the onnx package."""
-        if importlib.util.find_spec("onnx") is None:
-            return None
-        runner = self.runner(bundle, "encoder", options)
-        assert isinstance(runner, OnnxRuntimeRunner)
-        runner.show_plans(bundle.manifest["merging"]["plan_tensors"])
-        return runner
 
 
 def _has_nvidia_gpu() -> bool:

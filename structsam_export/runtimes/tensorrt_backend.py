@@ -8,6 +8,7 @@ engine, and in who captures the CUDA graph (RTX does it itself).
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,7 +80,7 @@ class TensorRTRunner(Runner):
             self._check_tensors(trt)
             self._context = self._create_context(trt)
             self._stream = self._cuda.create_stream()
-            specs = (*self.part.inputs, *self.part.outputs)
+            specs = (*self.part.inputs, *self.part.all_outputs)
             largest = {name: sizes[2] for name, sizes in self.part.profile.items()}
             sizes = {spec.name: _size(spec, largest) for spec in specs}
             self._buffers = DeviceBuffers(self._cuda, sizes)
@@ -122,7 +123,7 @@ class TensorRTRunner(Runner):
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             found[name] = (is_input, np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name)
         wanted = {spec.name: (True, spec.dtype) for spec in self.part.inputs}
-        wanted |= {spec.name: (False, spec.dtype) for spec in self.part.outputs}
+        wanted |= {spec.name: (False, spec.dtype) for spec in self.part.all_outputs}
         if found != wanted:
             raise BackendUnavailable(
                 f"{self.file} has the tensors {sorted(found)}, and should have {sorted(wanted)} "
@@ -173,7 +174,7 @@ class TensorRTRunner(Runner):
             with suppress(UserError):  # a read-only bundle works too: it compiles again next time
                 atomic.write_bytes(self._cache_file, data)
 
-    def _run(self, feeds: Arrays) -> Arrays:
+    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
         assert self._cuda is not None and self._buffers is not None, "open() comes first"
         bound: dict[str, int] = {}
         for spec in self.part.inputs:
@@ -185,17 +186,17 @@ class TensorRTRunner(Runner):
                 raise RuntimeError(f"{self.file} refuses {spec.name} of shape {array.shape}")
             self._buffers.upload(spec.name, array, self._stream)
         self._enqueue(self._cuda)
-        for spec in self.part.outputs:
+        for spec in outputs:
             self._buffers.download(spec.name, _size(spec, bound), self._stream)
         self._cuda.synchronize(self._stream)
-        outputs = {
+        found = {
             spec.name: self._buffers.read(spec.name, _shape(spec, bound), np.dtype(spec.dtype))
-            for spec in self.part.outputs
+            for spec in outputs
         }
         if not self._has_run:  # a server may be killed before it closes anything
             self._has_run = True
             self._save_runtime_cache()
-        return outputs
+        return found
 
     def _enqueue(self, cuda: Cuda) -> None:
         if self._graph is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, PartName
+from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 
 if TYPE_CHECKING:
@@ -22,11 +22,7 @@ _INSTALL = "install it with `pip install 'structsam[export]'`"
 
 
 class TorchRunner(Runner):
-    """The encoder or decoder module, in the bundle's precision, on CUDA where there is one.
-
-    Args:
-        with_plans: the encoder gives every block's merge plan beside the embedding.
-    """
+    """The encoder or decoder module, in the bundle's precision, on CUDA where there is one."""
 
     def __init__(
         self,
@@ -35,10 +31,8 @@ class TorchRunner(Runner):
         load: Callable[[], Sam],
         precision: str,
         threads: int | None = None,
-        with_plans: bool = False,
     ) -> None:
         super().__init__(part)
-        self._with_plans = with_plans
         self._name, self._load, self._precision, self._threads = name, load, precision, threads
         self._module: Any = None
         self._device = "cpu"
@@ -61,22 +55,21 @@ class TorchRunner(Runner):
         )
         self._module = module.to(self._device)
 
-    def _run(self, feeds: Arrays) -> Arrays:
+    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
         import torch
 
+        with_plans = any(spec in self.part.plan_outputs for spec in outputs)
+        specs = self.part.all_outputs if with_plans else self.part.outputs
         with torch.inference_mode():
             inputs = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.part.inputs]
-            found = self._call(*inputs)
-            outputs = found if isinstance(found, tuple) else (found,)
-            names = [spec.name for spec in self.part.outputs]
-            if self._with_plans:
-                names += self._module.plan_names
-            return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
+            found = self._function(with_plans)(*inputs)
+            values = found if isinstance(found, tuple) else (found,)
+            named = dict(zip((spec.name for spec in specs), values, strict=True))
+            return {spec.name: named[spec.name].cpu().numpy() for spec in outputs}
 
-    @property
-    def _call(self) -> Any:
-        """What maps inputs to outputs: the plans are only computed to be looked at."""
-        if self._name == "encoder" and not self._with_plans:
+    def _function(self, with_plans: bool) -> Any:
+        """What maps inputs to outputs: plans are only recorded to be looked at."""
+        if self._name == "encoder" and not with_plans:
             return self._module.encode
         return self._module
 
@@ -114,12 +107,6 @@ class TorchBackend(Backend):
         load = partial(load_merged_sam, bundle, options)
         return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
 
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> Runner | None:
-        """Return a runner of the encoder that gives the plans beside the embedding."""
-        self._require_weights(bundle, options)
-        load, part = partial(load_merged_sam, bundle, options), bundle.part("encoder")
-        return TorchRunner(part, "encoder", load, bundle.precision, options.threads, True)
-
     def _require_weights(self, bundle: Bundle, options: RunOptions) -> None:
         if reason := self.why_unavailable():
             raise BackendUnavailable(reason)
@@ -154,10 +141,6 @@ class InMemoryBackend(TorchBackend):
         return TorchRunner(
             bundle.part(part), part, lambda: self.sam, self.precision, options.threads
         )
-
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> None:
-        """None: there is nothing on disk to compare it with."""
-        return None
 
 
 def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:

@@ -20,19 +20,20 @@ class TorchCompileRunner(TorchRunner):
 
     def open(self) -> None:
         """Load the weights; the compilation comes with the first call."""
+        super().open()
+        self._compiled: dict[bool, Any] = {}
+
+    def _function(self, with_plans: bool) -> Any:
         import torch
 
-        super().open()
-        mode = "reduce-overhead" if self._device == "cuda" else "default"
-        self._compiled: Any = torch.compile(super()._call, mode=mode)
-
-    @property
-    def _call(self) -> Any:
-        return self._compiled
+        if with_plans not in self._compiled:
+            mode = "reduce-overhead" if self._device == "cuda" else "default"
+            self._compiled[with_plans] = torch.compile(super()._function(with_plans), mode=mode)
+        return self._compiled[with_plans]
 
     def close(self) -> None:
         """Drop the module and what was compiled."""
-        self._compiled = None
+        self._compiled = {}
         super().close()
 
 
@@ -57,7 +58,3 @@ class TorchCompileBackend(TorchBackend):
             raise BackendUnavailable("torch-compile takes no prompt-aware encoder; use torch")
         load = partial(load_merged_sam, bundle, options)
         return TorchCompileRunner(bundle.part(part), part, load, bundle.precision, options.threads)
-
-    def plan_runner(self, bundle: Bundle, options: RunOptions) -> None:
-        """None: the plans are not outputs of what is compiled."""
-        return None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, TensorSpec
+from structsam_export.bundle.manifest import SCHEMA_VERSION, Part, TensorSpec
 
 onnx = pytest.importorskip("onnx")
 PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}
@@ -92,7 +92,7 @@ def make_bundle(folder: Path, external: bool = False, **encoder: Any) -> Bundle:
         ),
     }
     manifest = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "name": "small",
         "model": {"weights": "random"},
         "precision": {"name": "fp16"},

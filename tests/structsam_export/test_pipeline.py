@@ -97,7 +97,7 @@ def test_an_export_leaves_exactly_these_files(
 
 def test_the_manifest_says_what_it_is(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["name"] == tiny_bundle.path.name == tiny_bundle.name
     assert manifest["model"] == {
         "name": "tiny",
@@ -120,9 +120,13 @@ def test_the_manifest_says_what_it_is(tiny_bundle: Bundle) -> None:
     counted = [(b["tokens"], b["slots"]) for b in manifest["flops"]["blocks"]]
     assert [(b["tokens"], b["slots"]) for b in merging["blocks"]] == counted
     assert all(0.48 <= b["slots"] / b["tokens"] <= 0.5 for b in merging["blocks"])
-    assert merging["plan_tensors"] == [
-        f"{what}.{index}" for index in range(3) for what in ("slot_of_token", "anchor_of_slot")
+    slots = [block["slots"] for block in merging["blocks"]]
+    assert manifest["encoder"]["plan_outputs"] == [
+        {"name": f"{what}.{index}", "shape": [maps, side], "dtype": "int32"}
+        for index, maps, tokens in ((0, 4, 196), (1, 1, 256), (2, 4, 196))
+        for what, side in (("slot_of_token", tokens), ("anchor_of_slot", slots[index]))
     ]
+    assert manifest["decoder"]["plan_outputs"] == []
     assert manifest["preprocessing"] == {
         "name": "sam",
         "image_size": 256,
@@ -203,8 +207,9 @@ def test_inputs_and_outputs_are_those_of_the_files(tiny_bundle: Bundle) -> None:
         assert [spec.name for spec in contract.inputs] == inputs
         assert [spec.name for spec in contract.outputs] == outputs
         graph = onnx.load(tiny_bundle.path / contract.file).graph
-        kind = onnx.TensorProto.FLOAT
-        wanted = [(s.name, list(s.shape), kind) for s in (*contract.inputs, *contract.outputs)]
+        kinds = {"float32": onnx.TensorProto.FLOAT, "int32": onnx.TensorProto.INT32}
+        specs = (*contract.inputs, *contract.all_outputs)
+        wanted = [(spec.name, list(spec.shape), kinds[spec.dtype]) for spec in specs]
         assert described([*graph.input, *graph.output]) == wanted
         require_clean(tiny_bundle.path / contract.file)
     assert tiny_bundle.part("encoder").profile == {}
@@ -281,7 +286,7 @@ def test_random_weights_do_not_replace_real_ones(
     assert os.listdir(tmp_path / "out") == [path.name]
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 2}, {"note": "edited by hand"}])
+@pytest.mark.parametrize("change", [{"schema_version": 3}, {"note": "edited by hand"}])
 def test_random_weights_do_not_replace_what_cannot_be_read(
     own_bundle: Bundle, change: dict[str, Any]
 ) -> None:

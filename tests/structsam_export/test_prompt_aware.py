@@ -32,10 +32,10 @@ class CountingBackend(FakeBackend):
         runner = super().runner(bundle, part, options)
         inner = runner._run
 
-        def run(feeds):
+        def run(feeds, outputs):
             if "image" in feeds:
                 self.embedding += 1
-            return inner(feeds)
+            return inner(feeds, outputs)
 
         runner._run = run
         return runner

@@ -97,7 +97,7 @@ def test_the_manifest_survives_json(own_bundle: Bundle) -> None:
 def test_a_newer_schema_names_the_update(own_bundle: Bundle) -> None:
     own_bundle.manifest["schema_version"] = SCHEMA_VERSION + 1
     own_bundle.save_manifest()
-    with pytest.raises(UserError, match="schema 2, and this structsam reads up to 1") as caught:
+    with pytest.raises(UserError, match="schema 3, and this structsam reads up to 2") as caught:
         open_bundle(own_bundle.path)
     assert "pip install --upgrade structsam" in str(caught.value)
 

@@ -259,8 +259,9 @@ def unmerged_bundle(
     shutil.copytree(tiny_bundle.path, folder)
     bundle = open_bundle(folder)
     own = apply_merging(tiny_sam_factory(seed=0), rate=0.0)
-    export_encoder(EncoderModule(own.image_encoder), folder, "encoder.onnx")
-    bundle.manifest["merging"]["plan_tensors"] = []
+    part = export_encoder(EncoderModule(own.image_encoder), folder, "encoder.onnx")
+    assert part.plan_outputs == ()  # rate 0 plans nothing
+    bundle.manifest["encoder"] = part.to_dict()
     bundle.record_file("encoder.onnx")
     bundle.save_manifest()
     return bundle

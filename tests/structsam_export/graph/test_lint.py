@@ -13,7 +13,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from structsam.errors import UserError
-from structsam_export.graph.lint import DYNAMIC_KEY, RULES, lint, require_clean
+from structsam_export.graph.lint import DYNAMIC_KEY, PLANS_KEY, RULES, lint, require_clean
 
 
 def info(name, shape, kind=T.FLOAT):
@@ -95,7 +95,7 @@ def test_a_clean_graph_has_no_violations(planted) -> None:
 def test_every_rule_has_its_planted_violation_here() -> None:
     assert {rule.__name__ for rule in RULES} == {
         "static_shapes", "forbidden_ops", "scatter_reduction", "topk_limit", "onehot_shapes",
-        "no_fp64", "int64_indices", "opset_limit", "external_data",
+        "no_fp64", "int64_indices", "plan_outputs", "opset_limit", "external_data",
     }  # fmt: skip
 
 
@@ -524,6 +524,50 @@ def test_int64_indices_axes_and_shapes_are_fine(planted) -> None:
     ]
     constants = [int64s("rows", [1, 0]), int64s("axes", [1]), int64s("shape", [2, 1])]
     assert lint(planted(nodes, outputs=[info("y", [2, 1])], constants=constants)) == []
+
+
+# plan outputs
+
+
+def plans_file(planted, listed="3", kind=T.INT32, anchor_maps=2, leave_out=()):
+    """Slots [2, 6] and anchors [2, 3] of block 3, as an encoder gives them."""
+    nodes, outputs = [RELU], [info("y", [4, 6])]
+    for name, shape in (("slot_of_token", [2, 6]), ("anchor_of_slot", [anchor_maps, 3])):
+        if name not in leave_out:
+            nodes.append(h.make_node("Slice", ["x", "zeros", name], [f"{name}.float"]))
+            nodes.append(h.make_node("Cast", [f"{name}.float"], [f"{name}.3"], to=kind))
+            outputs.append(info(f"{name}.3", shape, kind))
+    ends = [int64s("slot_of_token", [2, 6]), int64s("anchor_of_slot", [anchor_maps, 3])]
+    metadata = None if listed is None else {PLANS_KEY: listed}
+    return planted(
+        nodes, outputs=outputs, constants=[int64s("zeros", [0, 0]), *ends], metadata=metadata
+    )
+
+
+@pytest.mark.parametrize("listed", ["3", None])
+def test_plans_of_every_block_that_plans_are_fine(planted, listed) -> None:
+    assert lint(plans_file(planted, listed)) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        ({"listed": "3,5"}, {"slot_of_token.5", "anchor_of_slot.5"}),
+        ({"listed": ""}, {"block 3"}),
+        ({"leave_out": ["anchor_of_slot"]}, {"anchor_of_slot.3"}),
+        ({"leave_out": ["slot_of_token"], "listed": None}, {"slot_of_token.3"}),
+        ({"kind": T.FLOAT}, {"slot_of_token.3", "anchor_of_slot.3"}),
+        ({"anchor_maps": 1}, {"block 3"}),
+    ],
+)
+def test_plans_that_are_missing_or_of_another_type_are_found(planted, fault, where) -> None:
+    violations = lint(plans_file(planted, **fault))
+    assert {v.rule for v in violations} == {"plan-outputs"}
+    assert {v.where for v in violations} == where
+
+
+def test_plans_of_int64_are_found_twice(planted) -> None:
+    assert set(rules_of(plans_file(planted, kind=T.INT64))) == {"plan-outputs", "int64"}
 
 
 # opset

@@ -68,8 +68,10 @@ def transpose_output(model: Any) -> None:
 
 
 def swap_two_slots(model: Any) -> None:
-    """Exchange slots 0 and 1 of the global block for every reader of its slot_of_token."""
-    name = "slot_of_token.1"
+    """Exchange slots 0 and 1 of the global block for every reader, the output among them."""
+    (shown,) = [node for node in model.graph.node if "slot_of_token.1" in node.output]
+    assert shown.op_type == "Cast"  # to int32
+    name = shown.input[0]
     (position,) = [i for i, node in enumerate(model.graph.node) if name in node.output]
     slots = numpy_helper.from_array(np.array([1, 0, *range(2, 127)], np.int64), "swap")
     model.graph.node[position].output[:] = ["right"]
@@ -367,7 +369,7 @@ def test_a_backend_that_breaks_fails_alone(
         raise RuntimeError("CUDA error 700")
 
     monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "why_unavailable", lambda: None)
-    monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "plan_runner", broken)
+    monkeypatch.setattr(BACKENDS["onnxruntime-cuda"], "runner", broken)
     report = check(own_bundle)
     status = {row.backend: row.status for row in report.rows}
     assert status["onnxruntime"] == "passed" and status["onnxruntime-cuda"] == "failed"

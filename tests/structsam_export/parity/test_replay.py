@@ -134,13 +134,21 @@ def test_without_the_weights_it_stays_failed(own_bundle, tied, monkeypatch) -> N
     assert "`checkpoint=sam.pth`" in report.verdict()
 
 
-def test_a_backend_without_slots_stays_failed(own_bundle, tied, monkeypatch) -> None:
-    from structsam_export.runtimes import BACKENDS
-
+@pytest.mark.parametrize(("schema", "why"), [(1, "export it again"), (2, "without plan outputs")])
+def test_without_slots_it_stays_failed(own_bundle, tied, monkeypatch, schema, why) -> None:
+    """A bundle of before, and one that was exported with one output."""
+    del own_bundle.manifest["encoder"]["plan_outputs"]
+    own_bundle.manifest["schema_version"] = schema
+    own_bundle.save_manifest()
+    old = open_bundle(own_bundle.path)
+    report = check(old, "onnxruntime")
+    assert report and report.rows[0].same_slot == {}
+    assert report.verdict().startswith("parity passed (fp32); slots: not compared (")
+    assert why in report.verdict()
     monkeypatch.setattr(parity, "_references", lambda *_: [tied])
-    monkeypatch.setattr(type(BACKENDS["onnxruntime"]), "plan_runner", lambda *_: None)
-    report = check(own_bundle, "onnxruntime")
-    assert not report and "slots are not compared on this backend" in report.verdict()
+    report = check(old, "onnxruntime")
+    assert not report and "cannot be told from faults without slots" in report.verdict()
+    assert "slots: not compared (" in report.verdict() and why in report.verdict()
 
 
 def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ class FakeRunner(Runner):
     def close(self) -> None:
         self.backend.closed.append(self.part.file)
 
-    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(
+        self, feeds: dict[str, np.ndarray], outputs: Sequence[TensorSpec]
+    ) -> dict[str, np.ndarray]:
         self.backend.fed.append(feeds)
         if "image" in feeds:
             value = self.backend.embedding
