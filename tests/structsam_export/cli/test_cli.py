@@ -453,7 +453,7 @@ def test_lint_names_every_violation(cli: Callable[..., Ended], tmp_path: Path) -
     assert "forbidden-op: NonZero my_nonzero" in ended.out
     assert "static-shapes: y" in ended.out and "int64: y" in ended.out
     count = len(ended.out.splitlines()) - 1
-    assert f"{count} violation(s) of 9 rules" in ended.out
+    assert f"{count} violation(s) of 10 rules" in ended.out
     ended = cli("lint", file, "--json")
     assert ended.code == 2 and len(ended.json["violations"]) == count
     assert {"rule", "where", "message"} == set(ended.json["violations"][0])
