@@ -148,17 +148,32 @@ def plan_block(
         (tier,) = tiers
         group = _group(tier.method, scored, None, proportional)
         return BlockMerging(maps, [_read_from_image(group, tier.method, maps)], None, energy)
-    assert scored.box is not None, "several tiers need a prompt box"
-    windows = scored.metric.shape[0] // maps.batch
-    rank = rank_descending(closeness(scored.box, maps.grid).reshape(maps.batch, windows))  # [B, W]
+    assert box is not None, "several tiers need a prompt box"
+    windows, place = windows_of_tiers(tiers, maps, box)
+    groups = [
+        _group(tier.method, scored.pick(own), own, proportional)
+        for tier, own in zip(tiers, windows, strict=True)
+    ]
+    return BlockMerging(maps, groups, place, energy)
+
+
+def windows_of_tiers(
+    tiers: Sequence[WindowGroup], maps: WindowMaps, box: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Give the windows that a box covers most to the first tier, and so on.
+
+    Args:
+        box: [B, 4] in tokens of the image.
+
+    Returns:
+        Every tier's maps among all maps [B*K], and `BlockMerging.place`.
+    """
+    score = closeness(box_of_windows(box, maps.image, maps.grid), maps.grid)
+    rank = rank_descending(score.reshape(maps.batch, -1))  # [B, W]
+    windows = rank.shape[1]
     first = windows * torch.arange(maps.batch, device=rank.device)[:, None]
-    ranked = invert_ranks(rank) + first
-    groups, start = [], 0
-    for tier in tiers:
-        chosen = ranked[:, start : start + tier.windows].flatten()
-        groups.append(_group(tier.method, scored.pick(chosen), chosen, proportional))
-        start += tier.windows
-    return BlockMerging(maps, groups, (rank + first).flatten(), energy)
+    parts = (invert_ranks(rank) + first).split([tier.windows for tier in tiers], 1)
+    return [part.flatten() for part in parts], (rank + first).flatten()
 
 
 def _group(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from structsam.mask_iou import mask_area, mask_iou
+from structsam_export.bundle.manifest import PLAN_TENSORS
 from structsam_export.parity.reference import Reference
 from structsam_export.runtimes.base import Arrays
 
@@ -72,14 +73,17 @@ def compare(
     same: dict[int, float] = {}
     for index, (slots, anchors) in reference.plans.items() if plans is not None else ():
         assert plans is not None
-        expected = np.take_along_axis(anchors, slots, 1)
-        found = np.take_along_axis(
-            plans[f"anchor_of_slot.{index}"], plans[f"slot_of_token.{index}"], 1
-        )
-        same[index] = float((expected == found).mean())
+        found = (plans[f"{name}.{index}"] for name in PLAN_TENSORS)
+        same[index] = float((_destinations(slots, anchors) == _destinations(*found)).mean())
     if same:
         metrics["same_slot"] = float(np.mean(list(same.values())))
     return metrics, same
+
+
+def _destinations(slots: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Where every token [B', N] stands; -1 for one whose slot is none of [B', M]."""
+    is_slot = (slots >= 0) & (slots < anchors.shape[1])
+    return np.where(is_slot, np.take_along_axis(anchors, np.where(is_slot, slots, 0), 1), -1)
 
 
 def keeps_gates(metrics: dict[str, float], precision: str) -> bool:

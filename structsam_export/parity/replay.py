@@ -8,16 +8,21 @@ from the same input: a backend that computes the same then agrees in both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from structsam.merging.block import MergedBlock
+from structsam.merging.block_plan import windows_of_tiers
+from structsam.merging.geometry import WindowMaps
 from structsam.merging.window_group import WindowGroup
 from structsam.plans.plan import MergePlan
 from structsam.plans.slot_features import CellMean, InTurn, MatchedMean, OneToken, SlotMean
+from structsam_export.bundle.manifest import PLAN_TENSORS
 from structsam_export.graph.modules import EncoderModule
 from structsam_export.parity.reference import Reference, prompt_grid, stock_masks
 
@@ -37,7 +42,7 @@ class GivenSlotsMethod:
 
     Args:
         method: the method of the block.
-        slot_of_token: [B, N] int64 of all maps.
+        slot_of_token: [B, N] int64 of the maps that it is asked for.
         anchor_of_slot: [B, M] int64.
     """
 
@@ -82,30 +87,29 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
 
     Args:
         sam: the merged model, float32.
-        plans: `slot_of_token.I` and `anchor_of_slot.I` of every block that plans.
+        plans: `slot_of_token.I` [B', N] and `anchor_of_slot.I` [B', M] of every block that plans;
+            of windows in tiers M is the largest, and slots that a window has not are any.
 
     Returns:
         The reference with the embedding, masks and scores that follow, and per block the share of
         tokens that PyTorch would have sent to the same destination from the same input.
 
     Raises:
-        CannotFollow: windows merge in tiers, or slots are no means of their tokens.
+        CannotFollow: these are no plans of the encoder, or slots are no means of their tokens.
     """
     photo = reference.photo
     module = EncoderModule(sam.image_encoder)
     before = {index: block.tiers for index, block in module.merging.items()}
-    followed = {}
     try:
         for index, block in module.merging.items():
-            if len(block.tiers) > 1:
-                raise CannotFollow("windows merge in tiers")
-            (tier,) = block.tiers
             slots, anchors = (
-                torch.from_numpy(plans[f"{what}.{index}"].astype(np.int64))
-                for what in ("slot_of_token", "anchor_of_slot")
+                torch.from_numpy(plans[f"{what}.{index}"].astype(np.int64)) for what in PLAN_TENSORS
             )
-            followed[index] = GivenSlotsMethod(tier.method, slots, anchors)
-            block.tiers = (WindowGroup(followed[index], tier.windows),)  # type: ignore[arg-type]
+            block.tiers = tuple(
+                _given(index, tier, slots[own], anchors[own])
+                for tier, own in zip(block.tiers, _windows(module, block, reference), strict=True)
+            )
+        followed = {index: block.tiers for index, block in module.merging.items()}
         arrays = photo.pixels, *reference.prompt_feed.values()
         inputs = [torch.from_numpy(array) for array in arrays]
         with torch.inference_mode():
@@ -115,4 +119,37 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
         for index, tiers in before.items():
             module.merging[index].tiers = tiers
     found = replace(reference, embedding=embedding.numpy(), masks=masks, scores=scores)
-    return found, {index: method.same for index, method in followed.items()}
+    return found, {index: _same(tiers) for index, tiers in followed.items()}
+
+
+def _windows(module: EncoderModule, block: MergedBlock, reference: Reference) -> list[Any]:
+    """Which maps of the photo the tiers of a block merge, one index each."""
+    if len(block.tiers) == 1:
+        return [slice(None)]
+    assert reference.prompt_box is not None
+    encoder = module.encoder
+    box = torch.from_numpy(reference.prompt_box) / encoder.patch_embed.proj.stride[0]
+    maps = WindowMaps.of(encoder.pos_embed, block.window_size)  # [1, H', W', C], as the photo
+    return windows_of_tiers(block.tiers, maps, box)[0]
+
+
+def _given(index: int, tier: WindowGroup, slots: Tensor, anchors: Tensor) -> WindowGroup:
+    """Let a tier merge as it is told; refuse what is no plan of so many tokens in so many slots."""
+    method = tier.method
+    anchors = anchors[:, : method.num_slots]
+    every = torch.arange(method.num_slots)
+    if not (
+        all(torch.equal(row.unique(), every) for row in slots)
+        and bool(((anchors >= 0) & (anchors < method.num_tokens)).all())
+    ):
+        raise CannotFollow(
+            f"what it gives for block {index} are no {method.num_slots} slots of "
+            f"{method.num_tokens} tokens"
+        )
+    return WindowGroup(GivenSlotsMethod(method, slots, anchors), tier.windows)  # type: ignore[arg-type]
+
+
+def _same(tiers: Sequence[WindowGroup]) -> float:
+    """Share of a block's tokens that its methods would have sent to the same destination."""
+    given = [(tier.windows, cast(GivenSlotsMethod, tier.method).same) for tier in tiers]
+    return sum(windows * same for windows, same in given) / sum(windows for windows, _ in given)

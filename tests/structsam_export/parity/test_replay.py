@@ -17,6 +17,7 @@ from structsam.config import MergeConfig
 from structsam.merging.window_group import WindowGroup
 from structsam.methods import METHODS
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.bundle.manifest import PLAN_TENSORS
 from structsam_export.parity import check as parity
 from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference
@@ -151,15 +152,58 @@ def test_without_slots_it_stays_failed(own_bundle, tied, monkeypatch, schema, wh
     assert "slots: not compared (" in report.verdict() and why in report.verdict()
 
 
-def test_windows_in_tiers_cannot_be_followed(tiny_sam_factory, tiny_photo: Path, own_bundle):
+@pytest.fixture(scope="module")
+def in_tiers(tiny_sam_factory, tiny_photo: Path, tiny_spec):
+    """A model whose windows merge in tiers, its reference, and plans as a runtime gives them."""
     sam = apply_merging(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
-    before = [block.tiers for block in merged_blocks(sam)]
-    reference = compute_reference(sam, read_photo(tiny_photo, own_bundle.preprocessing))
+    assert len({tier.method.num_slots for tier in merged_blocks(sam)[0].tiers}) > 1
+    reference = compute_reference(sam, read_photo(tiny_photo, tiny_spec.preprocessing))
     plans = {
-        f"{what}.{index}": arrays[i]
+        f"{what}.{index}": arrays[i].astype(np.int32)
         for index, arrays in reference.plans.items()
         for i, what in enumerate(("slot_of_token", "anchor_of_slot"))
     }
-    with pytest.raises(CannotFollow, match="tiers"):
-        follow(sam, reference, plans)
+    return sam, reference, plans
+
+
+def test_windows_in_tiers_are_followed_each_in_its_tier(in_tiers) -> None:
+    sam, reference, plans = in_tiers
+    followed, same = follow(sam, reference, plans)
+    assert same == {0: 1.0, 1: 1.0, 2: 1.0}
+    np.testing.assert_allclose(followed.embedding, reference.embedding, rtol=1e-4, atol=1e-5)
+    few = plans["slot_of_token.2"].max(1).argmin()  # a window of the tier that merges most
+    slots, anchors = (plans[f"{what}.2"][few:].copy() for what in PLAN_TENSORS)
+    one_cell_otherwise(slots, anchors, merged_cells(sam, 2))
+    otherwise = {
+        name: np.concatenate([plans[f"{name}.2"][:few], changed])
+        for name, changed in zip(PLAN_TENSORS, (slots, anchors), strict=True)
+    }
+    followed, same = follow(sam, reference, plans | {f"{n}.2": a for n, a in otherwise.items()})
+    assert same == pytest.approx({0: 1.0, 1: 1.0, 2: 1 - 6 / (4 * 196)})
+    assert not np.allclose(followed.embedding, reference.embedding, rtol=1e-4, atol=1e-5)
+
+
+def merged_cells(sam, index: int) -> int:
+    """Of the tier that merges most."""
+    return max(tier.method.num_merged_cells for tier in merged_blocks(sam)[index].tiers)
+
+
+@pytest.mark.parametrize("fault", ["another tier", "no slot", "no token", "an empty slot"])
+def test_what_is_no_plan_is_not_followed(in_tiers, fault: str) -> None:
+    sam, reference, plans = in_tiers
+    before = [block.tiers for block in merged_blocks(sam)]
+    slots, anchors = (plans[f"{what}.0"].copy() for what in PLAN_TENSORS)
+    if fault == "another tier":
+        counts = slots.max(1)
+        few, many = counts.argmin(), counts.argmax()
+        slots[[few, many]], anchors[[few, many]] = slots[[many, few]], anchors[[many, few]]
+    elif fault == "no slot":
+        slots[1, 5] = 196
+    elif fault == "no token":
+        anchors[1, 5] = -1
+    else:
+        slots[1][slots[1] == 5] = 6
+    planted = plans | {"slot_of_token.0": slots, "anchor_of_slot.0": anchors}
+    with pytest.raises(CannotFollow, match=r"for block 0 are no \d+ slots of 196 tokens"):
+        follow(sam, reference, planted)
     assert [block.tiers for block in merged_blocks(sam)] == before
