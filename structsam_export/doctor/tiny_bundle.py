@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import ENCODER_ONNX, Part, TensorSpec
+from structsam_export.bundle.manifest import ENCODER_ONNX, SCHEMA_VERSION, Part, TensorSpec
 from structsam_export.runtimes.base import Arrays
 
 GRAPH = Path(__file__).parents[1] / "assets" / "self_test.onnx"
@@ -41,7 +41,7 @@ def tiny_bundle() -> Iterator[Bundle]:
     """Yield the bundle, in a temporary folder; only its encoder is there."""
     with tempfile.TemporaryDirectory(prefix="structsam-doctor-") as folder:
         manifest: dict[str, Any] = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "name": "self-test",
             "precision": {"name": "fp16"},
             "encoder": PART.to_dict(),
