@@ -151,7 +151,7 @@ class _Job:
     ) -> EngineEntry:
         self.report(BuildEvent(part, target, "started", reason, 0.0))
         started = time.perf_counter()
-        self._write(parsed(), part, target)
+        self._write(parsed, part, target)
         seconds = time.perf_counter() - started
         wanted = self._wanted(part, target)
         entry = record_engine(self.bundle, self.flavour.name, part, target, wanted, seconds)
@@ -159,35 +159,39 @@ class _Job:
         self.report(BuildEvent(part, target, "built", message, 1.0))
         return entry
 
-    def _write(self, parsed: _Network, part: PartName, target: str) -> None:
+    def _write(self, parsed: Callable[[], _Network], part: PartName, target: str) -> None:
         trt, bundle, logger = self.trt, self.bundle, logger_of(self.trt)
-        config = _configure(parsed, bundle, part, self.settings)
-        if self.flavour.ahead_of_time:
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
         timing = None if self.gpu is None else _timing_cache_file(bundle, trt.__version__, self.gpu)
-        if timing is not None:
-            _load_timing_cache(config, timing)
         stop = Event()
         monitor = monitor_of(
             trt,
             stop,
             lambda phase, done: self.report(BuildEvent(part, target, "running", phase, done)),
         )
-        if monitor is not None:
-            config.progress_monitor = monitor
-        logger.errors.clear()
-        plan = run_until_stopped(
-            lambda: parsed.builder.build_serialized_network(parsed.network, config), stop
-        )
+
+        def work() -> tuple[Any, Any]:
+            network = parsed()
+            config = _configure(network, bundle, part, self.settings)
+            if self.flavour.ahead_of_time:
+                config.num_compute_capabilities = 1
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+            if timing is not None:
+                _load_timing_cache(config, timing)
+            if monitor is not None:
+                config.progress_monitor = monitor
+            logger.errors.clear()
+            return network.builder.build_serialized_network(network.network, config), config
+
+        # All of it: on the main thread, a Ctrl-C would be raised in TensorRT's logger, and be lost.
+        plan, config = run_until_stopped(work, stop)
         if monitor is not None and monitor.failure is not None:
             raise monitor.failure
         if plan is None:
-            errors = logger.take()
+            errors, file = logger.take(), bundle.onnx_path(part)
             fix = (
                 "Free memory, lower `workspace_mb=` and `tactic_memory_mb=`, or add swap"
                 if re.search(r"memory|alloc", errors, re.IGNORECASE)
-                else f"See what breaks the rules with `structsam-export lint {parsed.file}`"
+                else f"See what breaks the rules with `structsam-export lint {file}`"
             )
             raise UserError(
                 f"{self.flavour.title} {trt.__version__} cannot build the {part} for {target}: "

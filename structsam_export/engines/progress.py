@@ -105,22 +105,26 @@ def run_until_stopped(work: Callable[[], T], stop: Event) -> T:
     """
     results: list[T] = []
     failures: list[BaseException] = []
+    # Not `Thread.join`: to Python 3.12, once interrupted, it takes a thread that runs for ended.
+    ended = Event()
 
     def call() -> None:
         try:
             results.append(work())
         except BaseException as error:
             failures.append(error)
+        finally:
+            ended.set()
 
     thread = Thread(target=call, name="structsam-build", daemon=True)
     try:
         thread.start()
-        while thread.is_alive():
-            thread.join(timeout=0.2)
+        while not ended.wait(timeout=0.2):
+            pass
     except KeyboardInterrupt:
         stop.set()
         if thread.ident is not None:
-            thread.join()
+            ended.wait()
         raise
     if failures:
         raise failures[0]

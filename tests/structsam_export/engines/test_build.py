@@ -161,13 +161,30 @@ def test_ctrl_c_waits_for_the_work(ctrl_c_raises: None) -> None:
     stop, ended = threading.Event(), []
 
     def work() -> None:
+        time.sleep(0.3)  # the main thread waits by now
         _thread.interrupt_main()
         assert stop.wait(20)
+        time.sleep(0.3)  # a step of TensorRT that ends later
         ended.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         run_until_stopped(work, stop)
     assert ended == [True]
+
+
+def test_no_call_of_tensorrt_holds_the_main_thread(
+    rtx: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, a Ctrl-C would be raised inside TensorRT's logger, which drops it."""
+    parse, threads = engine_build._parse, []
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return parse(*arguments)
+
+    monkeypatch.setattr(engine_build, "_parse", watched)
+    build(bundle, "tensorrt-rtx", ["sm89"], parts=["decoder"])
+    assert threads and threading.main_thread() not in threads
 
 
 def test_an_error_of_the_callback_comes_through(rtx: Any, bundle: Bundle) -> None:
