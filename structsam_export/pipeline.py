@@ -123,6 +123,7 @@ def export(
         )
     final = Path(out) / (name or bundle_name(model, config, precision))
     _refuse_to_lose(final, weights, force)
+    atomic.require_writable(final.parent)
     engine_plan, notes = _plan_engines(backend, targets, precision)
 
     clock = _Clock(say)

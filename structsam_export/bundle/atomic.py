@@ -79,6 +79,22 @@ def staged_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that could not be written, before work that would be lost; makes nothing.
+
+    Raises:
+        UserError: it, or the nearest folder above it that exists, is a file or read-only.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise as_user_error(OSError(code, os.strerror(code)), folder)
+
+
 def remove_leftovers(final: Path) -> None:
     """Delete temporary files and folders of `final` whose process has died (for example killed)."""
     for leftover in final.parent.glob(glob.escape(f".{final.name}{_MARK}") + "*"):

@@ -138,12 +138,15 @@ def bench(
     from structsam_export.bench.report import render_table
     from structsam_export.bundle.folder import open_bundle
     from structsam_export.plot_style import require_matplotlib
+    from structsam_export.runtimes import find_backend
 
-    summaries = read_fidelity(fidelity or ())  # a wrong path is told before the work
+    backends = tuple(backend or ["auto"])
+    for name in {*backends, *(measuring.require or ())} - {"auto"}:
+        find_backend(name)  # a wrong name is told before the work
+    summaries = read_fidelity(fidelity or ())  # so is a wrong path
     if out is not None:
         require_matplotlib()
-        atomic.write_text(out / ".bench", "")  # so is a folder that cannot be written
-        (out / ".bench").unlink()
+        atomic.require_writable(out)
     scratch = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="structsam-bench-")
     with scratch as folder:
         if model is None:
@@ -152,7 +155,7 @@ def bench(
             opened = encoders.make(model, Path(folder), terminal)
         report = benchmark.bench(
             opened,
-            tuple(backend or ["auto"]),
+            backends,
             baselines,
             measuring.procedure(),
             Path(folder),

@@ -65,6 +65,7 @@ def write_report(
         UserError: no folder given, one that holds no results, `out` is a results folder, or a
             missing library.
     """
+    from structsam.evaluation.read_results import read_facts
     from structsam.evaluation.summary import RULES, summarise
 
     if not folders:
@@ -72,6 +73,8 @@ def write_report(
     if gallery < 0:
         raise UserError(f"gallery {gallery} is out of range. Use 0 or more")
     target = _place_of_report([Path(folder) for folder in folders], out)
+    for folder in folders:
+        read_facts(Path(folder))  # a wrong folder is told first
     require_matplotlib()
     summaries = [summarise(folder) for folder in folders]
     sections = [_section(s, number, gallery) for number, s in enumerate(summaries, start=1)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.merged_map import MergedMap, merged_map
 from structsam_export.inspect.report import Inspection
@@ -71,6 +72,7 @@ def inspect_merging(
         )
     chosen = _checked_blocks(block, spec)
     described = source.describe()
+    atomic.require_writable(Path(out))
     say(f"loading {spec.name}")
     sam = source.load()
     found: list[Inspected] = []

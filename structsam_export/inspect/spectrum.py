@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle import atomic
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.inspect.spectrum_report import (
     BlockSpectrum,
@@ -71,6 +72,7 @@ def run(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     pixels = [preprocess(read_image(photo), spec.preprocessing)[0] for photo in photos]
     described = source.describe()
+    atomic.require_writable(Path(out))
     say(f"loading {spec.name}")
     rows = spectrum_study(source.load(), pixels, merging, graph, say)
     say("writing the report")

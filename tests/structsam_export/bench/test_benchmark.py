@@ -513,6 +513,8 @@ def test_one_command_from_a_model_to_a_table_and_a_picture(
         (("--model", "vit_t", "--precision", "int8"), "unknown precision 'int8'"),
         (("--model", "vit_t", "--rates", "0"), "nothing merges at rate 0"),
         (("--model", "vit_q"), "Unknown model 'vit_q'"),
+        (("--model", "vit_t", "--backend", "nope"), "unknown backend 'nope'"),
+        (("--model", "vit_t", "--require", "nope"), "unknown backend 'nope'"),
         (("{bundle}", "--fidelity", "{bundle}"), "is no results folder"),
         (("{bundle}", "--out", "{bundle}/manifest.json"), "cannot write"),
     ],

@@ -22,6 +22,13 @@ from structsam_export.cli import inventory
 from structsam_export.cli.errors import EXTRA_OF
 from structsam_export.cli.flags import in_flags
 from structsam_export.cli.main import COMMANDS, app, run
+from tests.structsam.evaluation.small_results import (
+    row_of,
+    run_facts,
+    square,
+    write_facts,
+    write_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 #: What every command says to a path or name that does not exist. A new command needs a line.
@@ -128,7 +135,7 @@ def without(packages: list[str], *arguments: object) -> subprocess.CompletedProc
 
 
 #: Commands that do their work without any optional package, and those that work needs one for.
-NEEDS_NONE = {"list": [], "flops": []}
+NEEDS_NONE: dict[str, list[object]] = {"list": [], "flops": []}
 
 
 # `doctor` tells what is missing: tests/structsam_export/doctor/
@@ -142,11 +149,13 @@ def test_without_optional_packages_a_command_works_or_names_the_extra(
         "build": [bundle],
         "check": [bundle, "--require", "onnxruntime"],
         "predict": [bundle, tiny_photo],
+        "download": ["vit_b", "--url", "http://127.0.0.1:9/vit_b.pth"],
         "lint": [bundle / "encoder.onnx"],
         "bench": [bundle, "--require", "onnxruntime"],
         "spectrum": ["--model", "vit_t"],
         "inspect": ["--model", "vit_t"],
         "evaluate": ["--root", ".", bundle],
+        "report": ["results"],
         "tune": ["--images", photos],
         **NEEDS_NONE,
     }
@@ -155,10 +164,13 @@ def test_without_optional_packages_a_command_works_or_names_the_extra(
             Path(folder).mkdir()
             (Path(folder) / "a.png").write_bytes(tiny_photo.read_bytes())
     if command == "report":
-        pytest.skip("its input is made by evaluate, which names the extra")
+        write_rows(Path("results"), "unmerged", [row_of("a", "1", 1, *[square(5, 5, 9, 9)] * 2)])
+        write_facts(Path("results"), [run_facts("unmerged")])
     ended = without(list(EXTRA_OF), command, *arguments[command])
     assert "Traceback" not in ended.stderr
-    if command in NEEDS_NONE:
+    if command == "download":  # needs none, and nothing listens there
+        assert ended.returncode == 2 and "Cannot reach" in ended.stderr
+    elif command in NEEDS_NONE:
         assert ended.returncode == 0, ended.stderr
     else:
         assert ended.returncode == 2, ended.stderr
@@ -182,9 +194,12 @@ TORCH = ["torch", "torchvision", "segment_anything"]
         ("--model vit_b --checkpoint nowhere.pth", "not found"),
         ("--model vit_b", "No weights are named"),
         ("--model vit_t --image nowhere.png", "does not exist"),
+        ("--model vit_t --out file", "cannot write file"),
+        ("--model vit_t --out file/below", "cannot write file/below"),
     ],
 )
 def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
+    Path("file").write_text("no folder")
     ended = without(TORCH, "export", *arguments.split())
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
 
@@ -202,6 +217,8 @@ def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) 
         ("inspect --model vit_t --image nowhere.png", "does not exist"),
         ("spectrum --model vit_x", "vit_b, vit_l, vit_h"),
         ("spectrum --model vit_t --image nowhere.png", "does not exist"),
+        ("spectrum --model vit_t --out file", "cannot write file"),
+        ("inspect --model vit_t --out file/below", "cannot write file/below"),
         ("spectrum --model vit_t --graph magic", "unknown graph 'magic'"),
         ("spectrum --model vit_t --rates 0.9", "outside [0, 0.75]"),
         ("spectrum --model vit_t --layers 99", "blocks 0 to 11"),
@@ -209,6 +226,7 @@ def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) 
     ],
 )
 def test_a_study_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
+    Path("file").write_text("no folder")
     ended = without(TORCH, *arguments.split())
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
 
