@@ -78,7 +78,7 @@ def choices(
     refusals = [choice.refusal for choice in found if choice.refusal]
     if found and len(refusals) == len(found):
         # a limit says less than anything else
-        raise next((r for r in refusals if not isinstance(r, RateAboveLimit)), refusals[-1])
+        raise next((r for r in refusals if not isinstance(r, RateAboveLimit)), refusals[0])
     return found
 
 

@@ -119,12 +119,12 @@ def _process_is_alive(pid: int) -> bool:
     return True
 
 
-#: What choosing another folder, or freeing space, can mend.
-_MENDABLE = {
+#: What a user can mend about a file: its path, its rights, the disk and its limits.
+MENDABLE = {
     getattr(errno, name)
     for name in (
-        "EACCES", "EDQUOT", "EEXIST", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR",
-        "ENOTEMPTY", "EPERM", "EROFS",
+        "EACCES", "EDQUOT", "EEXIST", "EFBIG", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT",
+        "ENOSPC", "ENOTDIR", "ENOTEMPTY", "EPERM", "EROFS",
     )
     if hasattr(errno, name)
 }  # fmt: skip
@@ -132,7 +132,7 @@ _MENDABLE = {
 
 def as_user_error(error: OSError, target: Path) -> Exception:
     """Return a `UserError` for what another folder or more space can mend, else `error` itself."""
-    if error.errno not in _MENDABLE:
+    if error.errno not in MENDABLE:
         return error
     reason = error.strerror or str(error)
     return UserError(

@@ -6,7 +6,6 @@ its traceback. With `--verbose` everything has one.
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import sys
@@ -17,6 +16,7 @@ from typer._click.exceptions import NoArgsIsHelpError
 from typer.exceptions import TyperException
 
 from structsam.errors import UserError
+from structsam_export.bundle.atomic import MENDABLE
 from structsam_export.cli.flags import in_flags
 from structsam_export.cli.logs import is_verbose
 
@@ -29,12 +29,6 @@ EXTRA_OF = {
     "onnxruntime": "cpu", "tensorrt": "tensorrt", "cuda": "tensorrt", "tensorrt_rtx": "rtx",
     "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
     "pydicom": "eval",
-}  # fmt: skip
-
-#: What a user can mend about a file: its path, its rights, the disk.
-_MENDABLE = {
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
-    errno.ENOTEMPTY, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
@@ -83,7 +77,7 @@ def one_line(error: BaseException) -> str | None:
         return _missing_package(error)
     if isinstance(error, MemoryError):
         return "not enough memory. Close other programs, or use a smaller model"
-    if isinstance(error, OSError) and error.filename is not None and error.errno in _MENDABLE:
+    if isinstance(error, OSError) and error.filename is not None and error.errno in MENDABLE:
         return f"{error.strerror}: {error.filename}"
     return None
 

@@ -286,6 +286,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
         FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"),
         PermissionError(errno.EACCES, "Permission denied", "a.png"),
         OSError(errno.ENOSPC, "No space left on device", "a.png"),
+        OSError(errno.EFBIG, "File too large", "a.png"),  # FAT32, or ulimit -f
     ],
     ids=repr,
 )
