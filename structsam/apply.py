@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from structsam.block_table import block_table
 from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam.merging.attention_forms import read_forms
 from structsam.merging.block import MergedBlock, PromptBox
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,12 +48,13 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
         tuple(block.window_size for block in stock),
     )
     prompt = PromptBox() if config.prompt_aware else None
+    forms = read_forms(config.attention)
     merged = []
     for block, row in zip(stock, table, strict=True):
         _require_relative_positions(block, row.grid)
         merged.append(
             MergedBlock(
-                block, row.tiers, config.attention, config.proportional, prompt, config.placement
+                block, row.tiers, forms[row.kind], config.proportional, prompt, config.placement
             )
         )
     for row in table:

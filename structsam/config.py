@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from structsam.errors import UserError
+from structsam.merging.attention_forms import AUTO, read_forms
 from structsam.methods import METHODS, find_method, rate_limit
 from structsam.methods.base import check_rate
 from structsam.methods.options import known_options
 
 LAYER_SETS = ("all", "global", "window")
-ATTENTION_FORMS = ("folded", "dense")
 #: What runs on merged tokens: attention (the paper's), also the MLP, or whole runs of blocks.
 PLACEMENTS = ("attention", "block", "stage")
 #: How a prompt box steers merging: it only ranks cells, or windows around it merge less as well.
@@ -27,7 +27,9 @@ class MergeConfig:
         method: key of `structsam.methods.METHODS`.
         rate: share of every map's tokens to remove; one number, or one per block of the encoder.
         layers: `all`, `global`, `window`, or block indices.
-        attention: `folded` (relative positions inside the product) or `dense` (explicit bias).
+        attention: key of `structsam.merging.attention_forms.FORMS`, or one for each kind of block,
+            such as `global=folded_padded,window=folded`; `auto` is `folded` in torch, and what
+            `structsam_export` knows to be best for the runtime of an export.
         options: (name, value) pairs of the method's own options; see its class.
         align: keep a multiple of this many tokens of every map, by removing a few more.
         proportional: add the log of a slot's size to the logits of its key.
@@ -43,7 +45,7 @@ class MergeConfig:
     method: str = "structsam"
     rate: float | tuple[float, ...] = 0.5
     layers: str | tuple[int, ...] = "all"
-    attention: str = "folded"
+    attention: str = AUTO
     options: tuple[tuple[str, Any], ...] = ()
     align: int = 1
     proportional: bool = False
@@ -82,10 +84,7 @@ class MergeConfig:
                 f"unknown layers {self.layers!r}. Use one of: {', '.join(LAYER_SETS)}, "
                 "or block indices such as 7,8,9"
             )
-        if self.attention not in ATTENTION_FORMS:
-            raise UserError(
-                f"unknown attention {self.attention!r}. Use one of: {', '.join(ATTENTION_FORMS)}"
-            )
+        read_forms(self.attention)
 
     @classmethod
     def of(cls, config: MergeConfig | None = None, **choice: Any) -> MergeConfig:

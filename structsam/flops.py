@@ -16,7 +16,7 @@ from structsam.config import PLACEMENTS as OUR_PLACEMENTS
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.flops_counts import BlockFlops, EncoderFlops, TierFlops
-from structsam.merging.folded import folded_channels
+from structsam.merging.attention_forms import FORMS, folded_channels, read_forms
 from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost
 from structsam.models.spec import ModelSpec
@@ -59,7 +59,7 @@ def encoder_flops(
     return EncoderFlops(
         model=spec.name,
         method=config.method if any(row.tiers for row in table) else "none",
-        attention=config.attention if placement != THESIS else "dense",
+        attention=_told(config.attention) if placement != THESIS else "dense",
         placement=placement,
         patch_embedding=tokens * channels * pixels,
         neck=tokens * neck,
@@ -75,8 +75,8 @@ def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
 def _block(spec: ModelSpec, config: MergeConfig, placement: str, row: BlockRow) -> BlockFlops:
     height, width = spec.grid
     tiers = [
-        _tier(spec, config, placement, row.grid, tier.method, tier.windows) for tier in row.tiers
-    ] or [_tier(spec, config, placement, row.grid, None, row.maps)]
+        _tier(spec, config, placement, row, tier.method, tier.windows) for tier in row.tiers
+    ] or [_tier(spec, config, placement, row, None, row.maps)]
     units = {part: sum(tier.units[part] for tier in tiers) for part in tiers[0].units}
     pixels, channels = height * width, spec.embed_dim
     rows = sum(tier.counts.maps * tier.counts.slots for tier in tiers)
@@ -126,25 +126,28 @@ def _tier(
     spec: ModelSpec,
     config: MergeConfig,
     placement: str,
-    grid: tuple[int, int],
+    row: BlockRow,
     method: MergeMethod | None,
     maps: int,
 ) -> _Tier:
     channels, heads, dim = spec.embed_dim, spec.num_heads, spec.head_dim
-    tokens = grid[0] * grid[1]
-    slots, stands_on, cost, padding = tokens, grid, MergeCost(), 0
+    tokens = row.tokens
+    slots, stands_on, cost, padding = tokens, row.grid, MergeCost(), 0
     if method is not None:
         slots = _slots(method, placement)
-        stands_on = method.slot_grid or grid
+        stands_on = method.slot_grid or row.grid
         cost = method.cost(channels, channels if method.metric == "all" else dim)
         if placement != THESIS and config.prompt_aware != "windows":
             padding = sum(method.padding_slots_of_maps(spec.grid) or ())
     rows = maps * slots
     logits = heads * maps * slots**2
-    folded = config.attention == "folded" and placement != THESIS
+    form = FORMS["dense" if placement == THESIS else read_forms(config.attention)[row.kind]]
     extra = (
-        folded_channels(stands_on, dim, config.proportional and method is not None) if folded else 0
+        folded_channels(stands_on, dim, config.proportional and method is not None)
+        if form.folded
+        else 0
     )
+    of_values = extra if form.padded else 0
     projected = maps * tokens if placement == THESIS else rows
     units = {
         "qkv": 3 * rows * channels**2,
@@ -154,19 +157,26 @@ def _tier(
         "energy": maps * cost.energy,
         "matching": maps * cost.matching,
         "pooling": 0 if placement == THESIS else maps * cost.pooling,
-        "folded_extra": logits * extra,
+        "folded_extra": logits * (extra + of_values),
         # all padding is one row of qkv
         "skipped": (3 * max(padding - 1, 0) + padding) * channels**2,
         "logits": logits,
         "widest": 3 * rows * channels,
-        # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`;
-        # the projection C and C
-        "traffic": rows * (8 * channels + 2 * heads * extra)
+        # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`,
+        # v and the result by `of_values`; a mask is written and read; the projection C and C
+        "traffic": rows * (8 * channels + 2 * heads * (extra + of_values))
+        + (0 if form.folded or placement == THESIS else 2 * logits)
         + projected * 2 * channels
         - padding * 6 * channels,
     }
     rate = method.rate if method is not None else 0.0
     return _Tier(TierFlops(rate, maps, slots), units, padding)
+
+
+def _told(attention: str) -> str:
+    """The form that runs in all blocks, or what was asked for where kinds differ."""
+    forms = set(read_forms(attention).values())
+    return forms.pop() if len(forms) == 1 else attention
 
 
 def _slots(method: MergeMethod, placement: str) -> int:

@@ -40,6 +40,7 @@ def choices(
     layers: Sequence[str | tuple[int, ...]] = ("all",),
     placements: Sequence[str] = ("attention",),
     options: Mapping[str, Any] | Sequence[str] = (),
+    attentions: Sequence[str] = ("auto",),
     **more: Any,
 ) -> list[Choice]:
     """Judge every combination before any work, with no torch.
@@ -47,6 +48,7 @@ def choices(
     Args:
         methods: names, see `choose_methods`.
         rates: shares of tokens to remove; one may be a rate per block.
+        attentions: as `MergeConfig.attention`.
         options: the methods' own, as a mapping or as typed (`operator=central`); each goes to
             those methods that have it.
         more: further fields of `MergeConfig`, the same for all.
@@ -59,12 +61,14 @@ def choices(
     from structsam.methods.base import RateAboveLimit
 
     own, found = _options_of(methods, options), []
-    for method, where, placement, rate in itertools.product(methods, layers, placements, rates):
+    combined = itertools.product(methods, layers, placements, attentions, rates)
+    for method, where, placement, attention, rate in combined:
         asked: dict[str, Any] = {
             "method": method,
             "rate": rate,
             "layers": where,
             "placement": placement,
+            "attention": attention,
             "options": own[method],
             **more,
         }
@@ -144,6 +148,8 @@ def label_of(merging: Mapping[str, Any]) -> str:
         words.append(layers if isinstance(layers, str) else "layers " + _ranges(layers))
     if merging.get("placement", "attention") != "attention":
         words.append(merging["placement"])
+    if merging.get("attention", "folded") not in ("auto", "folded"):
+        words.append(merging["attention"])
     words += [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     words += ["proportional"] if merging.get("proportional") else []
     words += [f"box {merging['prompt_aware']}"] if merging.get("prompt_aware") else []

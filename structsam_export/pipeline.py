@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam.merging.attention_forms import AUTO
 from structsam_export.bundle import atomic
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle, open_bundle
@@ -24,7 +26,9 @@ from structsam_export.bundle.manifest import (
 )
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.engines.build import build
+from structsam_export.engines.kernels import attention_note, attention_warning
 from structsam_export.engines.targets import ALL_TARGETS, can_build, choose_targets
+from structsam_export.graph.attention_choice import attention_for
 from structsam_export.graph.lint import require_clean
 from structsam_export.machine import tool_versions
 from structsam_export.parity.check import check
@@ -125,6 +129,9 @@ def export(
     _refuse_to_lose(final, weights, force)
     atomic.require_writable(final.parent)
     engine_plan, notes = _plan_engines(backend, targets, precision)
+    runtime = next(iter(engine_plan), "onnxruntime" if backend == "auto" else backend)
+    config, why = attention_for(config, runtime, precision)
+    notes += [why] if why else []
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
@@ -145,6 +152,7 @@ def export(
             for entry in build(bundle, engine, own_targets, progress=build_progress):
                 size = size_text(entry.size)
                 notes.append(f"{entry.file}: {size}, {entry.build_seconds:.0f} s")
+                notes += filter(None, (attention_note(entry), attention_warning(entry)))
         clock.step("checking parity")
         run_options = RunOptions(checkpoint=Path(checkpoint) if checkpoint else None)
         # An engine for another GPU cannot run here; its graph can.
@@ -175,8 +183,8 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
     parts += [f"{name}_{value}" for name, value in config.options]
     if config.placement != "attention":
         parts.append(config.placement)
-    if config.attention != "folded":
-        parts.append(config.attention)
+    if config.attention not in (AUTO, "folded"):
+        parts.append(re.sub("[=,]", "_", config.attention))
     if config.align != 1:
         parts.append(f"align{config.align}")
     if config.proportional:

@@ -8,16 +8,16 @@ grid of one map, C = h*d.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
-from structsam.merging.folded import folded_channels
+from structsam.errors import UserError
+from structsam.merging.attention_forms import FORMS, folded_channels
 from structsam.merging.geometry import UnpaddedSlots
 from structsam.plans.constants import constant
 
@@ -42,7 +42,7 @@ def attend(
     attn: Attention,
     tokens: Tensor,
     positions: Positions,
-    core: str,
+    core: AttentionCore,
     unpadded: UnpaddedSlots | None = None,
 ) -> Tensor:
     """Run SAM's attention on tokens that stand at `positions`, output projection included.
@@ -50,7 +50,7 @@ def attend(
     Args:
         attn: the stock attention module; only its parameters are used.
         tokens: [B, M, C]; with `unpadded`, its rows [S, C].
-        core: key of `ATTENTIONS`.
+        core: the form of attention.
         unpadded: the slots that `tokens` are; the others attend as zeros, and receive nothing.
 
     Returns:
@@ -66,14 +66,14 @@ def attend(
     qkv = projected.reshape(batch, slots, 3, heads, channels // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     rel_h, rel_w = _relative_terms(attn, q, positions)
-    out = ATTENTIONS[core](q * attn.scale, k, v, rel_h, rel_w, positions)
+    out = core(q * attn.scale, k, v, rel_h, rel_w, positions)
     out = out.transpose(1, 2).reshape(batch, slots, channels)
     return attn.proj(out if unpadded is None else unpadded.take(out))
 
 
 def _folded(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
-) -> Tensor:
+    q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
+) -> tuple[Tensor, Tensor]:
     """Relative positions inside the product: `[q|rel_h|rel_w] . [k|onehot(y)|onehot(x)]`.
 
     No M x M bias exists; the head dimension grows by `folded_channels`. The logs of the sizes are
@@ -95,13 +95,11 @@ def _folded(
     if log_size is not None:
         of_query.append(q.new_ones(batch, heads, slots, 1))
         of_key.append(log_size.to(q.dtype)[:, None, :, None].expand(-1, heads, -1, -1))
-    return _softmax_attention(torch.cat(of_query, -1), torch.cat(of_key, -1), v)
+    return torch.cat(of_query, -1), torch.cat(of_key, -1)
 
 
-def _dense(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
-) -> Tensor:
-    """Relative positions as an explicit [B, h, M, M] bias; kept to compare with."""
+def _mask(q: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions) -> Tensor:
+    """Relative positions as an additive mask [B, h, M, M]."""
     height, width = positions.grid
     anchors = positions.anchors
     if anchors is None:
@@ -113,18 +111,54 @@ def _dense(
     bias = rel_h.gather(-1, y_of_key.expand(shape)) + rel_w.gather(-1, x_of_key.expand(shape))
     if positions.log_size is not None:
         bias = bias + positions.log_size.to(q.dtype)[:, None, None, :]
-    return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+    return bias
 
 
-ATTENTIONS: dict[str, Callable[..., Tensor]] = {"folded": _folded, "dense": _dense}
+class AttentionCore(nn.Module):
+    """`softmax(q k + positions) v`; a module without parameters, so that a graph's nodes tell it.
+
+    Args:
+        form: key of `FORMS`.
+    """
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = FORMS[form]
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions
+    ) -> Tensor:
+        """Attend [B, h, M, d], the scale in q already, with `q.Rh` [B, h, M, H] and `q.Rw`."""
+        mask, channels = None, v.shape[-1]
+        if self.form.folded:
+            q, k = _folded(q, k, rel_h, rel_w, positions)
+        else:
+            mask = _mask(q, rel_h, rel_w, positions)
+        if not self.form.padded:
+            return self._attend(q, k, v, mask)
+        return self._attend(q, k, F.pad(v, (0, q.shape[-1] - channels)), mask)[..., :channels]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        exporting = torch.compiler.is_exporting()
+        if exporting and self.form.operator:
+            return _onnx_attention(q, k, v, mask)
+        if q.is_cuda and not exporting:  # never holds M x M logits
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        # The plain pattern is what TensorRT and ONNX Runtime fuse, and the faster one on a CPU.
+        logits = q @ k.transpose(-2, -1)
+        return (logits if mask is None else logits + mask).softmax(-1) @ v
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with the scale already in q; v may have fewer channels than q and k."""
-    if q.is_cuda and not torch.compiler.is_exporting():
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)  # never holds M x M logits
-    # The plain pattern is what TensorRT and ONNX Runtime fuse, and the faster one on a CPU.
-    return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+def _onnx_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """One `Attention` node of ONNX opset 23."""
+    try:
+        from torch.onnx.ops import attention
+    except ImportError:
+        raise UserError(
+            f"attention operator needs torch 2.9, and this is {torch.__version__}. Update torch, "
+            "or use attention folded_padded"
+        ) from None
+    return attention(q, k, v, attn_mask=mask, scale=1.0)[0]
 
 
 def _one_hot_table(

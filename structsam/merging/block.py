@@ -20,7 +20,7 @@ from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
 from structsam.errors import UserError
-from structsam.merging.attention import Positions, attend
+from structsam.merging.attention import AttentionCore, Positions, attend
 from structsam.merging.block_plan import BlockMerging, MapGroup, plan_block
 from structsam.merging.geometry import WindowMaps
 from structsam.merging.window_group import WindowGroup
@@ -62,7 +62,7 @@ class MergedBlock(nn.Module):
         block: the stock block, kept in `original`.
         tiers: merging for the maps of this block; several give the windows that the prompt box
             covers most to the first tier, and so on. None computes attention on all tokens.
-        attention: key of `structsam.merging.attention.ATTENTIONS`.
+        attention: key of `structsam.merging.attention_forms.FORMS`.
         proportional: add the log of a slot's size to the logits of its key.
         prompt: where the prompt box is found; None when the model takes none.
         placement: one of `structsam.config.PLACEMENTS`.
@@ -82,7 +82,7 @@ class MergedBlock(nn.Module):
         self.norm2, self.mlp = block.norm2, block.mlp
         self.window_size: int = block.window_size
         self.tiers = tuple(tiers)
-        self.attention = attention
+        self.attention, self.core = attention, AttentionCore(attention)
         self.proportional = proportional
         self.prompt = prompt
         self.placement = placement
@@ -122,7 +122,7 @@ class MergedBlock(nn.Module):
         normed = self.norm1(x)
         if not self.tiers:
             whole = WindowMaps.of(x, self.window_size)
-            attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.attention)
+            attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.core)
             x = x + whole.put_back(attended)
             return x + self.mlp(self.norm2(x))
         merging = self._merging(normed)
@@ -143,7 +143,7 @@ class MergedBlock(nn.Module):
 
     def _attention_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """Attention and output projection of normed slots."""
-        return attend(self.attn, rows, group.positions, self.attention, group.unpadded)
+        return attend(self.attn, rows, group.positions, self.core, group.unpadded)
 
     def _stage_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """What the blocks of the stage add to slots of the residual stream."""

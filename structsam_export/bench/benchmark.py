@@ -6,6 +6,7 @@ rows of the same backend and network take turns, so that a drift of the machine 
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import tempfile
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
+from structsam.merging.attention_forms import AUTO
 from structsam_export.bench.cost_card import CostCard, cost_card
 from structsam_export.bench.encoders import (
     STOCK,
     UNMERGED,
+    attention_form_of,
     batch_of,
     is_made_here,
     make_stock,
@@ -141,14 +144,16 @@ def bench(
 def _make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
-    """One stock encoder per model and batch, and one unmerged per model, batch and precision."""
+    """One stock encoder per model and batch, one unmerged per precision and attention, too."""
     seen = set()
     for bundle in bundles:
         model, batch = bundle.model.name, batch_of(bundle)
         many = f"-batch{batch}" if batch > 1 else ""
+        attention = attention_form_of(bundle)
+        form = "" if attention in (AUTO, "folded") else "-" + re.sub("[=,]", "_", attention)
         for role, make, key in (
             (STOCK, make_stock, f"{STOCK}-{model}{many}"),
-            (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{many}"),
+            (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{form}{many}"),
         ):
             if key not in seen:
                 seen.add(key)
@@ -232,8 +237,13 @@ def _compare(
     cards: dict[int, CostCard | None],
     rates: dict[tuple[str, str], float | None],
 ) -> None:
-    """Set every encoder beside its cost and beside the baselines of its model and backend."""
-    base = {_key(row.role, row): row for row, _ in jobs if row.role in (STOCK, UNMERGED)}
+    """Set every encoder beside its cost and beside the fastest baselines of model and backend."""
+    base: dict[Any, BenchRow] = {}
+    for row, _ in jobs:
+        if row.role in (STOCK, UNMERGED) and row.median_ms is not None:
+            best = base.get(_key(row.role, row))
+            if best is None or best.median_ms is None or row.median_ms < best.median_ms:
+                base[_key(row.role, row)] = row
     decoders = {
         (row.backend, _decoder_of(bundle)): row.median_ms
         for row, bundle in jobs

@@ -65,11 +65,11 @@ def make_merged(
 
 
 def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
-    """Return the encoder of `like` at rate 0, folded attention and the same precision."""
+    """Return the encoder of `like` at rate 0, with the same form of attention and precision."""
     from structsam.config import MergeConfig
 
     model, decoder = like.model.name, like.onnx_path("decoder")
-    config = MergeConfig(rate=0.0)
+    config = MergeConfig(rate=0.0, attention=attention_form_of(like))
     return _merged(model, config, like.precision, batch_of(like), folder, decoder, say)
 
 
@@ -104,6 +104,11 @@ def is_made_here(bundle: Bundle) -> bool:
 def batch_of(bundle: Bundle) -> int:
     """Return how many images one call of the encoder takes."""
     return int(bundle.part("encoder").inputs[0].shape[0])
+
+
+def attention_form_of(bundle: Bundle) -> str:
+    """Return the form of attention of a bundle's encoder, as in `MergeConfig`."""
+    return str(bundle.manifest["merging"].get("attention", "folded"))
 
 
 def prepare(bundle: Bundle, backend: str, say: Say, targets: Sequence[str] = ()) -> None:

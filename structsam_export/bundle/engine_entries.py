@@ -106,12 +106,21 @@ def record_engine(
     target: str,
     wanted: Mapping[str, Any],
     build_seconds: float,
+    attention: Mapping[str, list[int]],
 ) -> EngineEntry:
     """Put a finished engine file into the manifest, save it, and return the new entry."""
     name = engine_file(backend, part, target)
     found, seconds = FileRecord.of(bundle.path / name), round(build_seconds, 3)
     entry = EngineEntry(
-        backend, part, target, name, found.size, found.sha256, dict(wanted), seconds
+        backend,
+        part,
+        target,
+        name,
+        found.size,
+        found.sha256,
+        dict(wanted),
+        seconds,
+        dict(attention),
     )
     with bundle.manifest_to_change() as manifest:
         others = [other for other in manifest.get("engines", []) if other["file"] != name]

@@ -102,6 +102,8 @@ class EngineEntry:
         target: architecture such as `sm89`.
         file: relative to the bundle.
         fingerprint: all that the engine depends on; see `fingerprint`.
+        attention: indices of the blocks whose attention is `fused`, and of those where it is
+            `separate` kernels; empty where that is not known.
     """
 
     backend: str
@@ -112,11 +114,13 @@ class EngineEntry:
     sha256: str
     fingerprint: dict[str, Any]
     build_seconds: float
+    attention: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> EngineEntry:
         """Read the form that `vars(entry)` has after a trip through JSON."""
-        return EngineEntry(**{f.name: data[f.name] for f in fields(EngineEntry)})
+        known = {"attention": {}} | dict(data)
+        return EngineEntry(**{f.name: known[f.name] for f in fields(EngineEntry)})
 
     def damage(self, bundle: Path, digest: bool = True) -> str | None:
         """Say how the file differs from the record, or None; see `FileRecord.damage`."""

@@ -23,6 +23,9 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", help="name=value of the method's own; see `list`; repeat it."),
 ]
+Attention = Annotated[
+    str, typer.Option(help="auto, a form (see `list`), or global=FORM,window=FORM.")
+]
 Align = Annotated[int, typer.Option(min=1, help="Keep a multiple of this many tokens.")]
 Proportional = Annotated[
     bool, typer.Option("--proportional", help="Add the log of a slot's size to its logits.")

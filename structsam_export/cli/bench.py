@@ -44,14 +44,20 @@ class Encoders:
     layers: Annotated[
         list[str] | None, typer.Option(help="With --model: all, global, window or 7,8,9; repeat.")
     ] = None
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="With --model: auto (of the first backend), or a form; repeat it."),
+    ] = None
     precision: Annotated[str, typer.Option(help="With --model: fp16 or fp32.")] = "fp16"
     batch: Annotated[int, typer.Option(min=1, help="With --model: images per call.")] = 1
 
-    def make(self, model: str, folder: Path, terminal: Terminal) -> list[Bundle]:
-        """Return their bundles in `folder`; what cannot be done is told."""
+    def make(self, model: str, backend: str, folder: Path, terminal: Terminal) -> list[Bundle]:
+        """Return their bundles in `folder`, made for `backend`; what cannot be done is told."""
+        from structsam.merging.attention_forms import AUTO
         from structsam.methods import choose_methods
         from structsam.models import model_spec
         from structsam_export.bench.encoders import make_merged
+        from structsam_export.graph.attention_choice import attention_for
         from structsam_export.graph.precisions import PRECISIONS
         from structsam_export.merging_choices import merge_configs
 
@@ -65,11 +71,16 @@ class Encoders:
             rate_list(self.rates),
             self.layers or ["all"],
             self.placement or ["attention"],
+            attentions=self.attention or [AUTO],
         )
+        told = [attention_for(config, backend, self.precision) for config in configs]
+        for reason in dict.fromkeys(why for _, why in told if why):
+            terminal.say(reason)
         for entry in left_out:
             terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
         if not configs:
             raise UserError("nothing merges at rate 0. Use --rates 0.5 and --baselines beside it")
+        configs = [config for config, _ in told]
         return list(make_merged(model, configs, self.precision, self.batch, folder, terminal.say))
 
 
@@ -148,11 +159,12 @@ def bench(
         require_matplotlib()
         atomic.require_writable(out)
     scratch = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="structsam-bench-")
+    first = next((name for name in backend or () if name != "auto"), "onnxruntime")
     with scratch as folder:
         if model is None:
             opened = [open_bundle(path) for path in bundles or ()]
         else:
-            opened = encoders.make(model, Path(folder), terminal)
+            opened = encoders.make(model, first, Path(folder), terminal)
         report = benchmark.bench(
             opened,
             backends,

@@ -118,6 +118,7 @@ def build_engines(
     from structsam_export.bundle.files import size_text
     from structsam_export.bundle.folder import open_bundle
     from structsam_export.engines.build import build
+    from structsam_export.engines.kernels import attention_note, attention_warning
     from structsam_export.engines.targets import find_builder
 
     opened = open_bundle(bundle)
@@ -140,11 +141,15 @@ def build_engines(
         )
     finally:
         terminal.close()
+    for warning in filter(None, map(attention_warning, entries)):
+        terminal.warn(warning)
     if json_only:
         print(json.dumps({"engines": [vars(entry) for entry in entries]}))
     else:
         for entry in entries:
-            terminal.print(f"{bundle / entry.file}  {size_text(entry.size)}")
+            told = attention_note(entry)
+            after = f", {told}" if told else ""
+            terminal.print(f"{bundle / entry.file}  {size_text(entry.size)}{after}")
 
 
 def lint_onnx(
@@ -156,15 +161,18 @@ def lint_onnx(
 ) -> None:
     """Check the export rules; every violation is named, exit 2 when there is one."""
     terminal = make_terminal()
-    from structsam_export.graph.lint import RULES, lint
+    from structsam_export.graph.lint import RULES, lint, runtime_needs
 
     names = None if dynamic is None else frozenset(filter(None, dynamic.split(",")))
-    violations = lint(onnx, names)
+    violations, needs = lint(onnx, names), runtime_needs(onnx)
     if json_only:
-        print(json.dumps({"violations": [vars(violation) for violation in violations]}))
+        found = [vars(violation) for violation in violations]
+        print(json.dumps({"violations": found, "needs": needs}))
     else:
         for violation in violations:
             terminal.print(str(violation))
+        if needs:
+            terminal.print(needs)
         terminal.print(f"{onnx}: {len(violations)} violation(s) of {len(RULES)} rules")
     raise typer.Exit(2 if violations else 0)
 

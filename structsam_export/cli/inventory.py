@@ -36,6 +36,7 @@ def inventory() -> dict[str, Any]:
     from structsam.evaluation.datasets import DATASETS
     from structsam.evaluation.metrics import METRICS
     from structsam.evaluation.protocols import PROTOCOLS
+    from structsam.merging.attention_forms import FORMS
     from structsam.methods import METHODS
     from structsam.models import MODELS
     from structsam_export.engines.targets import backend_facts
@@ -54,6 +55,7 @@ def inventory() -> dict[str, Any]:
             for name, spec in MODELS.items()
         },
         "methods": {name: _method_facts(method) for name, method in METHODS.items()},
+        "attention": {name: form.title for name, form in FORMS.items()},
         "backends": {name: backend_facts(name) for name in BACKENDS},
         "datasets": {
             name: {
@@ -130,6 +132,9 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
     for name, fact in facts["methods"].items():
         options = "\n".join(option_text(key, value) for key, value in fact["options"].items())
         methods.add_row(name, fact["rule"], escape(options), rate_text(fact))
+    attention = Table("name", "what it does", title="forms of attention")
+    for name, title in facts["attention"].items():
+        attention.add_row(name, title)
     backends = Table("name", "what", "runs here", "builds engines here", title="backends")
     for name, fact in facts["backends"].items():
         reason = fact["unavailable"]
@@ -144,4 +149,4 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
     measures = Table("kind", "name", "what", title="metrics and protocols of `evaluate`")
     for kind, (name, title) in zip(kinds, named, strict=True):
         measures.add_row(kind, name, title)
-    return [models, methods, backends, datasets, measures]
+    return [models, methods, attention, backends, datasets, measures]

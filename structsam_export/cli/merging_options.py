@@ -9,6 +9,7 @@ import typer
 
 from structsam_export.cli.arguments import (
     Align,
+    Attention,
     Layers,
     Method,
     Options,
@@ -41,7 +42,7 @@ class MergingOptions:
     placement: Annotated[
         str, typer.Option(help="What runs on merged tokens: attention, block (MLP too) or stage.")
     ] = "attention"
-    attention: Annotated[str, typer.Option(help="folded or dense.")] = "folded"
+    attention: Attention = "auto"
     option: Options = None
     schedule: ScheduleFile = None
     align: Align = 1

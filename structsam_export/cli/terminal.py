@@ -146,7 +146,8 @@ def bundle_table(bundle: Bundle) -> Table:
     own = [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     if merging.get("placement", "attention") != "attention":
         own.append(f"placement {merging['placement']}")
-    own += ["dense attention"] if merging.get("attention") == "dense" else []
+    if merging.get("attention", "folded") not in ("auto", "folded"):
+        own.append(f"attention {merging['attention']}")
     own += [f"align {merging['align']}"] if merging.get("align", 1) > 1 else []
     own += ["proportional attention"] if merging.get("proportional") else []
     if own:

@@ -6,6 +6,7 @@ No torch is imported: on a Jetson its memory is missing during the build.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -27,12 +28,20 @@ from structsam_export.bundle.engine_entries import (
 from structsam_export.bundle.files import locked, size_text
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import ENGINE_FOLDER, EngineEntry, PartName
+from structsam_export.engines.kernels import (
+    attention_note,
+    attention_of,
+    inspect,
+    kernels_of_rtx,
+)
 from structsam_export.engines.progress import BuildEvent, monitor_of, run_until_stopped
 from structsam_export.engines.targets import choose_targets, find_builder
 from structsam_export.runtimes.tensorrt_backend import RUNTIME_CACHE_SUFFIX
 from structsam_export.runtimes.tensorrt_module import FLAVOURS, Flavour, load_module, logger_of
 
 Progress = Callable[[BuildEvent], None]
+
+_log = logging.getLogger("structsam_export")
 
 
 def build(
@@ -84,6 +93,9 @@ def build(
         parsed = functools.cache(functools.partial(_parse, trt, flavour, bundle, part))
         entries += [job.engine(part, target, parsed) for target in chosen]
     return entries
+
+
+_log = logging.getLogger("structsam_export")
 
 
 @dataclass
@@ -151,15 +163,22 @@ class _Job:
     ) -> EngineEntry:
         self.report(BuildEvent(part, target, "started", reason, 0.0))
         started = time.perf_counter()
-        self._write(parsed, part, target)
+        attention = self._write(parsed, part, target)
         seconds = time.perf_counter() - started
         wanted = self._wanted(part, target)
-        entry = record_engine(self.bundle, self.flavour.name, part, target, wanted, seconds)
+        entry = record_engine(
+            self.bundle, self.flavour.name, part, target, wanted, seconds, attention
+        )
         message = f"{entry.file}, {size_text(entry.size)} in {seconds:.1f} s"
+        if told := attention_note(entry):
+            message += f", {told}"
         self.report(BuildEvent(part, target, "built", message, 1.0))
         return entry
 
-    def _write(self, parsed: Callable[[], _Network], part: PartName, target: str) -> None:
+    def _write(
+        self, parsed: Callable[[], _Network], part: PartName, target: str
+    ) -> dict[str, list[int]]:
+        """Build an engine into its file, and return what `attention_of` knows of it."""
         trt, bundle, logger = self.trt, self.bundle, logger_of(self.trt)
         timing = None if self.gpu is None else _timing_cache_file(bundle, trt.__version__, self.gpu)
         stop = Event()
@@ -202,6 +221,19 @@ class _Job:
         file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
         if timing is not None:
             atomic.write_bytes(timing, bytes(memoryview(config.get_timing_cache().serialize())))
+        return self._attention(memoryview(plan), part)
+
+    def _attention(self, plan: memoryview, part: PartName) -> dict[str, list[int]]:
+        """What is known of the attention in an encoder's engine: nothing, where reading fails."""
+        if part != "encoder":
+            return {}
+        try:
+            if self.flavour.ahead_of_time:
+                return attention_of(kernels_of_rtx(plan))
+            return attention_of(inspect(self.trt, logger_of(self.trt), plan))
+        except Exception as error:  # a text of TensorRT's own, in a form that may change
+            _log.debug("the engine's kernels cannot be read", exc_info=error)
+            return {}
 
 
 def _parse(trt: Any, flavour: Flavour, bundle: Bundle, part: PartName) -> _Network:
@@ -250,6 +282,7 @@ def _configure(parsed: _Network, bundle: Bundle, part: PartName, settings: Build
         config.set_memory_pool_limit(pools.TACTIC_DRAM, settings.tactic_memory_mb << 20)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    config.profiling_verbosity = parsed.trt.ProfilingVerbosity.DETAILED  # names of ONNX nodes
     if bundle.precision == "fp32":
         config.clear_flag(parsed.trt.BuilderFlag.TF32)  # its 10-bit mantissa misses FP32's gate
     contract = bundle.part(part)

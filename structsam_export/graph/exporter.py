@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,20 +18,29 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import nn
 
 from structsam.errors import UserError
+from structsam.merging.block import MergedBlock
 from structsam_export.bundle.manifest import Part
-from structsam_export.graph.lint import DYNAMIC_KEY, MAX_OPSET, PLANS_KEY, SINGLE_FILE_LIMIT
+from structsam_export.graph.lint import (
+    ATTENTION_OPSET,
+    DYNAMIC_KEY,
+    MAX_OPSET,
+    PLANS_KEY,
+    SINGLE_FILE_LIMIT,
+)
 from structsam_export.graph.modules import DecoderModule, EncoderModule
 
 #: Elements of the largest constant that is worth computing ahead: a bigger one costs more to keep
 #: (a 2048 x 2048 comparison of positions, say) than to compute.
 _LARGEST_CONSTANT = 1 << 20
+#: Where torch's exporter keeps the modules around a node; the last entry is the operation's own.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def export_encoder(module: EncoderModule, folder: Path, file: str, batch: int = 1) -> Part:
     """Write the encoder's ONNX into `folder` and return its contract."""
     part = module.part(file, batch)
     names = [spec.name for spec in part.all_outputs]
-    model = _to_ir(module, _examples(part), part, names, None)
+    model = _to_ir(module, _examples(part), part, names, None, _opset(module))
     if module.plan_outputs:
         model.metadata_props[PLANS_KEY] = ",".join(map(str, module.merging))
     _save(model, folder / file)
@@ -72,17 +83,25 @@ def _examples(part: Part) -> tuple[torch.Tensor, ...]:
     return tuple(torch.zeros([int(side) for side in spec.shape]) for spec in part.inputs)
 
 
+def _opset(module: EncoderModule) -> int:
+    """The opset of ONNX that the forms of attention take."""
+    forms = {b.core.form for b in module.encoder.blocks if isinstance(b, MergedBlock)}
+    return ATTENTION_OPSET if any(form.operator for form in forms) else MAX_OPSET
+
+
 def _to_ir(
     module: nn.Module,
     inputs: tuple[torch.Tensor, ...],
     part: Part,
     output_names: list[str],
     dynamic: tuple[dict[int, torch.export.Dim], ...] | None,
+    opset: int = MAX_OPSET,
 ) -> ir.Model:
     # torch's own optimizer searches for patterns in a time quadratic in the nodes
-    model = _trace(module, inputs, part, output_names, dynamic, optimize=False)
+    model = _trace(module, inputs, part, output_names, dynamic, opset, optimize=False)
     with _quiet():
         _simplify(model)
+    _name_by_modules(model)
     return model
 
 
@@ -92,6 +111,7 @@ def _trace(
     part: Part,
     output_names: list[str],
     dynamic: tuple[dict[int, torch.export.Dim], ...] | None = None,
+    opset: int = MAX_OPSET,
     *,
     optimize: bool,
 ) -> ir.Model:
@@ -100,7 +120,7 @@ def _trace(
             module.eval(),
             inputs,
             dynamo=True,
-            opset_version=MAX_OPSET,
+            opset_version=opset,
             input_names=[spec.name for spec in part.inputs],
             output_names=output_names,
             dynamic_shapes=dynamic,
@@ -131,6 +151,17 @@ def _simplify(model: ir.Model) -> None:
         rewrite(model)
     fold_constants(model)
     cleanup(model)
+
+
+def _name_by_modules(model: ir.Model) -> None:
+    """Name every node after its module, such as `blocks.3.core/Softmax`: engines show the names."""
+    taken: Counter[str] = Counter()
+    for node in model.graph:
+        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+        place = scopes[-2].removeprefix("encoder.") if len(scopes) > 1 else ""
+        name = f"{place}/{node.op_type}" if place else node.op_type
+        taken[name] += 1
+        node.name = f"{name}_{taken[name]}" if taken[name] > 1 else name
 
 
 def _save(model: ir.Model, file: Path) -> None:

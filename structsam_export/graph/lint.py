@@ -17,6 +17,8 @@ from structsam.errors import UserError
 from structsam_export.bundle.manifest import PLAN_TENSORS
 
 MAX_OPSET = 20
+#: The first opset with `Attention`, and all that a graph with that node may have.
+ATTENTION_OPSET = 23
 MAX_TOPK = 3840
 SINGLE_FILE_LIMIT = 2_000_000_000
 #: Metadata key under which an exported file names the input dimensions that may vary.
@@ -54,7 +56,7 @@ _SHAPE_INPUTS = {
 }
 _FEATURE_OPS = {
     "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Softmax", "LayerNormalization",
-    "ReduceMean", "Gelu", "Erf",
+    "ReduceMean", "Gelu", "Erf", "Attention",
 }  # fmt: skip
 
 
@@ -123,6 +125,18 @@ def lint(file: str | Path, dynamic: frozenset[str] | None = None) -> list[Violat
         dynamic = frozenset(filter(None, own.split(",")))
     graph = Graph(path, onnx.shape_inference.infer_shapes(model, data_prop=True), dynamic)
     return [violation for rule in RULES for violation in rule(graph)]
+
+
+def runtime_needs(file: str | Path) -> str | None:
+    """Say which runtimes know an ONNX file that needs more than the oldest ones that we serve."""
+    graph = onnx.load(file, load_external_data=False).graph
+    if not any(node.op_type == "Attention" for node in graph.node):
+        return None
+    return (
+        f"Attention of opset {ATTENTION_OPSET}: needs ONNX Runtime 1.23, TensorRT 10.14 or "
+        "TensorRT for RTX, whose engines take it in FP16 only; TensorRT 10.3 of JetPack 6 does "
+        "not know it"
+    )
 
 
 def require_clean(file: str | Path) -> None:
@@ -258,10 +272,12 @@ def plan_outputs(graph: Graph) -> Iterator[Violation]:
 
 
 def opset_limit(graph: Graph) -> Iterator[Violation]:
-    """ONNX opset at most 20, which TensorRT 10.3 reads."""
+    """ONNX opset at most 20, which TensorRT 10.3 reads; 23 where `Attention` needs it."""
+    has_attention = any(node.op_type == "Attention" for node in graph.nodes)
+    limit = ATTENTION_OPSET if has_attention else MAX_OPSET
     for opset in graph.model.opset_import:
-        if opset.domain in ("", "ai.onnx") and opset.version > MAX_OPSET:
-            yield Violation("opset", f"opset {opset.version}", f"above {MAX_OPSET}")
+        if opset.domain in ("", "ai.onnx") and opset.version > limit:
+            yield Violation("opset", f"opset {opset.version}", f"above {limit}")
 
 
 def external_data(graph: Graph) -> Iterator[Violation]:

@@ -14,7 +14,7 @@ import structsam
 from structsam.apply import apply_merging, merged_blocks, remove_merging
 from structsam.config import MergeConfig, parse_layers
 from structsam.errors import UserError
-from structsam.merging.attention import ATTENTIONS
+from structsam.merging.attention_forms import FORMS
 from structsam.merging.block import MergedBlock
 
 
@@ -161,7 +161,7 @@ def test_every_block_may_have_its_own_rate(sam, rates) -> None:
         ({"layers": "some"}, "unknown layers 'some'.*all, global, window"),
         ({"layers": [3]}, "layer 3.*0 to 2"),
         ({"layers": [0, -1]}, "layer -1.*0 to 2"),
-        ({"attention": "sparse"}, "unknown attention 'sparse'.*folded, dense"),
+        ({"attention": "sparse"}, "unknown attention 'sparse'.*folded, folded_padded, dense"),
         ({"rates": 0.5}, "unknown argument 'rates'.*method, rate, layers, attention, options"),
         ({"reuse": 2}, "unknown argument 'reuse'"),
         ({"config": "tome"}, "'tome' is no MergeConfig.*method='structsam'"),
@@ -240,7 +240,7 @@ def test_a_config_does_what_its_arguments_do(sam, tiny_sam_factory) -> None:
     assert [block.attention for block in merged_blocks(sam)] == ["dense"] * 3
 
 
-@pytest.mark.parametrize("form", ATTENTIONS)
+@pytest.mark.parametrize("form", FORMS)
 def test_two_images_in_a_batch_are_two_single_images(sam, form) -> None:
     apply_merging(sam, rate=0.5, attention=form)
     assert [block.attention for block in merged_blocks(sam)] == [form] * 3
@@ -252,7 +252,7 @@ def test_two_images_in_a_batch_are_two_single_images(sam, form) -> None:
         )
 
 
-@pytest.mark.parametrize("form", ATTENTIONS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_after_merging_is_finite_and_close(sam, form, dtype) -> None:
     encoder = apply_merging(sam.image_encoder, rate=0.5, attention=form)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from structsam.apply import apply_merging, merged_blocks, remove_merging, set_prompt_box
 from structsam.errors import UserError
-from structsam.merging.attention import ATTENTIONS
+from structsam.merging.attention_forms import FORMS
 from structsam.methods import METHODS
 from structsam.recording import record_plans
 from tests.structsam import naive_structsam as naive
@@ -24,7 +24,7 @@ from tests.structsam.naive_attention import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-every_form = pytest.mark.parametrize("form", ATTENTIONS)
+every_form = pytest.mark.parametrize("form", FORMS)
 every_kind = pytest.mark.parametrize("index", [0, 1], ids=["padded-window", "global"])
 
 

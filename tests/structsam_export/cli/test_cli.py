@@ -148,7 +148,7 @@ BAD_EXPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     "layer 99": (("--layers", "99"), "blocks 0 to 2"),
     "layer -1": (("--layers", "-1"), "blocks 0 to 2"),
     "precision": (("--precision", "fp8"), "fp32, fp16"),
-    "attention": (("--attention", "flash"), "folded, dense"),
+    "attention": (("--attention", "flash"), "folded, folded_padded, dense"),
     "weights": (("--weights", "good"), "random"),
     "target without engines": (
         ("--backend", "onnxruntime", "--target", "sm89"),

@@ -1,0 +1,68 @@
+"""Which form of attention `auto` is, for every runtime, and what decided it: one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from structsam.merging.attention_forms import AUTO
+
+if TYPE_CHECKING:
+    from structsam.config import MergeConfig
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """A form of attention, and why.
+
+    Args:
+        attention: as in `MergeConfig.attention`.
+        reason: the measurement, or `assumed` and on what grounds.
+    """
+
+    attention: str
+    reason: str
+
+
+_READ = (
+    "engines of TensorRT for RTX 1.7.1, read without a GPU on 2026-11-26, have fused kernels for "
+    "it in every block and for every target, and none for folded; that it is the fastest of those "
+    "that fuse is assumed: it reads the least memory"
+)
+
+_ELSEWHERE = AttentionChoice("folded", "assumed: the fewest multiply-adds")
+
+#: By key of `BACKENDS` and precision; `_ELSEWHERE` for the others.
+AUTO_ATTENTION = {
+    ("onnxruntime", "fp32"): AttentionChoice(
+        "folded", "measured on a CPU, 2026-11-21: 1.27 times as fast as dense at rate 0.5"
+    ),
+    ("tensorrt-rtx", "fp32"): AttentionChoice(
+        "folded", "engines have fused kernels for FP16 only; the fewest multiply-adds"
+    ),
+    ("tensorrt-rtx", "fp16"): AttentionChoice("folded_padded", _READ),
+    ("tensorrt", "fp32"): AttentionChoice("folded", "assumed, from TensorRT for RTX"),
+    ("tensorrt", "fp16"): AttentionChoice("folded_padded", "assumed, from TensorRT for RTX"),
+    ("torch", "fp32"): AttentionChoice("folded", "measured on a CPU, 2026-11-21"),
+}
+
+
+def attention_for(
+    config: MergeConfig, backend: str, precision: str
+) -> tuple[MergeConfig, str | None]:
+    """Return `config` with the form of attention that `auto` is for a runtime, and why.
+
+    Args:
+        backend: key of `BACKENDS`; of several, the one that matters most.
+        precision: `fp16` or `fp32`.
+
+    Returns:
+        `config` as it is, and None, where a form was asked for.
+    """
+    if config.attention != AUTO:
+        return config, None
+    choice = AUTO_ATTENTION.get((backend, precision), _ELSEWHERE)
+    return (
+        replace(config, attention=choice.attention),
+        f"attention {choice.attention} for {backend} ({choice.reason})",
+    )
