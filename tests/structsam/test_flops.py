@@ -264,6 +264,17 @@ def test_folded_attention_shows_what_it_executes_beyond_the_count() -> None:
     assert folded.blocks[2].folded_extra == 12 * 4096**2 * 128
     assert folded.blocks[0].folded_extra == 12 * 25 * 196**2 * 32
     assert folded.executed == folded.total + folded.folded_extra
+    # values as wide as queries and keys cost as much again
+    padded = encoder_flops(MODELS["vit_b"], MergeConfig(rate=0.0, attention="folded_padded"))
+    assert padded.total == folded.total
+    assert padded.folded_extra == 2 * folded.folded_extra
+    mixed = MergeConfig(rate=0.0, attention="global=folded,window=dense")
+    blocks = encoder_flops(MODELS["vit_b"], mixed).blocks
+    assert blocks[2].folded_extra == folded.blocks[2].folded_extra
+    assert blocks[0].folded_extra == 0
+    # a mask of h * M * M is written, and read; the folded channels of q and k do not exist
+    wide = 2 * 12 * 128 * 4096
+    assert dense.blocks[2].traffic - (folded.blocks[2].traffic - wide) == 2 * 12 * 4096**2
 
 
 def test_proportional_attention_folds_one_more_channel() -> None:

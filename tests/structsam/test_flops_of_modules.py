@@ -78,7 +78,7 @@ def test_fvcore_counts_the_same_in_the_stock_encoder(
     assert counted == pytest.approx(unmerged_flops(tiny_spec).total, rel=1e-6)
 
 
-@pytest.mark.parametrize("attention", ["dense", "folded"])
+@pytest.mark.parametrize("attention", ["dense", "folded", "folded_padded"])
 @pytest.mark.parametrize("layers", ["all", "global"])
 def test_fvcore_counts_the_same_at_rate_0(
     tiny_sam_factory: Callable[..., Any], tiny_spec: ModelSpec, attention: str, layers: str
