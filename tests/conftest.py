@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +19,17 @@ from structsam.models.load import build_sam
 # Two workers share two cores: threads would wait for each other. PyTorch reads it when it loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tracing makes millions of objects: looking for circles every 700 is an eighth of its time.
+gc.set_threshold(100_000, 20, 20)
+
 # The same examples in every run: a red build means a change, not luck.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: else one worker ends with them while the others have nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

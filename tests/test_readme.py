@@ -6,9 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from structsam.models import MODELS, ModelSpec
+from structsam.models.vit_t import VIT_T
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -68,12 +72,33 @@ def test_the_installed_command_starts() -> None:
     assert "spectrum" in done.stdout
 
 
+def first_blocks_of_vit_t(count: int, folder: Path) -> ModelSpec:
+    """ViT-T and its weights, cut off after some blocks."""
+    from safetensors.torch import load_file, save_file
+
+    spec = MODELS["vit_t"]
+    assert spec.embedded_weights
+    number = re.compile(r"image_encoder\.blocks\.(\d+)\.")
+    state = {
+        name: tensor
+        for name, tensor in load_file(spec.embedded_weights).items()
+        if not (block := number.match(name)) or int(block[1]) < count
+    }
+    file = folder / "first_blocks.safetensors"
+    save_file(state, file)
+    kept = tuple(block for block in spec.global_blocks if block < count)
+    return replace(spec, depth=count, global_blocks=kept, embedded=str(file))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, which has loaded PyTorch already."""
+    """In this process, which has loaded PyTorch already.
+
+    The first export is of the whole model. The second one says as much on three blocks.
+    """
     pytest.importorskip("onnxruntime")
     pytest.importorskip("torch")
     from structsam_export.cli.main import main
@@ -81,8 +106,11 @@ def test_the_commands_of_the_readme_run(
     (tmp_path / "structsam_export").mkdir()
     (tmp_path / "structsam_export" / "assets").symlink_to(ROOT / "structsam_export" / "assets")
     monkeypatch.chdir(tmp_path)
+    three_blocks = first_blocks_of_vit_t(3, tmp_path)
     for command in commands():
         arguments = shlex.split(command)[1:]
+        is_short = "--prompt-aware" in arguments
+        monkeypatch.setitem(MODELS, "vit_t", three_blocks if is_short else VIT_T)
         if "tensorrt-rtx" in arguments or "--target" in arguments:
             pytest.importorskip("tensorrt_rtx")
         with pytest.raises(SystemExit) as ended:

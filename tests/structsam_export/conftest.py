@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from structsam.models import MODELS, ModelSpec
@@ -66,28 +70,37 @@ def tiny_export_factory(
 ) -> Callable[[str], Exported]:
     """`make("fp32" or "fp16")`: the one real export of that precision, rate 0.5, seed 0."""
     pytest.importorskip("onnxruntime")
-    made: dict[str, Exported] = {}
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers of this run
 
+    @functools.cache
     def make(precision: str = "fp32") -> Exported:
-        if precision not in made:
-            from structsam_export import export
+        kept = root / f"exported-{precision}.pickle"
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                exported = export_to(root / f"exported-{precision}", precision)
+                kept.write_bytes(pickle.dumps(exported))
+            return pickle.loads(kept.read_bytes())
 
-            steps: list[str] = []
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(MODELS, tiny_spec.name, tiny_spec)
-                with contextlib.redirect_stdout(io.StringIO()) as stdout:
-                    result = export(
-                        tiny_spec.name,
-                        rate=0.5,
-                        weights="random",
-                        precision=precision,
-                        backend="onnxruntime",
-                        images=[tiny_photo],
-                        out=tmp_path_factory.mktemp("exported"),
-                        say=steps.append,
-                    )
-            made[precision] = Exported(result.path, result.parity, stdout.getvalue(), tuple(steps))
-        return made[precision]
+    def export_to(folder: Path, precision: str) -> Exported:
+        from structsam_export import export
+
+        steps: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(MODELS, tiny_spec.name, tiny_spec)
+            with contextlib.redirect_stdout(io.StringIO()) as stdout:
+                result = export(
+                    tiny_spec.name,
+                    rate=0.5,
+                    weights="random",
+                    precision=precision,
+                    backend="onnxruntime",
+                    images=[tiny_photo],
+                    out=folder,
+                    say=steps.append,
+                )
+        return Exported(result.path, result.parity, stdout.getvalue(), tuple(steps))
 
     return make
 

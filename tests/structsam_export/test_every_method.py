@@ -35,10 +35,11 @@ def ran(report: Any) -> Any:
     return row
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != MergeConfig().method])
 def test_export_and_check(
     method: str, fast_decoder: str, tiny_photo: Path, tmp_path: Path, one_torch_thread
 ) -> None:
+    """The shared bundle is the default method's: tests/structsam_export/test_pipeline.py."""
     result = export(
         fast_decoder,
         rate=0.5,
@@ -61,9 +62,11 @@ def test_export_and_check(
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        ({"options": {"operator": "central"}}, "tiny-structsam-r0.50-operator_central-fp32"),
-        ({"proportional": True, "align": 8}, "tiny-structsam-r0.50-align8-proportional-fp32"),
-        ({"prompt_aware": "rank"}, "tiny-structsam-r0.50-box_rank-fp32"),
+        (
+            {"options": {"operator": "central"}, "proportional": True, "align": 8}
+            | {"prompt_aware": "rank"},
+            "tiny-structsam-r0.50-operator_central-align8-proportional-box_rank-fp32",
+        ),
         (
             {"prompt_aware": "windows", "placement": "block"},
             "tiny-structsam-r0.50-block-box_windows-fp32",
@@ -172,7 +175,7 @@ class EveryThird(FixedDestinations):
 def test_a_toy_method_needs_one_class_and_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    tiny_model: str,
+    fast_decoder: str,
     tiny_photo: Path,
     tmp_path: Path,
     one_torch_thread,
@@ -190,7 +193,7 @@ def test_a_toy_method_needs_one_class_and_one_line(
     assert "Merge tokens into every third one." in run("list", "--json")
     assert '"method": "every_third"' in run("flops", "--method", "every_third", "--json")
     assert "every_third" in run("flops", "--method", "all")
-    arguments = ["--model", tiny_model, "--weights", "random", "--method", "every_third"]
+    arguments = ["--model", fast_decoder, "--weights", "random", "--method", "every_third"]
     shown = run("export", *arguments, "--image", str(tiny_photo), "--out", str(tmp_path))
     assert "passed" in shown
     with pytest.raises(SystemExit):
