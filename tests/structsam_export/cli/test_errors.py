@@ -111,7 +111,7 @@ def test_every_command_takes_json_and_verbose(
 
 
 HIDDEN = """
-import json, sys
+import contextlib, io, json, sys, traceback
 import importlib.machinery as machinery
 
 class Hides(machinery.PathFinder):
@@ -121,28 +121,44 @@ class Hides(machinery.PathFinder):
             return None
         return machinery.PathFinder.find_spec(name, path, target)
 
-HIDE = set(json.loads(sys.argv[1]))
+HIDE, command_lines = map(json.loads, sys.argv[1:])
 sys.meta_path[:] = [Hides if f is machinery.PathFinder else f for f in sys.meta_path]
 from structsam_export.cli.main import main
-main(sys.argv[2:])
+
+def ended(arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as error:
+            code = error.code
+        except Exception:
+            code = traceback.print_exc() or 1
+    return code, out.getvalue(), err.getvalue()
+
+print(json.dumps([ended(arguments) for arguments in command_lines]))
 """
+Ended = subprocess.CompletedProcess[str]
 
 
-def without(packages: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command where these packages are not installed."""
-    command = [sys.executable, "-c", HIDDEN, json.dumps(packages), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def without(packages: list[str], command_lines: list[list[str]], folder: Path) -> list[Ended]:
+    """Run commands in one process, in `folder`, where these packages are not installed."""
+    command = [sys.executable, "-c", HIDDEN, json.dumps(packages), json.dumps(command_lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    answers = zip(command_lines, json.loads(done.stdout), strict=True)
+    return [Ended(arguments, *answer) for arguments, answer in answers]
 
 
 #: Commands that do their work without any optional package, and those that work needs one for.
 NEEDS_NONE: dict[str, list[object]] = {"list": [], "flops": []}
 
 
-# `doctor` tells what is missing: tests/structsam_export/doctor/
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download", "doctor"}))
-def test_without_optional_packages_a_command_works_or_names_the_extra(
-    tiny_bundle: Bundle, tiny_photo: Path, command: str
-) -> None:
+@pytest.fixture(scope="module")
+def without_packages(
+    tiny_bundle: Bundle, tiny_photo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Ended]:
+    """How commands end without any optional package."""
     bundle, photos = tiny_bundle.path, tiny_photo.parent
     arguments: dict[str, list[object]] = {
         "export": ["--model", "vit_t"],
@@ -159,14 +175,23 @@ def test_without_optional_packages_a_command_works_or_names_the_extra(
         "tune": ["--images", photos],
         **NEEDS_NONE,
     }
-    if command == "evaluate":
-        for folder in ("images", "masks"):
-            Path(folder).mkdir()
-            (Path(folder) / "a.png").write_bytes(tiny_photo.read_bytes())
-    if command == "report":
-        write_rows(Path("results"), "unmerged", [row_of("a", "1", 1, *[square(5, 5, 9, 9)] * 2)])
-        write_facts(Path("results"), [run_facts("unmerged")])
-    ended = without(list(EXTRA_OF), command, *arguments[command])
+    folder = tmp_path_factory.mktemp("without_packages")
+    for data in ("images", "masks"):
+        (folder / data).mkdir()
+        (folder / data / "a.png").write_bytes(tiny_photo.read_bytes())
+    row = row_of("a", "1", 1, *[square(5, 5, 9, 9)] * 2)
+    write_rows(folder / "results", "unmerged", [row])
+    write_facts(folder / "results", [run_facts("unmerged")])
+    lines = [[command, *map(str, rest)] for command, rest in arguments.items()]
+    return dict(zip(arguments, without(list(EXTRA_OF), lines, folder), strict=True))
+
+
+# `doctor` tells what is missing: tests/structsam_export/doctor/
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download", "doctor"}))
+def test_without_optional_packages_a_command_works_or_names_the_extra(
+    without_packages: dict[str, Ended], command: str
+) -> None:
+    ended = without_packages[command]
     assert "Traceback" not in ended.stderr
     if command == "download":  # needs none, and nothing listens there
         assert ended.returncode == 2 and "Cannot reach" in ended.stderr
@@ -179,63 +204,70 @@ def test_without_optional_packages_a_command_works_or_names_the_extra(
 
 
 TORCH = ["torch", "torchvision", "segment_anything"]
+REFUSED_EXPORTS = [
+    ("export --model vit_x", "vit_b, vit_l, vit_h"),
+    ("export --model vit_b --rate 0.9", "outside [0, 0.75]"),
+    ("export --model vit_b --rate half", "is not a number"),
+    ("export --model vit_b --method magic", "unknown method"),
+    ("export --model vit_b --layers some", "unknown layers"),
+    ("export --model vit_b --layers 99", "blocks 0 to 11"),
+    ("export --model vit_b --precision fp8", "unknown precision"),
+    ("export --model vit_b --checkpoint nowhere.pth", "not found"),
+    ("export --model vit_b", "No weights are named"),
+    ("export --model vit_t --image nowhere.png", "does not exist"),
+    ("export --model vit_t --out file", "cannot write file"),
+    ("export --model vit_t --out file/below", "cannot write file/below"),
+]
+REFUSED_STUDIES = [
+    ("tune --images nowhere", "no photo or folder"),
+    ("tune --images nowhere --model vit_x", "vit_b, vit_l, vit_h"),
+    ("tune --images nowhere --budget 0.9", "outside [0, 0.75]"),
+    ("tune --images nowhere --model vit_b", "No weights are named"),
+    ("inspect --model vit_x", "vit_b, vit_l, vit_h"),
+    ("inspect --model vit_t --rate 0.95", "outside [0, 0.75]"),
+    ("inspect --model vit_t --layers 99", "blocks 0 to 11"),
+    ("inspect --model vit_t --image nowhere.png", "does not exist"),
+    ("spectrum --model vit_x", "vit_b, vit_l, vit_h"),
+    ("spectrum --model vit_t --image nowhere.png", "does not exist"),
+    ("spectrum --model vit_t --out file", "cannot write file"),
+    ("inspect --model vit_t --out file/below", "cannot write file/below"),
+    ("spectrum --model vit_t --graph magic", "unknown graph 'magic'"),
+    ("spectrum --model vit_t --rates 0.9", "outside [0, 0.75]"),
+    ("spectrum --model vit_t --layers 99", "blocks 0 to 11"),
+    ("inspect --model vit_t --methods structsam --option edge=9", "has no option 'edge'"),
+]
+ONLY_COUNT = ["list", "list --markdown", "flops --model vit_b --rate 0.5"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("--model vit_x", "vit_b, vit_l, vit_h"),
-        ("--model vit_b --rate 0.9", "outside [0, 0.75]"),
-        ("--model vit_b --rate half", "is not a number"),
-        ("--model vit_b --method magic", "unknown method"),
-        ("--model vit_b --layers some", "unknown layers"),
-        ("--model vit_b --layers 99", "blocks 0 to 11"),
-        ("--model vit_b --precision fp8", "unknown precision"),
-        ("--model vit_b --checkpoint nowhere.pth", "not found"),
-        ("--model vit_b", "No weights are named"),
-        ("--model vit_t --image nowhere.png", "does not exist"),
-        ("--model vit_t --out file", "cannot write file"),
-        ("--model vit_t --out file/below", "cannot write file/below"),
-    ],
-)
-def test_an_export_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
-    Path("file").write_text("no folder")
-    ended = without(TORCH, "export", *arguments.split())
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """How these command lines end without torch, by line."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    (folder / "file").write_text("no folder")
+    lines = [line for line, _ in REFUSED_EXPORTS + REFUSED_STUDIES] + ONLY_COUNT
+    ended = without(TORCH, [line.split() for line in lines], folder)
+    return dict(zip(lines, ended, strict=True))
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED_EXPORTS)
+def test_an_export_is_refused_before_torch_is_needed(
+    without_torch: dict[str, Ended], arguments: str, said: str
+) -> None:
+    ended = without_torch[arguments]
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("tune --images nowhere", "no photo or folder"),
-        ("tune --images nowhere --model vit_x", "vit_b, vit_l, vit_h"),
-        ("tune --images nowhere --budget 0.9", "outside [0, 0.75]"),
-        ("tune --images nowhere --model vit_b", "No weights are named"),
-        ("inspect --model vit_x", "vit_b, vit_l, vit_h"),
-        ("inspect --model vit_t --rate 0.95", "outside [0, 0.75]"),
-        ("inspect --model vit_t --layers 99", "blocks 0 to 11"),
-        ("inspect --model vit_t --image nowhere.png", "does not exist"),
-        ("spectrum --model vit_x", "vit_b, vit_l, vit_h"),
-        ("spectrum --model vit_t --image nowhere.png", "does not exist"),
-        ("spectrum --model vit_t --out file", "cannot write file"),
-        ("inspect --model vit_t --out file/below", "cannot write file/below"),
-        ("spectrum --model vit_t --graph magic", "unknown graph 'magic'"),
-        ("spectrum --model vit_t --rates 0.9", "outside [0, 0.75]"),
-        ("spectrum --model vit_t --layers 99", "blocks 0 to 11"),
-        ("inspect --model vit_t --methods structsam --option edge=9", "has no option 'edge'"),
-    ],
-)
-def test_a_study_is_refused_before_torch_is_needed(arguments: str, said: str) -> None:
-    Path("file").write_text("no folder")
-    ended = without(TORCH, *arguments.split())
+@pytest.mark.parametrize(("arguments", "said"), REFUSED_STUDIES)
+def test_a_study_is_refused_before_torch_is_needed(
+    without_torch: dict[str, Ended], arguments: str, said: str
+) -> None:
+    ended = without_torch[arguments]
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["list"], ["list", "--markdown"], ["flops", "--model", "vit_b", "--rate", "0.5"]]
-)
-def test_what_only_counts_needs_no_torch(arguments: list[str]) -> None:
-    ended = without(TORCH, *arguments)
+@pytest.mark.parametrize("arguments", ONLY_COUNT)
+def test_what_only_counts_needs_no_torch(without_torch: dict[str, Ended], arguments: str) -> None:
+    ended = without_torch[arguments]
     assert ended.returncode == 0 and "structsam" in ended.stdout, ended.stderr
 
 
