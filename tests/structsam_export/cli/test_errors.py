@@ -187,7 +187,7 @@ def without_packages(
 
 
 # `doctor` tells what is missing: tests/structsam_export/doctor/
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"download", "doctor"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor"}))
 def test_without_optional_packages_a_command_works_or_names_the_extra(
     without_packages: dict[str, Ended], command: str
 ) -> None:
