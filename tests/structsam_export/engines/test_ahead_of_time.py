@@ -29,6 +29,7 @@ def targets_of(entries: list[EngineEntry]) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "expected"), [("fp16", SIX), ("fp32", SIX[1:])])
 def test_a_tiny_bundle_builds_for_every_target(
     tiny_bundle_factory: Callable[..., Bundle],
