@@ -18,15 +18,18 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from structsam.config import MergeConfig
 from structsam.errors import UserError
-from structsam_export.bench.benchmark import Procedure, bench
-from structsam_export.bench.encoders import make_merged, make_stock, make_unmerged, prepare
+from structsam.merging.attention_forms import FORMS, KINDS
+from structsam_export.bench.benchmark import Procedure, bench, make_baselines
+from structsam_export.bench.encoders import make_merged, prepare
 from structsam_export.bench.report import BenchReport, markdown
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.graph.attention_choice import attention_for
 from structsam_export.parity.check import check
 from structsam_export.runtimes import BACKENDS
 
@@ -42,43 +45,53 @@ class Group:
     """Rows that take turns: encoders of one model and batch on some backends.
 
     Args:
+        configs: what merges; attention `auto` is that of the first backend.
         seconds: that it is expected to take; it is left out when less is left.
     """
 
     title: str
     model: str
-    settings: tuple[tuple[str, float, str], ...]  # method, rate, placement
+    configs: tuple[MergeConfig, ...]
     backends: tuple[str, ...]
     batch: int = 1
     seconds: float = 60.0
 
 
-_SWEEP = tuple(("structsam", rate, place) for place in _PLACEMENTS for rate in _RATES)
-_BIPARTITE = tuple((name, 0.5, "attention") for name in ("tome", "pitome", "tomesd"))
-_MIDDLE = tuple(("structsam", 0.5, place) for place in _PLACEMENTS)
+_MIDDLE = tuple(MergeConfig(rate=0.5, placement=place) for place in _PLACEMENTS)
+_SWEEP = tuple(replace(config, rate=rate) for config in _MIDDLE for rate in _RATES)
+_BIPARTITE = tuple(MergeConfig(name, 0.5) for name in ("tome", "pitome", "tomesd"))
+#: Every form in all blocks, then in one kind of blocks only.
+_FORMS = tuple(
+    MergeConfig(rate=0.5, attention=attention)
+    for attention in (
+        *FORMS,
+        *(f"{kind}={form},{other}=folded_padded" for form in ("folded", "dense")
+          for kind, other in (KINDS, KINDS[::-1])),
+    )
+)  # fmt: skip
+#: In PyTorch this is scaled_dot_product_attention with SAM's bias, which merging has to beat.
+_DENSE = (MergeConfig(rate=0.5, attention="dense"),)
 
-#: The most wanted first. Bipartite matching of halves cannot remove more than 0.5.
+#: The most wanted first; every row's form has its unmerged encoder beside it. Bipartite matching of
+#: halves cannot remove more than 0.5.
 GROUPS = (
-    Group("ViT-B, engines", "vit_b", _SWEEP + _BIPARTITE, _ENGINES, seconds=90),
-    Group("ViT-L, engines", "vit_l", _MIDDLE, _ENGINES, seconds=60),
-    Group("ViT-B, torch and ONNX Runtime", "vit_b", _MIDDLE, ("torch", "onnxruntime-cuda")),
-    Group("ViT-B, batch 4, engines", "vit_b", _MIDDLE, _ENGINES, batch=4),
-    Group("ViT-B, torch.compile", "vit_b", _MIDDLE[::2], ("torch-compile",), seconds=120),
+    Group("ViT-B, engines", "vit_b", _SWEEP + _BIPARTITE, _ENGINES, seconds=80),
+    Group("ViT-B, forms of attention", "vit_b", _FORMS, _ENGINES, seconds=90),
+    Group("ViT-L, engines", "vit_l", _MIDDLE, _ENGINES, seconds=50),
+    Group(
+        "ViT-B, torch and ONNX Runtime", "vit_b", _DENSE + _MIDDLE, ("torch", "onnxruntime-cuda")
+    ),
+    Group("ViT-B, batch 8, engines", "vit_b", _MIDDLE, _ENGINES, batch=8, seconds=50),
+    Group("ViT-B, torch.compile", "vit_b", _DENSE + _MIDDLE[::2], ("torch-compile",), seconds=120),
 )
 
 
 def prepared(group: Group, folder: Path) -> list[Bundle]:
     """Return the group's encoders, merged ones first; those that are missing are made."""
-    from structsam.config import MergeConfig
-
-    configs = [
-        MergeConfig(method, rate, placement=placement) for method, rate, placement in group.settings
-    ]
+    configs = [attention_for(config, group.backends[0], "fp16")[0] for config in group.configs]
     bundles = list(make_merged(group.model, configs, "fp16", group.batch, folder, say))
-    many = f"-batch{group.batch}" if group.batch > 1 else ""
-    stock = make_stock(bundles[0], folder / f"stock-{group.model}{many}", say)
-    unmerged = make_unmerged(bundles[0], folder / f"unmerged-{group.model}-fp16{many}", say)
-    return [*bundles, stock, unmerged]
+    baselines = make_baselines(bundles, folder, say)
+    return [*bundles, *(bundle for _, bundle in baselines)]
 
 
 def prepare_all(folder: Path, groups: Sequence[Group], targets: Sequence[str]) -> None:
@@ -113,7 +126,7 @@ def run_all(folder: Path, groups: Sequence[Group], minutes: float) -> bool:
             told.append(f"## {group.title}\n\nNot run: {left:.0f} s were left.\n")
         else:
             say(group.title)
-            bundles = prepared(group, folder / "encoders")[: len(group.settings)]
+            bundles = prepared(group, folder / "encoders")[: len(group.configs)]
             reports[group.title] = bench(
                 bundles, backends, True, Procedure(runs=20, warmup=5), folder / "encoders", say
             )
@@ -159,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("step", choices=("prepare", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=7.5, help="of `run`")
-    parser.add_argument("--group", type=int, action="append", help="1 to 5; default all; repeat it")
+    parser.add_argument("--group", type=int, action="append", help="1 to 6; default all; repeat it")
     parser.add_argument(
         "--target", action="append", help="of `prepare`, such as sm89 or all; repeat it"
     )

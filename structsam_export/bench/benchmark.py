@@ -101,7 +101,7 @@ def bench(
     for precision in {"fp32", *(bundle.precision for bundle in opened)}:
         rates["gpu", precision] = gpu_gemm_rate(precision)
     with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
-        base = list(_make_baselines(opened, keep or Path(scratch), say)) if baselines else []
+        base = list(make_baselines(opened, keep or Path(scratch), say)) if baselines else []
         cards = {id(b): cost_card(b, rates["cpu", "fp32"]) for b in [b for _, b in base] + opened}
         for card in cards.values():
             for line in card.lines() if card else ():
@@ -141,7 +141,7 @@ def bench(
     )
 
 
-def _make_baselines(
+def make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
     """One stock encoder per model and batch, one unmerged per precision and attention, too."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from structsam.config import MergeConfig
 from structsam_export.bundle.folder import Bundle
 
 pytest.importorskip("onnxruntime")
@@ -27,7 +28,9 @@ def script(monkeypatch: pytest.MonkeyPatch, tiny_model: str, tiny_bundle: Bundle
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bench_gpu", module)
     spec.loader.exec_module(module)
-    small = module.Group("first", tiny_model, (("structsam", 0.5, "block"),), ("onnxruntime",))
+    small = module.Group(
+        "first", tiny_model, (MergeConfig(rate=0.5, placement="block"),), ("onnxruntime",)
+    )
     groups = (replace(small, seconds=0.0), replace(small, title="second", seconds=1e6))
     monkeypatch.setattr(module, "GROUPS", groups)
     monkeypatch.setattr(module, "_GPU_BACKENDS", ("onnxruntime",))
@@ -76,12 +79,10 @@ def test_the_real_groups_are_within_the_methods_limits() -> None:
         spec.loader.exec_module(module)
     finally:
         del sys.modules[spec.name]
-    from structsam.config import MergeConfig
     from structsam.flops import encoder_flops
     from structsam.models import model_spec
 
     assert sum(group.seconds for group in module.GROUPS) <= 7.5 * 60
     for group in module.GROUPS:
-        for method, rate, placement in group.settings:
-            config = MergeConfig(method, rate, placement=placement)
+        for config in group.configs:
             assert encoder_flops(model_spec(group.model), config).total > 0
