@@ -6,6 +6,8 @@
 Exports each encoder (random weights, FP32) with the steps marked, runs it under ONNX Runtime's
 profiler, and prints a Markdown table: planning (energy, ranks, indices), merge, unmerge, padding,
 windows (cutting, which stock SAM does too), attention with its projections, MLP, rest.
+Beside every measured share stands what `structsam/step_costs.py` predicts from this machine's rates
+of a matrix product and of copying, measured right before.
 Means of `--runs` calls after two; the profiler itself takes a few percent of a call.
 """
 
@@ -36,8 +38,10 @@ from structsam.merging.geometry import UnpaddedSlots, WindowMaps
 from structsam.models import model_spec
 from structsam.models.load import build_sam
 from structsam.plans.plan import MergePlan
+from structsam_export.bench.roofline import step_times
 from structsam_export.graph import exporter as onnx_graph
 from structsam_export.graph.modules import EncoderModule
+from structsam_export.machine import copy_rate, gemm_rate
 
 _TRACE = "pkg.torch.onnx.stack_trace"
 #: Step -> functions whose work it is. Planning and unmerging count whole; else the inner step.
@@ -134,6 +138,16 @@ def step_of(name: str, step_of_node: dict[str, str]) -> str:
     return step_of_node.get(name, "made by ONNX Runtime")
 
 
+def predict(model: str, config: MergeConfig, threads: int) -> Counter[str]:
+    """Return the least seconds of every step, from what this machine reaches now."""
+    peak, bandwidth = gemm_rate(threads), copy_rate(threads)
+    assert peak and bandwidth, "numpy could not be measured"
+    told = f"{peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s"
+    print(f"a matrix product and a copy reach {told}", file=sys.stderr, flush=True)
+    spec = model_spec(model)
+    return Counter(step_times(spec, config, peak, bandwidth, size=4, fused=False))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,26 +162,32 @@ def main() -> None:
     args = parser.parse_args()
     step_of_file = mark_steps()
     columns: dict[str, Counter[str]] = {}
+    predicted: dict[str, Counter[str]] = {}
     for placement in args.placement.split(","):
         config = MergeConfig(args.method, args.rate, parse_layers(args.layers), placement=placement)
         with tempfile.TemporaryDirectory() as folder:
             print(f"{placement}: exporting, then running ...", file=sys.stderr, flush=True)
             file, steps = export_with_steps(args.model, config, Path(folder), step_of_file)
+            predicted[placement] = predict(args.model, config, args.threads)
             times: Counter[str] = Counter()
             for name, milliseconds in profile(file, args.threads, args.runs):
                 times[step_of(name, steps)] += milliseconds
             columns[placement] = times
-    print(f"| step | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    print(f"| step | {' | '.join(f'{name}: measured | predicted' for name in columns)} |")
+    print(f"|---|{'---|' * 2 * len(columns)}")
     order = [*_STEPS, _REST]
-    rows = {step: [times[step] for times in columns.values()] for step in order}
-    made = {step for times in columns.values() for step in times} - set(order)
-    rows |= {step: [times[step] for times in columns.values()] for step in sorted(made)}
-    totals = [times.total() for times in columns.values()]
-    rows["what merging adds"] = [sum(times[step] for step in _ADDED) for times in columns.values()]
-    for step, values in rows.items():
-        cells = [f"{v:.0f} ms, {100 * v / t:.1f} %" for v, t in zip(values, totals, strict=True)]
+    order += sorted({step for times in columns.values() for step in times} - set(order))
+    for step in (*order, "what merging adds"):
+        steps = _ADDED if step == "what merging adds" else (step,)
+        cells = []
+        for placement, times in columns.items():
+            value = sum(times[each] for each in steps)
+            cells.append(f"{value:.0f} ms, {100 * value / times.total():.1f} %")
+            expected = sum(predicted[placement][each] for each in steps)
+            cells.append(f"{100 * expected / predicted[placement].total():.1f} %")
         print(f"| {step} | {' | '.join(cells)} |")
-    print(f"| all | {' | '.join(f'{total:.0f} ms' for total in totals)} |")
+    totals = [(times.total(), 1e3 * predicted[name].total()) for name, times in columns.items()]
+    print(f"| all | {' | '.join(f'{ms:.0f} ms | {least:.0f} ms' for ms, least in totals)} |")
 
 
 if __name__ == "__main__":

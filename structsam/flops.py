@@ -95,7 +95,8 @@ def _block(spec: ModelSpec, config: MergeConfig, placement: str, row: BlockRow) 
         units["skipped"] += _NORM_UNITS * 2 * padding * channels
     run = in_mlp - (padding if placement in ("block", "stage") else 0)
     units["widest"] = max(units["widest"], 4 * run * channels)
-    units["traffic"] += run * 10 * channels  # the MLP's C, 4C, 4C and C
+    mlp_traffic = run * 10 * channels  # C, 4C, 4C and C
+    units["traffic"] += mlp_traffic
     return BlockFlops(
         index=row.index,
         kind=row.kind,
@@ -104,6 +105,8 @@ def _block(spec: ModelSpec, config: MergeConfig, placement: str, row: BlockRow) 
         tokens=row.tokens,
         tiers=tuple(tier.counts for tier in tiers),
         mlp=8 * in_mlp * channels**2,
+        mlp_traffic=mlp_traffic,
+        plans=row.plans,
         norm=_NORM_UNITS * normed * channels,
         **units,
     )

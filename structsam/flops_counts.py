@@ -43,6 +43,8 @@ class BlockFlops:
             or the MLP's hidden layer. The merge step's own matrices are left out.
         traffic: elements that the matrix products read and write when attention is fused,
             without weights and without the merge step.
+        mlp_traffic: the MLP's part of `traffic`.
+        plans: whether this block decides what merges; in placement `stage` only the first does.
     """
 
     index: int
@@ -65,6 +67,8 @@ class BlockFlops:
     logits: int
     widest: int
     traffic: int
+    mlp_traffic: int
+    plans: bool
 
     @property
     def overhead(self) -> int:

@@ -30,6 +30,21 @@ for _ in range(8):
     best = min(best, time.perf_counter() - start)
 print(2 * n**3 / best)
 """
+_COPY = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+threads, size = int(sys.argv[1]), 1 << 25
+source, target = np.ones(size, np.float32), np.empty(size, np.float32)
+parts = [slice(i * size // threads, (i + 1) * size // threads) for i in range(threads)]
+best = float("inf")
+with ThreadPoolExecutor(threads) as pool:
+    for _ in range(8):
+        start = time.perf_counter()
+        list(pool.map(lambda part: np.copyto(target[part], source[part]), parts))
+        best = min(best, time.perf_counter() - start)
+print(2 * source.nbytes / best)
+"""
 _GPU_GEMM = """
 import sys, torch
 torch.backends.cuda.matmul.allow_tf32 = False
@@ -74,6 +89,11 @@ def gemm_rate(threads: int | None) -> float | None:
     """
     limits = {name: str(threads) for name in _THREAD_VARIABLES} if threads else {}
     return _number(_output([sys.executable, "-c", _GEMM], {**os.environ, **limits}))
+
+
+def copy_rate(threads: int) -> float | None:
+    """Measure what copying 128 MiB of memory reaches, in bytes/s, read and written ones."""
+    return _number(_output([sys.executable, "-c", _COPY, str(threads)]))
 
 
 def gpu_gemm_rate(precision: str) -> float | None:

@@ -26,6 +26,7 @@ ABSENT_AT_RUN_TIME = ("torch", "torchvision", "segment_anything", "structsam")
 #: The steps of export and study that need torch. All others must load without it, new ones too.
 NEEDS_TORCH = {
     "bench/flops_table",
+    "bench/roofline",
     "graph/exporter",
     "graph/mixed_precision",
     "graph/modules",

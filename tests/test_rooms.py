@@ -22,10 +22,11 @@ FLOORS = (
     ("structsam.config",),
     ("structsam.block_table",),
     ("structsam.apply", "structsam.flops", "structsam.spectrum"),
-    ("structsam.recording",),
+    ("structsam.recording", "structsam.step_costs"),
     ("structsam",),
     (
         "structsam_export.bundle",
+        "structsam_export.devices",
         "structsam_export.last_words",
         "structsam_export.machine",
         "structsam_export.plot_style",

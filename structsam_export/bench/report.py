@@ -87,7 +87,11 @@ class BenchRow:
 
 @dataclass
 class BenchReport:
-    """All rows. False when a row failed or nothing could be measured."""
+    """All rows. False when a row failed or nothing could be measured.
+
+    Args:
+        bounds: what devices that were asked for need at least; see `bench/roofline.py`.
+    """
 
     rows: list[BenchRow]
     cards: list[CostCard]
@@ -96,6 +100,7 @@ class BenchReport:
     versions: dict[str, str]
     date: str
     command: str
+    bounds: list[dict[str, Any]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         statuses = [row.status for row in self.rows]
@@ -111,6 +116,7 @@ class BenchReport:
             "versions": self.versions,
             "date": self.date,
             "command": self.command,
+            "bounds": self.bounds,
         }
 
 

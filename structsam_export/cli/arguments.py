@@ -46,6 +46,10 @@ Targets = Annotated[
     list[str] | None,
     typer.Option("--target", help="GPU generation, such as sm89; repeat it, or say all."),
 ]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="h100, rtx4090, orin-nano...: what it needs at least; repeat."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Official .pth, or .safetensors.")]
 Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]

@@ -16,6 +16,7 @@ from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.cli.arguments import (
     Checkpoint,
+    Devices,
     Json,
     Methods,
     Threads,
@@ -125,6 +126,7 @@ def bench(
         bool, typer.Option(help="Also measure stock SAM and our rate 0 of the same model.")
     ] = False,
     measuring: Measuring,
+    device: Devices = None,
     fidelity: Annotated[
         list[Path] | None, typer.Option(help="Results of `evaluate` of the same model; repeat it.")
     ] = None,
@@ -147,13 +149,16 @@ def bench(
     from structsam_export.bench import benchmark
     from structsam_export.bench.fidelity import add_fidelity, read_fidelity
     from structsam_export.bench.report import render_table
+    from structsam_export.bench.roofline import bound_notes, bound_of_bundle, bound_table
     from structsam_export.bundle.folder import open_bundle
+    from structsam_export.devices import find_device
     from structsam_export.plot_style import require_matplotlib
     from structsam_export.runtimes import find_backend
 
     backends = tuple(backend or ["auto"])
     for name in {*backends, *(measuring.require or ())} - {"auto"}:
         find_backend(name)  # a wrong name is told before the work
+    devices = [find_device(name) for name in device or ()]
     summaries = read_fidelity(fidelity or ())  # so is a wrong path
     if out is not None:
         require_matplotlib()
@@ -173,9 +178,15 @@ def bench(
             Path(folder),
             terminal.say,
         )
+        bounds = [(b.name, bound_of_bundle(b, each)) for b in opened for each in devices]
     add_fidelity(report, opened, summaries)
+    report.bounds = [{"bundle": name, **bound.to_dict()} for name, bound in bounds]
     if not json_only:
         terminal.table(render_table(report))
+        for name, bound in bounds:
+            terminal.table(bound_table(name, bound))
+        for line in bound_notes([bound for _, bound in bounds]) if bounds else ():
+            terminal.print(line)
     if out is not None:
         _save(report, out, terminal.say if json_only else terminal.print)
     print(json.dumps(report.to_dict()))

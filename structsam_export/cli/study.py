@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from structsam.errors import UserError
 from structsam_export.cli.arguments import (
     Align,
+    Devices,
     Images,
     Json,
     Layers,
@@ -23,30 +26,60 @@ from structsam_export.cli.arguments import (
     make_terminal,
     parse_rates,
     rate_list,
+    refuse_beside,
 )
 from structsam_export.cli.merging_options import CountedMerging
-from structsam_export.cli.option_groups import takes_groups
+from structsam_export.cli.option_groups import option_names, takes_groups
+
+if TYPE_CHECKING:
+    from structsam.flops_counts import EncoderFlops
+    from structsam_export.bench.roofline import EncoderBound
+    from structsam_export.cli.terminal import Terminal
 
 
 @takes_groups
 def count_flops(
     context: typer.Context,
     *,
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="Count this one's encoder.")
+    ] = None,
     model: Model = "vit_b",
     merging: CountedMerging,
+    device: Devices = None,
     json_only: Json = False,
 ) -> None:
-    """Multiply-adds of the encoder per block and in all, merging included."""
+    """Multiply-adds of the encoder per block, merging included; with --device least times."""
     terminal = make_terminal()
-    from structsam.flops import encoder_flops, unmerged_flops
+    from structsam.flops import THESIS, encoder_flops, unmerged_flops
     from structsam.models import model_spec
-    from structsam_export.bench.flops_table import compare_methods, flops_table, methods_table
+    from structsam_export.bench.flops_table import compare_methods, methods_table
+    from structsam_export.bench.roofline import bound_of_bundle, encoder_bound, merging_of_bundle
+    from structsam_export.bundle.folder import open_bundle
+    from structsam_export.devices import find_device
 
+    devices = [find_device(name) for name in device or ()]
+    if bundle is not None:
+        refuse_beside(context, "a bundle", ("model", *option_names(CountedMerging)))
+        opened = open_bundle(bundle, verify=False)
+        spec, config = merging_of_bundle(opened)
+        bounds = [bound_of_bundle(opened, each) for each in devices]
+        _show_counts(
+            terminal,
+            opened.name,
+            encoder_flops(spec, config),
+            unmerged_flops(spec),
+            bounds,
+            json_only,
+        )
+        return
     spec, placement = model_spec(model), merging.placement
     title = (
         f"{model}, {merging.method}, rate {merging.rate}, layers {merging.layers}, "
         f"placement {placement}"
     )
+    if devices and (merging.method == "all" or placement == THESIS):
+        raise UserError("--device is for one method as it runs: no --method all, no thesis")
     if merging.method == "all":
         if merging.option:
             raise UserError("--option belongs to one method. Name it with --method, not all")
@@ -62,10 +95,31 @@ def count_flops(
         placement = config.placement
         title = f"{model}, {config.method}, rates of {merging.schedule}, placement {placement}"
     counted = encoder_flops(spec, config, placement)
+    bounds = [encoder_bound(spec, replace(config, placement=placement), each) for each in devices]
+    _show_counts(terminal, title, counted, unmerged_flops(spec), bounds, json_only)
+
+
+def _show_counts(
+    terminal: Terminal,
+    title: str,
+    counted: EncoderFlops,
+    unmerged: EncoderFlops,
+    bounds: Sequence[EncoderBound],
+    json_only: bool,
+) -> None:
+    from structsam_export.bench.flops_table import flops_table
+    from structsam_export.bench.roofline import bound_notes, bound_table
+
     if json_only:
-        print(json.dumps(counted.to_dict()))
+        found = {"bounds": [bound.to_dict() for bound in bounds]} if bounds else {}
+        print(json.dumps({**counted.to_dict(), **found}))
+    elif bounds:
+        for bound in bounds:
+            terminal.table(bound_table(title, bound))
+        for line in bound_notes(bounds):
+            terminal.print(line)
     else:
-        terminal.table(flops_table(title, counted, unmerged_flops(spec)))
+        terminal.table(flops_table(title, counted, unmerged))
 
 
 @takes_groups
