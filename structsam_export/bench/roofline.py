@@ -158,7 +158,7 @@ def bound_table(title: str, found: EncoderBound) -> Table:
             f"{row.title} {row.kind}".strip(),
             row.kept,
             f"{row.compute_ms:.3f}",
-            *(f"{size:.1f}" for size in mib),
+            *(f"{size:.0f}" for size in mib),
             f"{row.bytes_ms:.3f}",
             f"{row.bound_ms:.3f}",
             f"{row.kernels} = {row.launch_ms:.3f}",

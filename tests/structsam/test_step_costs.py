@@ -1,0 +1,97 @@
+"""Steps add up to what is counted elsewhere, and their parameters to those of the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from structsam.config import PLACEMENTS, MergeConfig
+from structsam.flops import encoder_flops
+from structsam.models import MODELS, ModelSpec
+from structsam.step_costs import STEPS, BlockCost, encoder_costs
+
+VIT_B = MODELS["vit_b"]
+NORM_UNITS = 5
+
+
+def total(blocks: tuple[BlockCost, ...], part: str) -> int:
+    return sum(block.sum(part) for block in blocks)
+
+
+def of_step(blocks: tuple[BlockCost, ...], name: str, part: str) -> int:
+    return sum(getattr(s, part) for block in blocks for s in block.steps if s.name == name)
+
+
+@pytest.mark.parametrize("attention", ["folded", "dense"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("method", ["structsam", "tome"])
+def test_multiply_adds_are_those_that_are_executed(
+    method: str, placement: str, attention: str
+) -> None:
+    """Norms are passes over memory here, and units of work there."""
+    for rate in (0.0, 0.5):
+        config = MergeConfig(method, rate, placement=placement, attention=attention)
+        counted = encoder_flops(VIT_B, config)
+        channels = VIT_B.embed_dim
+        normed = counted.sum("norm")
+        if placement == "stage" and rate:  # norms leave padding out as well
+            padding = sum(
+                b.mlp // (8 * channels**2) - b.mlp_traffic // (10 * channels)
+                for b in counted.blocks
+            )
+            normed -= 2 * NORM_UNITS * padding * channels
+            assert method == "tome" or padding > 0
+        assert total(encoder_costs(VIT_B, config), "macs") == counted.executed - normed
+
+
+def test_weights_are_the_parameters_of_the_encoder(
+    tiny_sam_factory: Callable[..., Any], tiny_spec: ModelSpec
+) -> None:
+    parameters = sum(p.numel() for p in tiny_sam_factory().image_encoder.parameters())
+    for rate in (0.0, 0.5):
+        assert total(encoder_costs(tiny_spec, MergeConfig(rate=rate)), "weights") == parameters
+
+
+def test_only_dense_has_a_mask_which_is_written_and_read() -> None:
+    heads, windows = VIT_B.num_heads, 8 * 25
+    unmerged = encoder_costs(VIT_B, MergeConfig(rate=0.0, attention="dense"))
+    assert total(unmerged, "mask") == 2 * heads * (4 * 4096**2 + windows * 196**2)
+    merged = encoder_costs(VIT_B, MergeConfig(rate=0.5, attention="dense"))
+    assert total(merged, "mask") == 2 * heads * (4 * 2047**2 + windows * 97**2)
+    assert total(encoder_costs(VIT_B, MergeConfig(rate=0.5)), "mask") == 0
+
+
+def test_activations_of_an_unmerged_window_block_counted_by_hand() -> None:
+    config = MergeConfig(rate=0.0, attention="dense")
+    block = encoder_costs(VIT_B, config)[1]
+    rows, pixels, channels, heads = 25 * 196, 4096, 768, 12
+    expected = {
+        "attention": rows * (1 + 3 + 3 + 1 + 1 + 1) * channels,  # qkv, attention, projection
+        "MLP": pixels * (1 + 4 + 4 + 1) * channels,
+        "windows": 2 * (pixels + rows) * channels,
+        "rest": 2 * (1 + 1 + 1) * pixels * channels,  # two norms, two sums
+    }
+    assert {step.name: step.activations for step in block.steps} == expected
+    (attention,) = (s for s in encoder_costs(VIT_B, config, fused=False)[1].steps if s.mask)
+    assert attention.activations == expected["attention"] + 4 * heads * 25 * 196**2
+
+
+def test_what_merging_moves_depends_on_the_placement() -> None:
+    per_plan = (4096 + 25 * 97) * 768
+    moved = {}
+    for placement in PLACEMENTS:
+        costs = encoder_costs(VIT_B, MergeConfig(rate=0.5, placement=placement, layers="window"))
+        moved[placement] = of_step(costs, "merge", "activations") / per_plan
+        assert of_step(costs, "unmerge", "activations") == moved[placement] * per_plan
+        assert {s.name for block in costs for s in block.steps} <= set(STEPS)
+        assert of_step(costs, "windows", "activations") == 0
+    assert moved == {"attention": 8, "block": 16, "stage": 4}
+
+
+def test_unfused_attention_and_merging_take_more_kernels() -> None:
+    config = MergeConfig(rate=0.5)
+    fused, split = (total(encoder_costs(VIT_B, config, f), "kernels") for f in (True, False))
+    assert split == fused + 2 * VIT_B.depth
+    assert total(encoder_costs(VIT_B, MergeConfig(rate=0.0)), "kernels") < fused
