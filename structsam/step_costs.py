@@ -22,8 +22,9 @@ STEPS = ("planning", "merge", "unmerge", "windows", "attention", "MLP", "rest")
 ADDED = ("planning", "merge", "unmerge")
 _NECK_CHANNELS = 256
 _NORM_UNITS = 5
-#: Energy, cells and ranks are a handful of passes over one head's width of every pixel.
-_PLANNING_PASSES = 8
+#: Passes over one head's width of every pixel that energy, cells and ranks take: where a runtime
+#: fuses what is element by element (assumed), and where it does not (Sobel: docs/performance.md).
+_PLANNING_PASSES, _PLANNING_PASSES_UNFUSED = 8, 27
 #: Kernels where a runtime fuses what is element by element into the product before it. Planning:
 #: head mean, energy, cell sums, TopK, and gathers of indices.
 _KERNELS = {"planning": 12, "merge": 2, "unmerge": 1, "windows": 2, "MLP": 2, "rest": 2}
@@ -73,7 +74,8 @@ def encoder_costs(
     """Return patch embedding, blocks and neck of a merged encoder.
 
     Args:
-        fused: attention never holds its logits; else these are written, normalised and read.
+        fused: attention never holds its logits, and planning is few passes; else logits are
+            written, normalised and read, and every step of planning is a pass.
 
     Raises:
         UserError: the configuration does not fit the model.
@@ -145,7 +147,8 @@ def _block(
         ),
     ]
     if block.plans:
-        planned = pixels * (channels + _PLANNING_PASSES * spec.head_dim)
+        planning = _PLANNING_PASSES if fused else _PLANNING_PASSES_UNFUSED
+        planned = pixels * (channels + planning * spec.head_dim)
         steps += [
             StepCost(
                 "planning", block.energy + block.matching, planned, kernels=_KERNELS["planning"]

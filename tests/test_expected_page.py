@@ -48,7 +48,9 @@ def test_every_device_placement_and_form_has_its_row() -> None:
 def test_the_model_agrees_with_the_cpu_within_the_factors_of_the_page(
     script: Any, placement: str, bandwidth: float
 ) -> None:
-    assert "within a factor of 1.3" in PAGE and "within a factor of 3" in PAGE
+    text = " ".join(PAGE.split())
+    assert all(f"within a factor of {factor}" in text for factor in (1.3, 2.1))
     for group, (predicted, measured) in script.cpu_shares(placement, bandwidth).items():
         factor = max(predicted / measured, measured / predicted)
-        assert factor < (1.3 if group in ("attention", "MLP") else 3), group
+        large = group in ("attention", "MLP") or bandwidth == script.CPU_BANDWIDTH
+        assert factor < (1.3 if large else 2.1), group
