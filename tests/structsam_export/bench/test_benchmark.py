@@ -118,7 +118,8 @@ def test_report_survives_json_and_says_how_it_was_measured(bundle: Bundle) -> No
     report = bench([bundle], threads=1, runs=2, warmup=0, interleave=False)
     data = report.to_dict()
     assert json.loads(json.dumps(data)) == data
-    assert {"rows", "cards", "settings", "hardware", "versions", "date", "command"} == set(data)
+    facts = {"rows", "cards", "settings", "hardware", "versions", "date", "command", "bounds"}
+    assert facts == set(data)
     settings = {k: data["settings"][k] for k in ("runs", "warmup", "threads")}
     assert settings == {"runs": 2, "warmup": 0, "threads": 1}
     assert [row["batch"] for row in data["rows"]] == [1, 1]
