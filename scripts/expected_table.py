@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from structsam.config import ATTENTION_FORMS, PLACEMENTS, MergeConfig
+from structsam.config import PLACEMENTS, MergeConfig
+from structsam.merging.attention_forms import FORMS
 from structsam.models import MODELS
 from structsam_export.bench.roofline import encoder_bound, step_times
 from structsam_export.devices import DEVICES
@@ -74,7 +75,7 @@ def table_of(device: str) -> str:
     rows = []
     for rate, placement in mergings():
         forms: dict[tuple[str, ...], list[str]] = {}
-        for form in ATTENTION_FORMS:
+        for form in FORMS:
             cells = [cell for m in SIZES for cell in numbers(device, m, rate, placement, form)]
             forms.setdefault(tuple(cells), []).append(f"`{form}`")
         for cells, names in forms.items():

@@ -151,6 +151,7 @@ def _tier(
         else 0
     )
     of_values = extra if form.padded else 0
+    mask = 0 if form.folded or placement == THESIS else 2 * logits  # written and read
     projected = maps * tokens if placement == THESIS else rows
     units = {
         "qkv": 3 * rows * channels**2,
@@ -164,11 +165,12 @@ def _tier(
         # all padding is one row of qkv
         "skipped": (3 * max(padding - 1, 0) + padding) * channels**2,
         "logits": logits,
+        "mask": mask,
         "widest": 3 * rows * channels,
         # qkv reads C and writes 3C; attention reads 3C and writes C, and q and k grow by `extra`,
-        # v and the result by `of_values`; a mask is written and read; the projection C and C
+        # v and the result by `of_values`; the mask; the projection C and C
         "traffic": rows * (8 * channels + 2 * heads * (extra + of_values))
-        + (0 if form.folded or placement == THESIS else 2 * logits)
+        + mask
         + projected * 2 * channels
         - padding * 6 * channels,
     }

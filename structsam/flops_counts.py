@@ -43,6 +43,7 @@ class BlockFlops:
             or the MLP's hidden layer. The merge step's own matrices are left out.
         traffic: elements that the matrix products read and write when attention is fused,
             without weights and without the merge step.
+        mask: elements of the additive mask, written and read; part of `traffic`.
         mlp_traffic: the MLP's part of `traffic`.
         plans: whether this block decides what merges; in placement `stage` only the first does.
     """
@@ -67,6 +68,7 @@ class BlockFlops:
     logits: int
     widest: int
     traffic: int
+    mask: int
     mlp_traffic: int
     plans: bool
 

@@ -106,7 +106,6 @@ def encoder_costs(
 def _attention(spec: ModelSpec, config: MergeConfig, block: BlockFlops, fused: bool) -> StepCost:
     channels = spec.embed_dim
     side = spec.grid[0] if block.kind == "global" else spec.window_size
-    masked = config.attention == "dense"
     products = block.qkv + block.qk_av + block.relative + block.proj + block.folded_extra
     padding = (block.mlp - _run_in_mlp(block, channels)) // (8 * channels**2)
     elsewhere = 8 * padding * channels**2
@@ -115,11 +114,11 @@ def _attention(spec: ModelSpec, config: MergeConfig, block: BlockFlops, fused: b
     return StepCost(
         "attention",
         products - (block.skipped - elsewhere),
-        block.traffic - block.mlp_traffic + (0 if fused else 4 * block.logits),
+        block.traffic - block.mask - block.mlp_traffic + (0 if fused else 4 * block.logits),
         4 * channels**2 + 4 * channels + 2 * (2 * side - 1) * spec.head_dim,
-        2 * block.logits if masked else 0,
+        block.mask,
         # qkv, two relative terms, the projection; a mask, or wider queries and keys; the rest
-        4 + (1 if masked else 2) + (1 if fused else 3),
+        4 + (1 if block.mask else 2) + (1 if fused else 3),
     )
 
 

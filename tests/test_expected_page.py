@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from structsam.config import ATTENTION_FORMS, PLACEMENTS
+from structsam.config import PLACEMENTS
+from structsam.merging.attention_forms import FORMS
 from structsam_export.devices import DEVICES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def test_every_device_placement_and_form_has_its_row() -> None:
             for placement in placements:
                 told = [row for row in rows if (row[0], row[1]) == (f"| {rate}", placement)]
                 assert {f for row in told for f in row[2].split(", ")} == {
-                    f"`{form}`" for form in ATTENTION_FORMS
+                    f"`{form}`" for form in FORMS
                 }
 
 

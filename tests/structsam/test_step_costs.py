@@ -9,6 +9,7 @@ import pytest
 
 from structsam.config import PLACEMENTS, MergeConfig
 from structsam.flops import encoder_flops
+from structsam.merging.attention_forms import FORMS
 from structsam.models import MODELS, ModelSpec
 from structsam.step_costs import STEPS, BlockCost, encoder_costs
 
@@ -24,7 +25,7 @@ def of_step(blocks: tuple[BlockCost, ...], name: str, part: str) -> int:
     return sum(getattr(s, part) for block in blocks for s in block.steps if s.name == name)
 
 
-@pytest.mark.parametrize("attention", ["folded", "dense"])
+@pytest.mark.parametrize("attention", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("method", ["structsam", "tome"])
 def test_multiply_adds_are_those_that_are_executed(
@@ -54,13 +55,30 @@ def test_weights_are_the_parameters_of_the_encoder(
         assert total(encoder_costs(tiny_spec, MergeConfig(rate=rate)), "weights") == parameters
 
 
-def test_only_dense_has_a_mask_which_is_written_and_read() -> None:
+def test_a_mask_is_written_and_read_and_folding_has_none() -> None:
     heads, windows = VIT_B.num_heads, 8 * 25
-    unmerged = encoder_costs(VIT_B, MergeConfig(rate=0.0, attention="dense"))
-    assert total(unmerged, "mask") == 2 * heads * (4 * 4096**2 + windows * 196**2)
-    merged = encoder_costs(VIT_B, MergeConfig(rate=0.5, attention="dense"))
-    assert total(merged, "mask") == 2 * heads * (4 * 2047**2 + windows * 97**2)
-    assert total(encoder_costs(VIT_B, MergeConfig(rate=0.5)), "mask") == 0
+    unmerged, merged = (windows * n**2 + 4 * m**2 for n, m in ((196, 4096), (97, 2047)))
+    for form, kind in FORMS.items():
+        for rate, logits in ((0.0, unmerged), (0.5, merged)):
+            found = total(encoder_costs(VIT_B, MergeConfig(rate=rate, attention=form)), "mask")
+            assert found == (0 if kind.folded else 2 * heads * logits)
+    mixed = MergeConfig(rate=0.5, attention="global=dense,window=folded")
+    assert total(encoder_costs(VIT_B, mixed), "mask") == 2 * heads * 4 * 2047**2
+
+
+def test_padded_values_are_multiplied_and_moved() -> None:
+    """ViT-B's heads have 64 channels; folding adds 128 in global blocks and 32 in windows."""
+    plain, padded = (
+        encoder_costs(VIT_B, MergeConfig(rate=0.0, attention=form))
+        for form in ("folded", "folded_padded")
+    )
+    logits, rows = {"global": 4096**2, "window": 25 * 196**2}, {"global": 4096, "window": 25 * 196}
+    added = {"global": 128, "window": 32}
+    for narrow, wide in zip(plain[1:-1], padded[1:-1], strict=True):
+        more = 12 * added[narrow.kind]
+        assert wide.sum("macs") - narrow.sum("macs") == more * logits[narrow.kind]
+        moved = wide.sum("activations") - narrow.sum("activations")
+        assert moved == 2 * more * rows[narrow.kind]
 
 
 def test_activations_of_an_unmerged_window_block_counted_by_hand() -> None:
