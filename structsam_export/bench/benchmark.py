@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam.merging.attention_forms import AUTO
 from structsam_export.bench.cost_card import CostCard, cost_card
 from structsam_export.bench.encoders import (
     STOCK,
@@ -145,6 +144,8 @@ def make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
     """One stock encoder per model and batch, one unmerged per precision and attention, too."""
+    from structsam.merging.attention_forms import AUTO
+
     seen = set()
     for bundle in bundles:
         model, batch = bundle.model.name, batch_of(bundle)

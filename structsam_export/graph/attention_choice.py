@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from structsam.merging.attention_forms import AUTO
-
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
 
@@ -59,6 +57,8 @@ def attention_for(
     Returns:
         `config` as it is, and None, where a form was asked for.
     """
+    from structsam.merging.attention_forms import AUTO
+
     if config.attention != AUTO:
         return config, None
     choice = AUTO_ATTENTION.get((backend, precision), _ELSEWHERE)

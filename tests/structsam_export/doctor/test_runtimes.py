@@ -135,7 +135,7 @@ def pretended_build(
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"tiny")
     wanted = fingerprint(bundle, name, "encoder", "sm89", version, gpu)
-    record_engine(bundle, name, "encoder", "sm89", wanted, 1.0)
+    record_engine(bundle, name, "encoder", "sm89", wanted, 1.0, {})
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
