@@ -56,8 +56,14 @@ INFRASTRUCTURE = {
     },
     "structsam_export/runtimes": {
         "base",
+        "cuda_graphs",
         "cuda_memory",
+        "device_buffers",
+        "runtime_cache",
+        "tensorrt_contexts",
+        "tensorrt_engine",
         "tensorrt_module",
+        "tensorrt_runner",
         "torch_on_cpu",
     },
 }

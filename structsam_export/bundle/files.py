@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 from structsam.errors import UserError
 from structsam_export.bundle.atomic import as_user_error
+from structsam_export.bundle.digest_note import DigestNote
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -58,18 +59,27 @@ class FileRecord:
         """Read the form that `vars(record)` has after a trip through JSON."""
         return FileRecord(data["size"], data["sha256"])
 
-    def damage(self, path: Path, digest: bool = True) -> str | None:
+    def damage(self, path: Path, digest: bool | Literal["once"] = True) -> str | None:
         """Say how a file differs from the record: `is missing`, `was altered: ...`, or None.
 
         Args:
             digest: also compare the SHA-256, which reads all of the file; the size always is.
+                `once` does without when the file is the one that it was compared with before; see
+                `DigestNote`.
         """
         if not path.is_file():
             return "is missing"
         if (size := path.stat().st_size) != self.size:
             return f"was altered: {size} bytes, not {self.size}"
-        if digest and sha256_of(path) != self.sha256:
+        if not digest:
+            return None
+        note = DigestNote(path) if digest == "once" else None
+        if note and note.vouches_for(self.sha256):
+            return None
+        if sha256_of(path) != self.sha256:
             return "was altered: its SHA-256 is not the recorded one"
+        if note:
+            note.write(self.sha256)
         return None
 
 

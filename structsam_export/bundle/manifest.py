@@ -122,7 +122,7 @@ class EngineEntry:
         known = {"attention": {}} | dict(data)
         return EngineEntry(**{f.name: known[f.name] for f in fields(EngineEntry)})
 
-    def damage(self, bundle: Path, digest: bool = True) -> str | None:
+    def damage(self, bundle: Path, digest: bool | Literal["once"] = True) -> str | None:
         """Say how the file differs from the record, or None; see `FileRecord.damage`."""
         record = FileRecord(self.size, self.sha256)
         damage = record.damage(inside(bundle, self.file), digest)

@@ -36,8 +36,14 @@ from structsam_export.engines.kernels import (
 )
 from structsam_export.engines.progress import BuildEvent, monitor_of, run_until_stopped
 from structsam_export.engines.targets import choose_targets, find_builder
-from structsam_export.runtimes.tensorrt_backend import RUNTIME_CACHE_SUFFIX
-from structsam_export.runtimes.tensorrt_module import FLAVOURS, Flavour, load_module, logger_of
+from structsam_export.runtimes.runtime_cache import RUNTIME_CACHE_SUFFIX
+from structsam_export.runtimes.tensorrt_module import (
+    FLAVOURS,
+    Flavour,
+    construct,
+    load_module,
+    logger_of,
+)
 
 Progress = Callable[[BuildEvent], None]
 
@@ -220,7 +226,7 @@ class _Job:
         atomic.write_bytes(file, memoryview(plan))
         file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
         if timing is not None:
-            atomic.write_bytes(timing, bytes(memoryview(config.get_timing_cache().serialize())))
+            _save_timing_cache(config, timing)
         return self._attention(memoryview(plan), part)
 
     def _attention(self, plan: memoryview, part: PartName) -> dict[str, list[int]]:
@@ -238,8 +244,7 @@ class _Job:
 
 def _parse(trt: Any, flavour: Flavour, bundle: Bundle, part: PartName) -> _Network:
     logger = logger_of(trt)
-    logger.errors.clear()
-    builder = trt.Builder(logger)
+    builder = construct(trt, flavour, "Builder")
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
@@ -310,3 +315,10 @@ def _load_timing_cache(config: Any, file: Path) -> None:
     cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timing_cache(config: Any, file: Path) -> None:
+    cache = config.get_timing_cache()
+    data = None if cache is None else cache.serialize()
+    if data is not None:  # None: nothing was timed, or TensorRT could not
+        atomic.write_bytes(file, bytes(memoryview(data)))

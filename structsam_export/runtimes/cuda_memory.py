@@ -1,30 +1,35 @@
-"""The few CUDA runtime calls that running an engine takes, and the memory that belongs to a run.
+"""The few CUDA runtime calls that running an engine takes.
 
 Nothing else in the package touches `cuda.bindings`, so a test may put a pretended runtime in its
 place and see every allocation and every release.
+
+NVIDIA's `cuda.core` was considered (1.2.2, 2026-11-26) and not taken. It would replace the methods
+for streams, copies, events and graphs, about half of this file; what tells a user which driver is
+too old, the free memory and the status of an error would stay on `cuda.bindings`. It has wheels for
+Jetson's Python 3.10 on aarch64, but cannot be imported beside cuda-bindings 12.8 or older.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from structsam.errors import UserError
 from structsam_export.runtimes.base import BackendUnavailable
 
-_OUT_OF_MEMORY = 2
 _INSUFFICIENT_DRIVER = 35
 _NO_DEVICE = 100
 _NO_DRIVER = "no NVIDIA driver is installed here; install one, or choose another backend"
 
+_log = logging.getLogger("structsam_export")
+
 
 class CudaError(RuntimeError):
     """A CUDA call failed; `status` is the number of its `cudaError_t`."""
+
+    OUT_OF_MEMORY: ClassVar[int] = 2
 
     def __init__(self, call: str, status: int, text: str) -> None:
         super().__init__(f"{call} failed with error {status}: {text}")
@@ -53,6 +58,16 @@ class Cuda:
             _, text = self._cuda.cudaGetErrorString(status)
             raise CudaError(name, int(status), text.decode())
         return values[0] if values else None
+
+    def _release(self, name: str, handle: Any) -> None:
+        """Give something back. A failure is only logged: more is to be freed after this.
+
+        After a failed kernel every call fails; the error of the kernel is the one that counts.
+        """
+        try:
+            self._call(name, handle)
+        except CudaError as error:
+            _log.debug("%s", error)
 
     def gpu(self) -> Gpu:
         """Return the current device.
@@ -100,7 +115,7 @@ class Cuda:
 
     def free(self, address: int) -> None:
         """Give device memory back."""
-        self._call("cudaFree", address)
+        self._release("cudaFree", address)
 
     def allocate_host(self, size: int) -> int:
         """Return the address of `size` bytes of pinned host memory."""
@@ -108,7 +123,7 @@ class Cuda:
 
     def free_host(self, address: int) -> None:
         """Give pinned host memory back."""
-        self._call("cudaFreeHost", address)
+        self._release("cudaFreeHost", address)
 
     def copy_to_device(self, device: int, host: int, size: int, stream: Any) -> None:
         """Start copying `size` bytes from pinned host memory."""
@@ -126,7 +141,7 @@ class Cuda:
 
     def destroy_stream(self, stream: Any) -> None:
         """Give a stream back."""
-        self._call("cudaStreamDestroy", stream)
+        self._release("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: Any) -> None:
         """Wait until everything on `stream` is done."""
@@ -143,14 +158,16 @@ class Cuda:
         try:
             work()
         except BaseException:
-            self._cuda.cudaStreamEndCapture(stream)
+            status, graph = self._cuda.cudaStreamEndCapture(stream)
+            if int(status) == 0:  # what was captured before `work` failed; else there is none
+                self._release("cudaGraphDestroy", graph)
             self._cuda.cudaGetLastError()
             raise
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:
-            self._call("cudaGraphDestroy", graph)
+            self._release("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
         """Run a captured graph."""
@@ -158,7 +175,7 @@ class Cuda:
 
     def destroy_graph(self, graph: Any) -> None:
         """Give a captured graph back."""
-        self._call("cudaGraphExecDestroy", graph)
+        self._release("cudaGraphExecDestroy", graph)
 
 
 def open_cuda(extra: str) -> Cuda:
@@ -177,67 +194,6 @@ def open_cuda(extra: str) -> Cuda:
             f"cuda-bindings cannot be loaded ({error}); install it with "
             f"`pip install 'structsam[{extra}]'`"
         ) from None
-
-
-class DeviceBuffers:
-    """For every named tensor device memory and pinned host memory, allocated once at full size."""
-
-    def __init__(self, cuda: Cuda, sizes: Mapping[str, int]) -> None:
-        """Allocate.
-
-        Args:
-            sizes: bytes at the largest shape, per tensor.
-
-        Raises:
-            UserError: the memory does not suffice; whatever was allocated is freed again.
-        """
-        self._cuda = cuda
-        self._sizes = dict(sizes)
-        self._device: dict[str, int] = {}
-        self._host: dict[str, int] = {}
-        try:
-            for name, size in sizes.items():
-                self._device[name] = cuda.allocate(size)
-                self._host[name] = cuda.allocate_host(size)
-        except CudaError as error:
-            self.close()
-            if error.status != _OUT_OF_MEMORY:
-                raise
-            raise UserError(
-                f"the GPU is out of memory: inputs and outputs take {sum(sizes.values()) >> 20} "
-                f"MiB on device and host, and the device has {cuda.free_memory() >> 20} MiB free. "
-                "Close other programs that use the GPU"
-            ) from None
-
-    def address(self, name: str) -> int:
-        """Return the device address of a tensor; it never changes."""
-        return self._device[name]
-
-    def upload(self, name: str, array: np.ndarray, stream: Any) -> None:
-        """Start copying a C-contiguous array to the device."""
-        self._staging(name, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
-        self._cuda.copy_to_device(self._device[name], self._host[name], array.nbytes, stream)
-
-    def download(self, name: str, size: int, stream: Any) -> None:
-        """Start copying the first `size` bytes of a tensor to the host; `read` them after it."""
-        self._cuda.copy_to_host(self._host[name], self._device[name], size, stream)
-
-    def read(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Return a copy of what `download` brought; wait for the stream first."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        return self._staging(name, size).view(dtype).reshape(shape).copy()
-
-    def _staging(self, name: str, size: int) -> np.ndarray:
-        if size > self._sizes[name]:
-            raise RuntimeError(f"{name} needs {size} bytes, and has {self._sizes[name]}")
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._host[name]))
-
-    def close(self) -> None:
-        """Free all memory. Safe to call twice."""
-        while self._device:
-            self._cuda.free(self._device.popitem()[1])
-        while self._host:
-            self._cuda.free_host(self._host.popitem()[1])
 
 
 def _no_gpu() -> str:

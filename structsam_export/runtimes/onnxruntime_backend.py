@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import io
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 
+_log = logging.getLogger("structsam_export")
 _EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}
 
 
@@ -30,25 +34,29 @@ class OnnxRuntimeRunner(Runner):
         """Create the session; a provider that silently falls back to the CPU is refused."""
         import onnxruntime as ort
 
+        on_cpu = self.provider == "CPUExecutionProvider"
+        said = "" if on_cpu else _preload_cuda(ort)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Planning one block for all activations costs ViT-B 1 GB and the second call 1.5 s of
-        # page faults on a CPU, and gains nothing measurable: docs/performance.md.
-        options.enable_mem_pattern = False
+        if on_cpu:
+            # Planning one block for all activations costs ViT-B 1 GB and the second call 1.5 s of
+            # page faults on a CPU, and gains nothing measurable: docs/performance.md.
+            options.enable_mem_pattern = False
         # The softmax of trained weights makes denormal numbers, which processors compute with a
         # hundred times slower: 1.3 to 1.5 times the whole encoder's time.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if self.threads:
             options.intra_op_num_threads = self.threads
         providers: list[Any] = [self.provider]
-        if self.provider != "CPUExecutionProvider":
+        if not on_cpu:
             # FP32 is to be FP32; shape arithmetic stays on the host
             providers = [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
         self._session = ort.InferenceSession(str(self.file), options, providers=providers)
         if self.provider not in self._session.get_providers():
             raise BackendUnavailable(
                 f"ONNX Runtime could not start {self.provider}: it fell back to "
-                f"{', '.join(self._session.get_providers())}. Check the CUDA installation"
+                f"{', '.join(self._session.get_providers())}. {said}Install CUDA and cuDNN with "
+                "`pip install 'structsam[gpu]'`"
             )
 
     def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
@@ -94,6 +102,22 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeRunner(
             bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
         )
+
+
+def _preload_cuda(ort: Any) -> str:
+    """Load the CUDA and cuDNN that pip installed, where no system loader looks.
+
+    Returns:
+        What it could not find, in a sentence with a space behind; empty when it said nothing.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before 1.21
+        return ""
+    with redirect_stdout(io.StringIO()) as said:  # it prints, also into `--json`
+        ort.preload_dlls()
+    text = "; ".join(line.strip() for line in said.getvalue().splitlines() if line.strip())
+    if text:
+        _log.debug("onnxruntime.preload_dlls: %s", text)
+    return f"{text}. " if text else ""
 
 
 def _has_nvidia_gpu() -> bool:

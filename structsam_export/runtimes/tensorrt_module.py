@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from structsam_export.runtimes.base import BackendUnavailable
+
+_log = logging.getLogger("structsam_export")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def load_module(flavour: Flavour) -> Any:
 def logger_of(trt: Any) -> Any:
     """Return the one logger of a TensorRT module; its `errors` collects error messages.
 
-    TensorRT keeps using the first logger that a process gives it, so there is only one.
+    Warnings go to the debug log. TensorRT keeps using the first logger that a process gives it, so
+    there is only one.
     """
 
     class Logger(trt.ILogger):
@@ -84,8 +88,11 @@ def logger_of(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            text = " ".join(message.split())
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
+                self.errors.append(text)
+            elif severity == trt.ILogger.WARNING:
+                _log.debug("%s warns: %s", trt.__name__, text)
 
         def take(self) -> str:
             """Return the collected messages as one line, and forget them."""
@@ -94,6 +101,26 @@ def logger_of(trt: Any) -> Any:
             return text
 
     return Logger()
+
+
+def construct(trt: Any, flavour: Flavour, kind: str) -> Any:
+    """Return a new `trt.Runtime` or `trt.Builder` (`kind`) with the logger of the module.
+
+    Raises:
+        BackendUnavailable: there is none, for example because CUDA does not start. pybind11
+            only says `TypeError: pybind11::init(): factory function returned nullptr`.
+    """
+    logger = logger_of(trt)
+    logger.errors.clear()
+    try:
+        return getattr(trt, kind)(logger)
+    except TypeError as error:
+        if "returned nullptr" not in str(error):
+            raise
+        raise BackendUnavailable(
+            f"{flavour.title} {trt.__version__} cannot make a {kind}: {logger.take()}. Check the "
+            "GPU and its driver with `nvidia-smi`"
+        ) from None
 
 
 def ahead_of_time_targets(trt: Any) -> list[str]:

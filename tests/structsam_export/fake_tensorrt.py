@@ -1,4 +1,8 @@
-"""A CUDA and a TensorRT made of host memory: they compute, and count what was not given back."""
+"""A TensorRT on top of `FakeCuda`: it computes, answers and refuses as the real one does.
+
+What returns a bool there returns a bool here, what may be None may be told to be None, and a
+constructor that gets nothing raises pybind11's `TypeError`. Reasons go to the logger.
+"""
 
 from __future__ import annotations
 
@@ -9,70 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from tests.structsam_export.fake_cuda import FakeCuda
 
-class FakeCuda:
-    """Host memory behind the names of `cuda.bindings.runtime`, and a count of what is alive."""
-
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-
-    def __init__(self, devices: int = 1, driver: int = 12060, status: int = 0) -> None:
-        self.devices, self.driver, self.status = devices, driver, status
-        self.name, self.major, self.minor = b"Pretended GPU", 8, 9
-        self.alive: dict[int, Any] = {}
-        self.fail: dict[str, int] = {}  # call -> how many calls still succeed
-        self.calls: list[str] = []
-        self.capturing = False
-
-    def __getattr__(self, name: str) -> Any:
-        answers = {
-            "cudaGetErrorString": (0, b"a planted error"),
-            "cudaGetLastError": (0,),
-            "cudaGetDevice": (0, 0),
-            "cudaGetDeviceProperties": (0, self),
-            "cudaDriverGetVersion": (0, self.driver),
-            "cudaRuntimeGetVersion": (0, 13000),
-            "cudaMemGetInfo": (0, 5 << 20, 9 << 20),
-            "cudaGetDeviceCount": (self.status, self.devices),
-            "cudaStreamSynchronize": (0,),
-            "cudaGraphLaunch": (0,),
-        }
-
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append(name)
-            if name in self.fail:
-                if self.fail[name] == 0:
-                    return (2, None)
-                self.fail[name] -= 1
-            if name in ("cudaMalloc", "cudaHostAlloc"):
-                block = ctypes.create_string_buffer(arguments[0])
-                self.alive[ctypes.addressof(block)] = block
-                return 0, ctypes.addressof(block)
-            if name in (
-                "cudaStreamCreateWithFlags",
-                "cudaStreamEndCapture",
-                "cudaGraphInstantiate",
-            ):
-                self.capturing = False
-                handle = 7_000_000 + len(self.calls)
-                self.alive[handle] = name
-                return 0, handle
-            if name in ("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphDestroy"):
-                del self.alive[int(arguments[0])]
-                return (0,)
-            if name == "cudaGraphExecDestroy":
-                del self.alive[arguments[0]]
-                return (0,)
-            if name == "cudaStreamBeginCapture":
-                self.capturing = True
-                return (0,)
-            if name == "cudaMemcpyAsync":
-                ctypes.memmove(*arguments[:3])
-                return (0,)
-            return answers[name]
-
-        return call
+__all__ = ["FakeCuda", "FakeTensorRT", "Validity"]
+RUN_MS = 1.5
+SCRATCH = 4096
 
 
 class Validity(IntEnum):
@@ -80,28 +25,64 @@ class Validity(IntEnum):
 
 
 class FakeContext:
-    """Computes what the small decoder computes, on the addresses that it was given."""
+    """Computes what the small networks compute, on the addresses that it was given.
 
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
+    The state at the time of a capture is what a graph replays; a context that was told other shapes
+    or addresses since makes the replay an error, because it is undefined in TensorRT.
+    """
+
+    def __init__(self, trt: FakeTensorRT, engine: FakeEngine) -> None:
+        self.trt, self.engine = trt, engine
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"image": (1, 3, 64, 64)}
+        self.scratch: tuple[int, int] | None = None
+        self.has_run_with: Any = None
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if name not in self.engine.names or name in self.trt.refuse_address:
+            self.trt.error(f"no address for {name}")
+            return False
         self.addresses[name] = address
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if name not in self.engine.names:
+            return False
         self.shapes[name] = tuple(shape)
         return True
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        size = int(np.prod(shape))
-        flat = (ctypes.c_float * size).from_address(self.addresses[name])
-        return np.ctypeslib.as_array(flat).reshape(shape)
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= self.engine.device_memory_size_v2
+        self.scratch = (memory, size)
+
+    @property
+    def _state(self) -> Any:
+        return dict(self.addresses), dict(self.shapes), self.scratch
 
     def execute_async_v3(self, stream: int) -> bool:
-        if self.trt.cuda.capturing and self.trt.refuse_capture:
+        trt = self.trt
+        if trt.cuda.capturing and trt.refuse_capture:
             return False
+        if trt.refuse_run or set(self.addresses) != set(self.engine.names):
+            trt.error("the run was refused")
+            return False
+        if not trt.rtx and self.scratch is None:
+            trt.error("no device memory")
+            return False
+        state = self._state
+        if trt.cuda.capturing:
+            assert self.has_run_with == state, "a context runs once before it is captured"
+        self.has_run_with = state
+
+        def work() -> None:
+            assert self._state == state, "the context was changed after the capture"
+            self._compute()
+            trt.cuda.clock_ms += RUN_MS
+
+        trt.cuda.put(work)
+        return True
+
+    def _compute(self) -> None:
         if "image" in self.addresses:
             self._array("image_embeddings", (1, 8, 16, 16))[:] = self._array(
                 "image", self.shapes["image"]
@@ -111,67 +92,138 @@ class FakeContext:
             labels = self._array("point_labels", self.shapes["point_labels"])
             sums = coords.sum((1, 2)) + labels.sum(1)
             self._array("iou_predictions", (len(coords), 4))[:] = sums[:, None]
-        return not self.trt.refuse_run
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape))
+        flat = (ctypes.c_float * size).from_address(self.addresses[name])
+        return np.ctypeslib.as_array(flat).reshape(shape)
+
+
+class FakeRuntimeCache:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self.trt = trt
+
+    def deserialize(self, data: bytes) -> bool:
+        self.trt.compiled = data
+        return True
+
+    def serialize(self) -> bytes | None:
+        if self.trt.no_serialized_cache:
+            return None
+        self.trt.compiled = self.trt.compiled or b"compiled kernels"
+        return self.trt.compiled
+
+
+class FakeRuntimeConfig:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self.trt = trt
+        self.cache: FakeRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> FakeRuntimeCache | None:
+        return None if self.trt.no_runtime_cache else FakeRuntimeCache(self.trt)
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        if self.trt.refuse_cache:
+            return False
+        self.cache = cache
+        return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "cuda_graph_strategy":
+            self.trt.cuda_graph_strategy = value
+        super().__setattr__(name, value)
+
+
+class FakeEngine:
+    device_memory_size_v2 = SCRATCH
+    outputs = ("image_embeddings", "iou_predictions")
+
+    def __init__(self, trt: FakeTensorRT, names: list[str]) -> None:
+        self.trt, self.names = trt, names
+        self.num_io_tensors = len(names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> int:
+        return 2 if name in self.outputs else 1
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "float"
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig(self.trt)
+
+    def create_execution_context(self, how: Any) -> FakeContext | None:
+        """`how` is a runtime config for RTX, and an allocation strategy for TensorRT."""
+        assert isinstance(how, FakeRuntimeConfig) == self.trt.rtx
+        if self.trt.contexts_left == 0:
+            self.trt.error("no memory for a context")
+            return None
+        self.trt.contexts_left -= 1
+        return FakeContext(self.trt, self)
+
+
+class FakeRuntime:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self.trt = trt
+        if trt.rtx:
+            self.get_engine_validity = lambda data: trt.verdict
+
+    def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
+        if data[:1] == b"?":
+            return None
+        if data[:1] == b"e":
+            return FakeEngine(self.trt, ["image", "image_embeddings"])
+        return FakeEngine(self.trt, ["point_coords", "point_labels", "iou_predictions"])
 
 
 class FakeTensorRT:
-    """The part of `tensorrt` that a runner uses, or of `tensorrt_rtx` with `rtx=True`."""
+    """The part of `tensorrt` that a runner uses, or of `tensorrt_rtx` with `rtx=True`.
+
+    Attributes:
+        contexts_left: how many contexts can still be made; -1 for any number.
+        refuse_address: tensors for which `set_tensor_address` returns False.
+    """
 
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
     ComputeCapability = SimpleNamespace(__members__={"NONE": 0, "SM75": 1, "SM89": 2})
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
     class ILogger:
-        ERROR, INTERNAL_ERROR = 1, 2
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def __init__(self, cuda: FakeCuda, rtx: bool = False) -> None:
         self.cuda, self.rtx = cuda, rtx
+        self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
         self.__version__ = "1.7.1" if rtx else "10.3.0"
-        self.refuse_run = self.refuse_capture = self.refuse_context = False
+        self.refuse_run = self.refuse_capture = self.refuse_runtime = False
+        self.refuse_cache = self.no_runtime_cache = self.no_serialized_cache = False
+        self.refuse_address: tuple[str, ...] = ()
+        self.contexts_left = -1
         self.verdict: tuple[Validity, int] = (Validity.VALID, 0)
         self.compiled = b""
         self.cuda_graph_strategy: Any = None
+        self.logger: Any = None
         if rtx:
             self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
             self.EngineValidity = Validity
             self.EngineInvalidityDiagnostics = SimpleNamespace(
                 __members__={"VERSION_MISMATCH": 1, "OLD_CUDA_DRIVER": 4}
             )
-            self.get_engine_validity = lambda data: self.verdict
 
-    def Runtime(self, logger: Any) -> FakeTensorRT:
-        return self
+    def Runtime(self, logger: Any) -> FakeRuntime:
+        self.logger = logger
+        logger.log(self.ILogger.WARNING, "a planted\nwarning")
+        if self.refuse_runtime:
+            self.error("CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return FakeRuntime(self)
 
-    def deserialize_cuda_engine(self, data: Any) -> Any:
-        names = {b"e": ["image", "image_embeddings"]}.get(
-            data[:1], ["point_coords", "point_labels", "iou_predictions"]
-        )
-        if data[:1] == b"?":
-            return None
-        outputs = ("image_embeddings", "iou_predictions")
-        return SimpleNamespace(
-            num_io_tensors=len(names),
-            get_tensor_name=names.__getitem__,
-            get_tensor_mode=lambda name: 2 if name in outputs else 1,
-            get_tensor_dtype=lambda name: "float",
-            create_runtime_config=lambda: self,
-            create_execution_context=lambda config=None: (
-                None if self.refuse_context else FakeContext(self)
-            ),
-        )
+    Builder = Runtime
+
+    def error(self, text: str) -> None:
+        self.logger.log(self.ILogger.ERROR, text)
 
     def nptype(self, dtype: str) -> type:
         return np.float32
-
-    def create_runtime_cache(self) -> FakeTensorRT:
-        return self
-
-    def set_runtime_cache(self, cache: Any) -> bool:
-        return True
-
-    def deserialize(self, data: bytes) -> bool:
-        self.compiled = data
-        return True
-
-    def serialize(self) -> bytes:
-        self.compiled = self.compiled or b"compiled kernels"
-        return self.compiled

@@ -1,0 +1,38 @@
+"""Fixtures: a pretended GPU, each TensorRT on it, and a small bundle with engines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from structsam_export.bundle.folder import Bundle
+from tests.structsam_export.engine_bundle import install, put_engines
+from tests.structsam_export.fake_cuda import FakeCuda
+from tests.structsam_export.fake_tensorrt import FakeTensorRT
+from tests.structsam_export.small_bundle import make_bundle
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)  # type: ignore[arg-type]
+    return fake
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, backend: str) -> FakeTensorRT:
+    return install(monkeypatch, cuda, backend == "tensorrt-rtx")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, backend: str) -> Bundle:
+    bundle = make_bundle(tmp_path / "bundle")
+    put_engines(bundle, backend)
+    return bundle
