@@ -59,6 +59,7 @@ INFRASTRUCTURE = {
         "cuda_graphs",
         "cuda_memory",
         "device_buffers",
+        "device_tensor",
         "runtime_cache",
         "tensorrt_contexts",
         "tensorrt_engine",

@@ -22,6 +22,7 @@ from structsam_export.predict.preprocessing import ImageGeometry, check_image, p
 from structsam_export.predict.prompts import Prompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
 from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
+from structsam_export.runtimes.device_tensor import DeviceTensor
 
 
 class Predictor:
@@ -61,7 +62,7 @@ class Predictor:
         self._runners: dict[PartName, Runner] = {}
         self._decoder = bundle.part("decoder")
         self._network_input: np.ndarray | None = None
-        self._embedding: np.ndarray | None = None
+        self._embedding: DeviceTensor | None = None
         self.prompt_box: tuple[float, ...] | None = None
         self.geometry: ImageGeometry | None = None
 
@@ -70,8 +71,10 @@ class Predictor:
 
         A prompt-aware bundle waits for the first prompt with that.
 
+        The embedding stays on the device on which the decoder reads it.
+
         Raises:
-            UserError: another type or shape, or the encoder's output is not finite.
+            UserError: another type or shape.
         """
         check_image(image)
         if image_format not in ("RGB", "BGR"):
@@ -86,16 +89,10 @@ class Predictor:
             self._embedding = self._encode({"image": network_input})
         self.geometry = geometry
 
-    def _encode(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def _encode(self, feeds: dict[str, np.ndarray]) -> DeviceTensor:
         encoder = self._runner("encoder")
         with self._timed("encode"):
-            embedding = encoder.run(feeds)["image_embeddings"]
-        if not np.isfinite(embedding).all():
-            raise UserError(
-                f"the encoder of {self.bundle.path} returned values that are not finite with "
-                f"{self.backend.name}. Export the bundle with `precision='fp32'`"
-            )
-        return embedding
+            return encoder.run_on_device(feeds, ["image_embeddings"])["image_embeddings"]
 
     def _encode_for(self, box: np.ndarray | None) -> None:
         """Make the embedding belong to this box [4] of the image, if it does not yet."""
@@ -126,8 +123,17 @@ class Predictor:
         That of a prompt-aware bundle belongs to `prompt_box`.
 
         Raises:
-            UserError: no image is set.
+            UserError: no image is set, or a value is not finite.
         """
+        embedding = self._current_embedding().numpy()
+        if not np.isfinite(embedding).all():
+            raise UserError(
+                f"the encoder of {self.bundle.path} returned values that are not finite with "
+                f"{self.backend.name}. Export the bundle with `precision='fp32'`"
+            )
+        return embedding
+
+    def _current_embedding(self) -> DeviceTensor:
         embedding, _ = self._current()
         if embedding is None:
             self._encode_for(None)
@@ -159,7 +165,8 @@ class Predictor:
             1; for P prompts each has a leading P, also when P is 1.
 
         Raises:
-            UserError: no image is set, or a prompt is malformed or outside the image.
+            UserError: no image is set, a prompt is malformed or outside the image, or a network
+                returned what is not finite.
         """
         scores, low_res = self.predict_low_res(
             point_coords, point_labels, box, mask_input, multimask_output
@@ -196,6 +203,7 @@ class Predictor:
             for name in ("low_res_masks", "iou_predictions")
         )
         if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
+            self.get_image_embedding()  # raises when it came from the encoder
             raise UserError(
                 f"{self.backend.name} gave NaN or infinity for the masks. Run `structsam-export "
                 "check` on the bundle, or export it again with `precision='fp32'`"
@@ -205,10 +213,13 @@ class Predictor:
     def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         """Run the decoder on the current embedding for some prompts, in pieces that it takes."""
         decoder = self._runner("decoder")
-        shared = {"image_embeddings": self.get_image_embedding()}
+        embedding = self._current_embedding()
         with self._timed("decode"):
             count = len(feeds["has_mask_input"])
-            pieces = [decoder.run(shared | chunk) for chunk in self._chunks(feeds)]
+            pieces = [
+                decoder.run({"image_embeddings": embedding, **chunk})
+                for chunk in self._chunks(feeds)
+            ]
         excess = sum(len(piece["iou_predictions"]) for piece in pieces) - count
         if excess:
             pieces[-1] = {name: array[:-excess] for name, array in pieces[-1].items()}
@@ -232,9 +243,9 @@ class Predictor:
 
     def close(self) -> None:
         """Free both networks and the image. Safe to call twice; the next use opens them again."""
+        self.reset_image()
         while self._runners:
             self._runners.popitem()[1].close()
-        self.reset_image()
 
     def __enter__(self) -> Predictor:
         return self
@@ -242,7 +253,7 @@ class Predictor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _current(self) -> tuple[np.ndarray | None, ImageGeometry]:
+    def _current(self) -> tuple[DeviceTensor | None, ImageGeometry]:
         if self.geometry is None:
             raise UserError("no image is set. Call predictor.set_image(image) first")
         return self._embedding, self.geometry

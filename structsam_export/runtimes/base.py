@@ -7,7 +7,7 @@ checks of names, shapes and types are done here, once, for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
+from structsam_export.runtimes.device_tensor import DeviceTensor, Feed, Feeds, HostTensor
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,11 +53,22 @@ class Runner(ABC):
         """Load the network and allocate what `run` needs."""
 
     @abstractmethod
-    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
+    def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
         """Compute these outputs of the part, and fetch no others.
 
-        Inputs are checked, C-contiguous and of the declared type.
+        Inputs are checked, of the declared type, and either C-contiguous arrays or tensors that
+        `_takes` accepted.
         """
+
+    def _run_on_device(
+        self, feeds: Feeds, outputs: Sequence[TensorSpec]
+    ) -> Mapping[str, DeviceTensor]:
+        """Do what `_run` does, and leave the outputs on the device, complete."""
+        return {name: HostTensor(array) for name, array in self._run(feeds, outputs).items()}
+
+    def _takes(self, tensor: DeviceTensor) -> bool:
+        """Whether `_run` can read this tensor where it is; else it is given an array."""
+        return False
 
     @abstractmethod
     def close(self) -> None:
@@ -66,43 +78,70 @@ class Runner(ABC):
         """Return facts about what runs (device, providers, engine file), ready for JSON."""
         return {}
 
-    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
+    def run(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None) -> Arrays:
         """Run the network on `feeds` (name -> array), and return name -> array.
 
         Args:
+            feeds: arrays, or tensors of `run_on_device`.
             outputs: names among the part's `outputs` and `plan_outputs`, which alone are fetched;
                 None means its `outputs`.
 
         Raises:
             UserError: a name, shape or type differs from the contract.
         """
-        asked = self._asked(outputs)
+        asked, (checked, bound) = self._asked(outputs), self._checked(feeds)
+        found = self._run(checked, asked)
+        self._check_outputs(found, asked, bound)
+        return found
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None = None
+    ) -> Mapping[str, DeviceTensor]:
+        """Do what `run` does, and leave the outputs where they were computed.
+
+        They are complete when this returns, and hold until this runner runs again or is closed.
+        """
+        asked, (checked, bound) = self._asked(outputs), self._checked(feeds)
+        found = self._run_on_device(checked, asked)
+        self._check_outputs(found, asked, bound)
+        return found
+
+    def _checked(self, feeds: Mapping[str, Feed]) -> tuple[Feeds, dict[str, int]]:
+        """Return the feeds as `_run` takes them, and the size of every dynamic dimension."""
         bound: dict[str, int] = {}
-        checked: Arrays = {}
+        checked: Feeds = {}
         wanted = {spec.name: spec for spec in self.part.inputs}
         if set(feeds) != set(wanted):
             raise UserError(f"inputs are {sorted(feeds)}, and should be {sorted(wanted)}")
         for name, spec in wanted.items():
-            array = np.ascontiguousarray(feeds[name])
-            if str(array.dtype) != spec.dtype:
-                raise UserError(f"input {name} is {array.dtype}, and should be {spec.dtype}")
-            if len(array.shape) != len(spec.shape):
-                raise UserError(f"input {name} has shape {array.shape}, not {spec.shape}")
-            for size, dim in zip(array.shape, spec.shape, strict=True):
+            feed = feeds[name]
+            if isinstance(feed, DeviceTensor) and not self._takes(feed):
+                feed = feed.numpy()
+            if not isinstance(feed, DeviceTensor):
+                feed = np.ascontiguousarray(feed)
+            if str(feed.dtype) != spec.dtype:
+                raise UserError(f"input {name} is {feed.dtype}, and should be {spec.dtype}")
+            if len(feed.shape) != len(spec.shape):
+                raise UserError(f"input {name} has shape {feed.shape}, not {spec.shape}")
+            for size, dim in zip(feed.shape, spec.shape, strict=True):
                 self._check_dimension(name, size, dim, bound)
-            checked[name] = array
-        found = self._run(checked, asked)
+            checked[name] = feed
+        return checked, bound
+
+    @staticmethod
+    def _check_outputs(
+        found: Mapping[str, Feed], asked: Sequence[TensorSpec], bound: Mapping[str, int]
+    ) -> None:
         if set(found) != {spec.name for spec in asked}:
             raise RuntimeError(f"outputs are {sorted(found)}, not {[s.name for s in asked]}")
         for spec in asked:
-            array = found[spec.name]
+            value = found[spec.name]
             expected = tuple(bound[d] if isinstance(d, str) else d for d in spec.shape)
-            if array.shape != expected or str(array.dtype) != spec.dtype:
+            if value.shape != expected or str(value.dtype) != spec.dtype:
                 raise RuntimeError(
-                    f"output {spec.name} is {array.dtype} of shape {array.shape}, and not "
+                    f"output {spec.name} is {value.dtype} of shape {value.shape}, and not "
                     f"{spec.dtype} of {expected}"
                 )
-        return found
 
     def _asked(self, names: Sequence[str] | None) -> tuple[TensorSpec, ...]:
         if names is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError
+from structsam_export.runtimes.device_tensor import DeviceTensor
 
 
 class DeviceBuffers:
@@ -28,6 +29,7 @@ class DeviceBuffers:
         self._sizes = dict(sizes)
         self._device: dict[str, int] = {}
         self._host: dict[str, int] = {}
+        self._run = 0
         try:
             for name, size in sizes.items():
                 self._device[name] = cuda.allocate(size)
@@ -46,6 +48,25 @@ class DeviceBuffers:
         """Return the device address of a tensor; it never changes."""
         return self._device[name]
 
+    def start_run(self) -> None:
+        """Outputs are about to be overwritten: tensors of earlier runs no longer hold."""
+        self._run += 1
+
+    def tensor(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, stream: Any
+    ) -> BufferTensor:
+        """Return what the latest run wrote, as it lies on the device."""
+        return BufferTensor(self, name, shape, dtype, stream)
+
+    def holds(self, run: int) -> bool:
+        """Whether the memory still has what that run wrote."""
+        return bool(self._device) and run == self._run
+
+    @property
+    def latest_run(self) -> int:
+        """The number of the latest run."""
+        return self._run
+
     def upload(self, name: str, array: np.ndarray, stream: Any) -> None:
         """Start copying a C-contiguous array to the device."""
         self._staging(name, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
@@ -60,6 +81,12 @@ class DeviceBuffers:
         size = int(np.prod(shape)) * dtype.itemsize
         return self._staging(name, size).view(dtype).reshape(shape).copy()
 
+    def fetch(self, name: str, shape: tuple[int, ...], dtype: np.dtype, stream: Any) -> np.ndarray:
+        """Return a copy of a tensor, and wait for it."""
+        self.download(name, int(np.prod(shape)) * dtype.itemsize, stream)
+        self._cuda.synchronize(stream)
+        return self.read(name, shape, dtype)
+
     def _staging(self, name: str, size: int) -> np.ndarray:
         if size > self._sizes[name]:
             raise RuntimeError(f"{name} needs {size} bytes, and has {self._sizes[name]}")
@@ -71,3 +98,35 @@ class DeviceBuffers:
             self._cuda.free(self._device.popitem()[1])
         while self._host:
             self._cuda.free_host(self._host.popitem()[1])
+
+
+class BufferTensor(DeviceTensor):
+    """An output in the buffers of its runner."""
+
+    def __init__(
+        self,
+        buffers: DeviceBuffers,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        stream: Any,
+    ) -> None:
+        self._buffers, self._name, self._stream = buffers, name, stream
+        self._run = buffers.latest_run
+        self.shape, self.dtype = shape, dtype
+
+    @property
+    def address(self) -> int:
+        """Where it lies on the device.
+
+        Raises:
+            RuntimeError: its runner ran again or was closed.
+        """
+        if not self._buffers.holds(self._run):
+            raise RuntimeError(f"{self._name} is gone: its network ran again or was closed")
+        return self._buffers.address(self._name)
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy in host memory; raises as `address`."""
+        assert self.address
+        return self._buffers.fetch(self._name, self.shape, self.dtype, self._stream)

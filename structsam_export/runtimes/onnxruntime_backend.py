@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import io
 import logging
@@ -12,12 +13,28 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+from structsam_export.runtimes.device_tensor import DeviceTensor, Feeds
 
 _log = logging.getLogger("structsam_export")
 _EXTRA = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "gpu"}
+
+
+class OrtTensor(DeviceTensor):
+    """An `OrtValue`, which owns its memory: it holds even after its session is gone."""
+
+    def __init__(self, value: Any, dtype: str) -> None:
+        self.value = value
+        self.shape, self.dtype = tuple(value.shape()), np.dtype(dtype)
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy in host memory."""
+        array: np.ndarray = self.value.numpy()
+        return array
 
 
 class OnnxRuntimeRunner(Runner):
@@ -59,9 +76,37 @@ class OnnxRuntimeRunner(Runner):
                 "`pip install 'structsam[gpu]'`"
             )
 
-    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
+    def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
+        found = self._run_bound(feeds, outputs, "cpu")
+        return {name: value.numpy() for name, value in found.items()}
+
+    def _run_on_device(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> dict[str, OrtTensor]:
+        found = self._run_bound(feeds, outputs, self._device)
+        return {spec.name: OrtTensor(found[spec.name], spec.dtype) for spec in outputs}
+
+    def _takes(self, tensor: DeviceTensor) -> bool:
+        return isinstance(tensor, OrtTensor) and tensor.value.device_name() == self._device
+
+    def _run_bound(
+        self, feeds: Feeds, outputs: Sequence[TensorSpec], device: str
+    ) -> dict[str, Any]:
+        """Return `OrtValue`s on a device (`cpu` or `cuda`), which ONNX Runtime allocates."""
+        binding = self._session.io_binding()
+        for name, feed in feeds.items():
+            if isinstance(feed, OrtTensor):
+                binding.bind_ortvalue_input(name, feed.value)
+            else:
+                binding.bind_cpu_input(name, feed)
         names = [spec.name for spec in outputs]
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        for name in names:
+            binding.bind_output(name, device)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self.provider == "CPUExecutionProvider" else "cuda"
 
     def close(self) -> None:
         """Drop the session."""
@@ -104,8 +149,9 @@ class OnnxRuntimeBackend(Backend):
         )
 
 
+@functools.cache
 def _preload_cuda(ort: Any) -> str:
-    """Load the CUDA and cuDNN that pip installed, where no system loader looks.
+    """Load the CUDA and cuDNN that pip installed, where no system loader looks, once a process.
 
     Returns:
         What it could not find, in a sentence with a space behind; empty when it said nothing.

@@ -15,7 +15,8 @@ from structsam_export.bundle.manifest import EngineEntry, Part, TensorSpec
 from structsam_export.runtimes.base import Arrays, Runner
 from structsam_export.runtimes.cuda_graphs import GraphCache
 from structsam_export.runtimes.cuda_memory import Cuda, Gpu, open_cuda
-from structsam_export.runtimes.device_buffers import DeviceBuffers
+from structsam_export.runtimes.device_buffers import BufferTensor, DeviceBuffers
+from structsam_export.runtimes.device_tensor import DeviceTensor, Feeds
 from structsam_export.runtimes.tensorrt_contexts import Contexts
 from structsam_export.runtimes.tensorrt_engine import read_engine
 from structsam_export.runtimes.tensorrt_module import Flavour, construct, load_module, logger_of
@@ -106,29 +107,66 @@ class TensorRTRunner(Runner):
     def _reason(self) -> str:
         return str(logger_of(load_module(self.flavour)).take())
 
-    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
-        assert self._cuda is not None and self._buffers is not None, "open() comes first"
-        bound: dict[str, int] = {}
-        binding = []
-        for spec in self.part.inputs:
-            array = feeds[spec.name]
-            bound |= {
-                d: n for d, n in zip(spec.shape, array.shape, strict=True) if isinstance(d, str)
-            }
-            self._buffers.upload(spec.name, array, self._stream)
-            binding.append((spec.name, array.shape, self._buffers.address(spec.name)))
-        self._enqueue(tuple(binding))
+    def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
+        shapes = self._start_run(feeds)
+        assert self._buffers is not None
         for spec in outputs:
-            self._buffers.download(spec.name, _size(spec, bound), self._stream)
-        self._cuda.synchronize(self._stream)
-        found = {
-            spec.name: self._buffers.read(spec.name, _shape(spec, bound), np.dtype(spec.dtype))
+            self._buffers.download(spec.name, _size(spec, shapes), self._stream)
+        self._finish_run()
+        return {
+            spec.name: self._buffers.read(spec.name, _shape(spec, shapes), np.dtype(spec.dtype))
             for spec in outputs
         }
+
+    def _run_on_device(
+        self, feeds: Feeds, outputs: Sequence[TensorSpec]
+    ) -> dict[str, BufferTensor]:
+        shapes = self._start_run(feeds)
+        self._finish_run()
+        assert self._buffers is not None
+        return {
+            spec.name: self._buffers.tensor(
+                spec.name, _shape(spec, shapes), np.dtype(spec.dtype), self._stream
+            )
+            for spec in outputs
+        }
+
+    def _takes(self, tensor: DeviceTensor) -> bool:
+        # the graph of a static network has the addresses of its own buffers
+        return isinstance(tensor, BufferTensor) and self._dynamic
+
+    def _start_run(self, feeds: Feeds) -> dict[str, int]:
+        """Put uploads and the network on the stream; return the sizes of dynamic dimensions."""
+        shapes, binding = self._feed(feeds)
+        assert self._buffers is not None
+        self._buffers.start_run()
+        self._enqueue(binding)
+        return shapes
+
+    def _feed(self, feeds: Feeds) -> tuple[dict[str, int], Binding]:
+        """Start the uploads of what is not on the device yet."""
+        assert self._buffers is not None, "open() comes first"
+        shapes: dict[str, int] = {}
+        binding = []
+        for spec in self.part.inputs:
+            feed = feeds[spec.name]
+            named = zip(spec.shape, feed.shape, strict=True)
+            shapes |= {dim: size for dim, size in named if isinstance(dim, str)}
+            if isinstance(feed, BufferTensor):
+                address = feed.address
+            else:
+                assert isinstance(feed, np.ndarray)
+                self._buffers.upload(spec.name, feed, self._stream)
+                address = self._buffers.address(spec.name)
+            binding.append((spec.name, feed.shape, address))
+        return shapes, tuple(binding)
+
+    def _finish_run(self) -> None:
+        assert self._cuda is not None
+        self._cuda.synchronize(self._stream)
         if not self._has_run:  # a server may be killed before it closes anything
             self._has_run = True
             self._save_cache()
-        return found
 
     def _enqueue(self, binding: Binding) -> None:
         """Put a run on the stream, as a CUDA graph where there is one."""

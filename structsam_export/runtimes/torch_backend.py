@@ -8,17 +8,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+from structsam_export.runtimes.device_tensor import DeviceTensor, Feed, Feeds
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+    from torch import Tensor
 
     from structsam.models import Preprocessing
 
 _INSTALL = "install it with `pip install 'structsam[export]'`"
+
+
+class TorchTensor(DeviceTensor):
+    """A tensor of PyTorch, which owns its memory: it holds even after its runner is closed."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self.shape = tuple(value.shape)
+        self.dtype = np.dtype(str(value.dtype).removeprefix("torch."))
+
+    def numpy(self) -> np.ndarray:
+        """Return it in host memory."""
+        array: np.ndarray = self.value.cpu().numpy()
+        return array
 
 
 class TorchRunner(Runner):
@@ -55,17 +73,42 @@ class TorchRunner(Runner):
         )
         self._module = module.to(self._device)
 
-    def _run(self, feeds: Arrays, outputs: Sequence[TensorSpec]) -> Arrays:
+    def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
+        return {name: value.cpu().numpy() for name, value in self._compute(feeds, outputs).items()}
+
+    def _run_on_device(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> dict[str, TorchTensor]:
+        import torch
+
+        found = self._compute(feeds, outputs)
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return {name: TorchTensor(self._kept(value)) for name, value in found.items()}
+
+    def _takes(self, tensor: DeviceTensor) -> bool:
+        return isinstance(tensor, TorchTensor) and tensor.value.device.type == self._device
+
+    def _compute(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> dict[str, Tensor]:
         import torch
 
         with_plans = any(spec in self.part.plan_outputs for spec in outputs)
         specs = self.part.all_outputs if with_plans else self.part.outputs
         with torch.inference_mode():
-            inputs = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.part.inputs]
+            inputs = [self._tensor(feeds[spec.name]) for spec in self.part.inputs]
             found = self._function(with_plans)(*inputs)
             values = found if isinstance(found, tuple) else (found,)
             named = dict(zip((spec.name for spec in specs), values, strict=True))
-            return {spec.name: named[spec.name].cpu().numpy() for spec in outputs}
+            return {spec.name: named[spec.name] for spec in outputs}
+
+    def _tensor(self, feed: Feed) -> Tensor:
+        import torch
+
+        if isinstance(feed, TorchTensor):
+            return feed.value
+        return torch.from_numpy(feed).to(self._device)
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """What may stay on the device: the module makes new tensors in every call."""
+        return value
 
     def _function(self, with_plans: bool) -> Any:
         """What maps inputs to outputs: plans are only recorded to be looked at."""

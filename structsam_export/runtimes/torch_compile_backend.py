@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import BackendUnavailable, RunOptions
 from structsam_export.runtimes.torch_backend import TorchBackend, TorchRunner, load_merged_sam
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COMPILERS = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
 
@@ -30,6 +33,10 @@ class TorchCompileRunner(TorchRunner):
             mode = "max-autotune" if self._device == "cuda" else "default"
             self._compiled[with_plans] = torch.compile(super()._function(with_plans), mode=mode)
         return self._compiled[with_plans]
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """A copy on the device: the next call of any compiled module may use a graph's memory."""
+        return value.clone() if self._device == "cuda" else value
 
     def close(self) -> None:
         """Drop the module and what was compiled."""

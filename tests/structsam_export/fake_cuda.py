@@ -22,6 +22,7 @@ class FakeCuda:
         fail: call -> how many calls still succeed; all later ones fail.
         fail_once: call -> how many calls still succeed before the one that fails.
         alive: what was allocated or created, and not yet freed or destroyed.
+        copies: (1 to the device or 2 to the host, bytes) of every copy.
     """
 
     cudaStreamNonBlocking = 1
@@ -35,6 +36,7 @@ class FakeCuda:
         self.fail: dict[str, int] = {}
         self.fail_once: dict[str, int] = {}
         self.calls: list[str] = []
+        self.copies: list[tuple[int, int]] = []
         self.clock_ms = 0.0
         self.recorded: list[Callable[[], None]] | None = None
         self.invalidated = False
@@ -113,6 +115,7 @@ class FakeCuda:
             start, end = (self.alive[int(event)].ms for event in arguments)
             return 0, end - start
         if name == "cudaMemcpyAsync":
+            self.copies.append((arguments[3], arguments[2]))
             self.put(lambda: self._copy(*arguments[:3]))
             return (0,)
         if name in _RELEASES:  # a wrong or second one is a KeyError

@@ -7,15 +7,57 @@ from typing import Any
 CUDA = "CUDAExecutionProvider"
 
 
+class FakeValue:
+    """A value that says it lies on the GPU."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def device_name(self) -> str:
+        return "cuda"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class FakeBinding:
+    def __init__(self, module: FakeOnnxRuntime, real: Any, on_cuda: bool) -> None:
+        self.module, self.real, self.on_cuda = module, real, on_cuda
+        self.devices: list[str] = []
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        assert isinstance(value, FakeValue) == self.on_cuda, "a value of another device"
+        self.real.bind_ortvalue_input(name, value.real if self.on_cuda else value)
+
+    def bind_output(self, name: str, device: str) -> None:
+        self.devices.append(device)
+        self.module.bound.append((name, device))
+        self.real.bind_output(name)
+
+    def get_outputs(self) -> list[Any]:
+        pairs = zip(self.devices, self.real.get_outputs(), strict=True)
+        return [FakeValue(value) if device == "cuda" else value for device, value in pairs]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
 class FakeSession:
     """A session on the CPU that says it is one on CUDA."""
 
     def __init__(self, module: FakeOnnxRuntime, file: str, options: Any, providers: list[Any]):
         module.opened.append({"options": options, "providers": providers, "file": file})
         self._module = module
+        self._on_cuda = providers[0] != "CPUExecutionProvider"
         self._session = module.real.InferenceSession(
             file, options, providers=["CPUExecutionProvider"]
         )
+
+    def io_binding(self) -> FakeBinding:
+        return FakeBinding(self._module, self._session.io_binding(), self._on_cuda)
+
+    def run_with_iobinding(self, binding: FakeBinding) -> None:
+        self._session.run_with_iobinding(binding.real)
 
     def get_providers(self) -> list[str]:
         return [*([CUDA] if self._module.cuda_starts else []), "CPUExecutionProvider"]
@@ -31,6 +73,7 @@ class FakeOnnxRuntime:
         cuda_starts: False falls back to the CPU, as ONNX Runtime does without a word.
         missing: libraries that `preload_dlls` does not find; it prints them, as the real one does.
         opened: what sessions were made with.
+        bound: (output, device) of every output that was asked for.
     """
 
     def __init__(self, real: Any) -> None:
@@ -39,6 +82,7 @@ class FakeOnnxRuntime:
         self.missing: tuple[str, ...] = ()
         self.preloaded = 0
         self.opened: list[dict[str, Any]] = []
+        self.bound: list[tuple[str, str]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)

@@ -84,14 +84,19 @@ class FakeContext:
 
     def _compute(self) -> None:
         if "image" in self.addresses:
-            self._array("image_embeddings", (1, 8, 16, 16))[:] = self._array(
-                "image", self.shapes["image"]
-            ).sum()
-        else:
-            coords = self._array("point_coords", self.shapes["point_coords"])
-            labels = self._array("point_labels", self.shapes["point_labels"])
-            sums = coords.sum((1, 2)) + labels.sum(1)
-            self._array("iou_predictions", (len(coords), 4))[:] = sums[:, None]
+            total = self._array("image", self.shapes["image"]).sum()
+            self._array("image_embeddings", (1, 8, 16, 16))[:] = total
+            return
+        coords = self._array("point_coords", self.shapes["point_coords"])
+        labels = self._array("point_labels", self.shapes["point_labels"])
+        sums = coords.sum((1, 2)) + labels.sum(1)
+        if "low_res_masks" in self.addresses:
+            sums += self._array("image_embeddings", (1, 8, 16, 16)).mean()
+            mask = self._array("mask_input", self.shapes["mask_input"])
+            has = self._array("has_mask_input", self.shapes["has_mask_input"])
+            masks = self._array("low_res_masks", (len(coords), 4, *mask.shape[2:]))
+            masks[:] = (sums + has)[:, None, None, None] + mask
+        self._array("iou_predictions", (len(coords), 4))[:] = sums[:, None]
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         size = int(np.prod(shape))
@@ -134,13 +139,24 @@ class FakeRuntimeConfig:
         super().__setattr__(name, value)
 
 
+#: First byte of an engine file -> inputs and outputs.
+_TENSORS = {
+    b"e": (["image"], ["image_embeddings"]),
+    b"d": (["point_coords", "point_labels"], ["iou_predictions"]),
+    b"s": (
+        ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"],
+        ["low_res_masks", "iou_predictions"],
+    ),
+}
+
+
 class FakeEngine:
     device_memory_size_v2 = SCRATCH
-    outputs = ("image_embeddings", "iou_predictions")
 
-    def __init__(self, trt: FakeTensorRT, names: list[str]) -> None:
-        self.trt, self.names = trt, names
-        self.num_io_tensors = len(names)
+    def __init__(self, trt: FakeTensorRT, inputs: list[str], outputs: list[str]) -> None:
+        self.trt, self.outputs = trt, outputs
+        self.names = inputs + outputs
+        self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -171,11 +187,9 @@ class FakeRuntime:
             self.get_engine_validity = lambda data: trt.verdict
 
     def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
-        if data[:1] == b"?":
+        if data[:1] not in _TENSORS:
             return None
-        if data[:1] == b"e":
-            return FakeEngine(self.trt, ["image", "image_embeddings"])
-        return FakeEngine(self.trt, ["point_coords", "point_labels", "iou_predictions"])
+        return FakeEngine(self.trt, *_TENSORS[data[:1]])
 
 
 class FakeTensorRT:

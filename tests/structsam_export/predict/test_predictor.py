@@ -78,6 +78,7 @@ class FakeRunner(Runner):
             return {"image_embeddings": np.full((1, CHANNELS, 4, 4), value, np.float32)}
         # score of output c of a prompt: x of its first point, + c / 8; masks: that everywhere
         scores = feeds["point_coords"][:, 0, :1] + np.arange(4, dtype=np.float32) / 8
+        scores += 0 * feeds["image_embeddings"].max()  # so that NaN stays NaN
         masks = np.broadcast_to(scores[..., None, None], (*scores.shape, LOW, LOW))
         return {"low_res_masks": masks.copy(), "iou_predictions": scores}
 
@@ -278,8 +279,12 @@ def test_a_bad_image_keeps_the_current_one(predictor: Predictor) -> None:
 
 def test_an_encoder_that_overflows_is_reported(fake: FakeBackend) -> None:
     fake.embedding = float("nan")
-    with pytest.raises(UserError, match="not finite"):
-        Predictor(fake_bundle(), backend="fake").set_image(PHOTO)
+    predictor = Predictor(fake_bundle(), backend="fake")
+    predictor.set_image(PHOTO)
+    with pytest.raises(UserError, match="the encoder of fake-bundle returned .* not finite"):
+        predictor.get_image_embedding()
+    with pytest.raises(UserError, match="the encoder of fake-bundle returned .* not finite"):
+        predictor.predict(box=np.array([0, 0, 9, 9]))
 
 
 def test_unknown_backend() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from structsam_export.bundle.folder import Bundle
-from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions, onnxruntime_backend
+from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions
 from tests.structsam_export.fake_onnxruntime import CUDA, FakeOnnxRuntime
 from tests.structsam_export.small_bundle import make_bundle
 
@@ -20,15 +19,6 @@ IMAGE = {"image": np.ones((1, 3, 64, 64), np.float32)}
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
-def ort(monkeypatch: pytest.MonkeyPatch) -> FakeOnnxRuntime:
-    fake = FakeOnnxRuntime(pytest.importorskip("onnxruntime"))
-    monkeypatch.setitem(sys.modules, "onnxruntime", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(onnxruntime_backend, "_has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr(onnxruntime_backend.importlib.util, "find_spec", lambda name: fake)
-    return fake
 
 
 def open_and_run(bundle: Bundle, backend: str) -> dict[str, Any]:

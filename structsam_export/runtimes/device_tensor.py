@@ -1,0 +1,46 @@
+"""An array that stays where a network computed it, so that the next network can read it there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class DeviceTensor(ABC):
+    """An output of `Runner.run_on_device`, which a runner of the same backend takes as an input.
+
+    It holds until the runner that made it runs again or is closed.
+
+    Attributes:
+        shape: its size in every dimension.
+        dtype: of its values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abstractmethod
+    def numpy(self) -> np.ndarray:
+        """Return a copy in host memory.
+
+        Raises:
+            RuntimeError: its runner ran again or was closed.
+        """
+
+
+class HostTensor(DeviceTensor):
+    """Of a backend that computes in host memory: the array itself."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def numpy(self) -> np.ndarray:
+        """Return the array."""
+        return self._array
+
+
+#: What an input may be, and all inputs by name.
+Feed = np.ndarray | DeviceTensor
+Feeds = dict[str, Feed]
