@@ -10,9 +10,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,48 +27,19 @@ from structsam_export.bench.encoders import (
     make_unmerged,
     prepare,
 )
-from structsam_export.bench.process import RowDied, RowNotRun, RowProcess
 from structsam_export.bench.report import TIMED, BenchReport, BenchRow
+from structsam_export.bench.turns import AS_USUAL, Procedure, Say, measure
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PartName
 from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
-from structsam_export.runtimes import RunOptions, find_backend
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Procedure:
-    """How every row is measured.
-
-    Args:
-        runs: times measured per row, after `warmup` others.
-        interleave: keep the rows of one backend and network open together and let them take
-            turns; False opens one at a time, for machines with little memory.
-        require: backends that must run; one that cannot raises instead of being "not run".
-        options: threads, weights for the torch backend, and which engine to use.
-    """
-
-    runs: int = 5
-    warmup: int = 2
-    interleave: bool = True
-    require: tuple[str, ...] = ()
-    options: RunOptions = field(default_factory=RunOptions)
-
-    def __post_init__(self) -> None:
-        if self.runs < 1 or self.warmup < 0:
-            raise UserError(
-                f"{self.runs} runs after {self.warmup} for warm-up: use at least 1 and 0"
-            )
-        if self.options.threads is not None and self.options.threads < 1:
-            raise UserError(f"threads is {self.options.threads}. Use at least 1")
+from structsam_export.runtimes import find_backend
 
 
 def bench(
     bundles: Sequence[Bundle | str | Path],
     backends: Sequence[str] = ("auto",),
     baselines: bool = False,
-    procedure: Procedure = Procedure(),
+    procedure: Procedure = AS_USUAL,
     keep: Path | None = None,
     say: Say = lambda text: None,
 ) -> BenchReport:
@@ -117,8 +86,8 @@ def bench(
             decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
             for bundle in reversed(decoders.values()):
                 jobs.append((_row(bundle, "bundle", name, "decoder"), bundle))
-        for group in _groups(jobs, procedure.interleave):
-            _measure(group, procedure, say)
+        groups = _groups(jobs, procedure.interleave)
+        states = [measure(group, procedure, say) for group in groups]
         _compare(jobs, cards, rates)
     return BenchReport(
         rows=[row for row, _ in jobs],
@@ -129,6 +98,7 @@ def bench(
             "threads": threads,
             "interleaved": procedure.interleave,
             "timed": TIMED,
+            "gpu_states": [state for state in states if state],
             "gemm_gflops": {
                 " ".join(key): round(rate / 1e9, 1) for key, rate in rates.items() if rate
             },
@@ -194,45 +164,6 @@ def _groups(
     yield from groups.values()
 
 
-def _measure(group: Sequence[tuple[BenchRow, Bundle]], procedure: Procedure, say: Say) -> None:
-    """Open all rows of a group, let them take turns, and fill them in."""
-    with ExitStack() as processes:
-        alive: list[tuple[BenchRow, RowProcess, list[float]]] = []
-        for row, bundle in group:
-            title = f"{row.bundle}, {row.part} on {row.backend}"
-            say(f"opening {title}")
-            try:
-                process = RowProcess(bundle, row.backend, row.part, procedure.options)
-                processes.enter_context(process)
-                process.wait_until_ready()
-                alive.append((row, process, []))
-            except (RowNotRun, RowDied) as reason:
-                _give_up(row, reason, procedure.require, say)
-        for _ in range(procedure.warmup + procedure.runs):
-            for entry in list(alive):
-                row, process, samples = entry
-                try:
-                    samples.append(process.run())
-                except (RowNotRun, RowDied) as reason:
-                    alive.remove(entry)
-                    _give_up(row, reason, procedure.require, say)
-        for row, process, samples in alive:  # an ending process would disturb the others' turns
-            try:
-                row.runtime, row.peak_memory_mib = process.finish()
-                row.set_samples(samples, procedure.warmup)
-                say(f"{row.bundle}, {row.part} on {row.backend}: {row.median_ms:.1f} ms")
-            except (RowNotRun, RowDied) as reason:
-                _give_up(row, reason, procedure.require, say)
-
-
-def _give_up(row: BenchRow, reason: Exception, require: Sequence[str], say: Say) -> None:
-    row.status = "not run" if isinstance(reason, RowNotRun) else "failed"
-    row.reason = str(reason)
-    say(f"{row.bundle}, {row.part} on {row.backend}: {row.status}: {reason}")
-    if row.backend in require and row.role == "bundle":
-        raise UserError(f"required backend {row.backend} cannot run: {reason}")
-
-
 def _compare(
     jobs: Sequence[tuple[BenchRow, Bundle]],
     cards: dict[int, CostCard | None],
@@ -263,7 +194,8 @@ def _compare(
         on_cpu = row.runtime.get("device", row.backend) in _ON_CPU
         rate = rates.get(("cpu", "fp32") if on_cpu else ("gpu", row.precision))
         if rate and card is not None:
-            row.of_gemm_rate = 2e9 * card.executed_gmac * row.batch / rate * 1e3 / row.median_ms
+            ms = row.device_ms or row.median_ms
+            row.of_gemm_rate = 2e9 * card.executed_gmac * row.batch / rate * 1e3 / ms
         for role in (STOCK, UNMERGED):
             baseline = base.get(_key(role, row))
             if baseline and baseline.median_ms and baseline.first_ms and row.first_ms:

@@ -59,10 +59,20 @@ class RowProcess:
         """
         self._answer()
 
-    def run(self) -> float:
-        """Run the network once and return the time in ms. Raises as `wait_until_ready`."""
+    def run(self) -> tuple[float, float | None]:
+        """Run the network, and return ms of one call and on the GPU; raises as `wait_until_ready`.
+
+        The second is None where the CPU computes.
+        """
         self._say("run")
-        return float(self._answer()["ms"])
+        answer = self._answer()
+        return float(answer["ms"]), answer["device_ms"]
+
+    def warm_up(self) -> dict[str, Any] | None:
+        """Run until device times are steady; see `steady.warm_up`. Raises as `wait_until_ready`."""
+        self._say("warm up")
+        found: dict[str, Any] | None = self._answer()["warm_up"]
+        return found
 
     def finish(self) -> tuple[dict[str, Any], float | None]:
         """Free the network; return facts about the runtime, and the peak memory in MiB."""

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from structsam_export.bench.cost_card import CostCard
 from structsam_export.bench.encoders import STOCK, UNMERGED
+from structsam_export.bench.gpu_state import state_lines
+from structsam_export.bench.steady import TOLERANCE, WINDOW
 from structsam_export.bundle.manifest import PartName
 
 #: What the times are of; every report says so.
@@ -33,13 +35,17 @@ class BenchRow:
         role: `bundle`, or the baseline that it is (`stock`, `unmerged`).
         status: `measured`, `not run` or `failed`, the last two with a `reason`.
         samples_ms: all times after warm-up, in order.
+        device_samples_ms: the same between CUDA events around the network, with inputs and outputs
+            on the GPU; empty where the CPU computes.
+        device_ms: their median.
+        warm_up: of a row on a GPU how its times became steady; see `steady.warm_up`.
         first_ms: the first call of the process, which also pays for memory that is touched first;
             what a program sees that handles one image.
         peak_memory_mib: of the row's process on the host, interpreter included; None on Windows.
         gmac: multiply-adds / 10^9 as papers count them; None for a decoder.
         with_decoder_ms: of an encoder of batch 1: its median plus the decoder's for one box.
         of_gemm_rate: share that the run reached of a matrix product's measured rate on the same
-            device, on a GPU in the same precision, on a CPU in float32.
+            device, on a GPU by device time and in the same precision, on a CPU in float32.
         quality: what an evaluation says of this merging; see `benchmark_fidelity`.
         speedup: how many times faster than the baseline of that name, by the median.
         first_speedup: the same by the first call.
@@ -58,6 +64,9 @@ class BenchRow:
     status: str = "not run"
     reason: str = ""
     samples_ms: list[float] = field(default_factory=list)
+    device_samples_ms: list[float] = field(default_factory=list)
+    device_ms: float | None = None
+    warm_up: dict[str, Any] | None = None
     first_ms: float | None = None
     median_ms: float | None = None
     p10_ms: float | None = None
@@ -76,13 +85,21 @@ class BenchRow:
         """Device memory of the network in MiB, where the backend can tell."""
         return self.runtime.get("device_memory_mib")
 
-    def set_samples(self, all_samples: Sequence[float], warmup: int) -> None:
-        """Fill in the statistics of the times in ms, the first `warmup` of them kept apart."""
-        samples = all_samples[warmup:]
-        self.first_ms = float(all_samples[0])
-        self.status, self.samples_ms = "measured", [round(ms, 4) for ms in samples]
-        p10, median, p90 = np.percentile(samples, [10, 50, 90])
+    def set_samples(self, all_samples: Sequence[tuple[float, float | None]], warmup: int) -> None:
+        """Fill in the statistics of the times, the first `warmup` of them kept apart.
+
+        Args:
+            all_samples: ms of a call, and ms on the GPU or None.
+        """
+        walls = [wall for wall, _ in all_samples[warmup:]]
+        devices = [device for _, device in all_samples[warmup:] if device is not None]
+        self.first_ms = float(all_samples[0][0])
+        self.status, self.samples_ms = "measured", [round(ms, 4) for ms in walls]
+        p10, median, p90 = np.percentile(walls, [10, 50, 90])
         self.p10_ms, self.median_ms, self.p90_ms = float(p10), float(median), float(p90)
+        if devices:
+            self.device_samples_ms = [round(ms, 4) for ms in devices]
+            self.device_ms = float(np.median(devices))
 
 
 @dataclass
@@ -127,11 +144,13 @@ class _Column:
     title: str
     form: str
     value: Callable[[BenchRow], float | None]
+    missing: str = ""
 
 
 _COLUMNS = (
     _Column("batch", "d", lambda row: row.batch if row.part == "encoder" else None),
     _Column("GMAC", ".1f", lambda row: row.gmac),
+    _Column("device ms", ".4g", lambda row: row.device_ms, missing="-"),
     _Column("first ms", ".0f", lambda row: row.first_ms),
     _Column("first x stock", ".2f", lambda row: row.first_speedup.get(STOCK)),
     _Column("median ms", ".4g", lambda row: row.median_ms),
@@ -161,7 +180,7 @@ def render_table(report: BenchReport, box: Box | None = HEAVY_HEAD) -> Table:
     for row in report.rows:
         name = row.bundle + ("*" if row.random_weights else "")
         measured = row.status == "measured"
-        cells = [_number(c.value(row), c.form) for c in columns]
+        cells = [_number(c.value(row), c) for c in columns]
         parity = row.parity if measured else escape(f"{row.status}: {row.reason}")
         shown = row.part == "encoder" and (row.quality or row.role == "bundle")
         fidelity = row.fidelity if shown else ""
@@ -195,6 +214,7 @@ def caption(report: BenchReport) -> str:
         f"Timed: {settings['timed']}",
         "first: the first call of a process, before warm-up; MiB: peak host memory of that process",
     ]
+    parts += _about_the_gpu(report)
     if any(row.with_decoder_ms for row in report.rows):
         parts.append("+ decoder: sum of the two medians; bundles with one decoder share its row")
     if any(row.gpu_memory_mib for row in report.rows):
@@ -210,5 +230,31 @@ def caption(report: BenchReport) -> str:
     return "\n".join(parts)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _about_the_gpu(report: BenchReport) -> list[str]:
+    """Say what device times are of, and whether the GPU and its kernels were settled."""
+    rows = [row for row in report.rows if row.device_ms is not None]
+    if not rows:
+        return []
+    parts = [
+        "device ms: median between CUDA events around the network, inputs and outputs already on "
+        "the GPU; -: the CPU computes"
+    ]
+    warmed = [row.warm_up for row in rows if row.warm_up]
+    if warmed:
+        parts.append(
+            f"GPU rows warmed up for {max(w['runs'] for w in warmed)} runs at most, until two "
+            f"windows of {WINDOW} agreed within {TOLERANCE:.0%}"
+        )
+    for row in rows:
+        if row.warm_up and not row.warm_up["steady"]:
+            parts.append(
+                f"not steady: {row.bundle}, {row.part} on {row.backend}, whose last two windows "
+                f"differ by {row.warm_up['difference']:.0%}"
+            )
+    kinds = {str(row.runtime["specialisation"]) for row in rows if "specialisation" in row.runtime}
+    parts += [f"TensorRT-RTX compiled its kernels for these shapes {kind}ly" for kind in kinds]
+    return parts + state_lines(report.settings["gpu_states"])
+
+
+def _number(value: float | None, column: _Column) -> str:
+    return column.missing if value is None else format(value, column.form)

@@ -1,8 +1,9 @@
 """One row of a benchmark in a process of its own, so that its peak memory is that row's alone.
 
 The process opens one network and then obeys lines on its standard input: `run` times one call,
-`end` (or the end of the input) reports and leaves. Every answer is one line of JSON. What
-libraries print goes to standard error.
+on a GPU a second one between CUDA events; `warm up` runs until device times are steady; `end` (or
+the end of the input) reports and leaves. Every answer is one line of JSON. What libraries print
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bench.steady import warm_up
 from structsam_export.bundle.folder import open_bundle
 from structsam_export.bundle.manifest import Part, TensorSpec
 from structsam_export.runtimes import RunOptions, find_backend
@@ -55,6 +57,7 @@ def serve(request: dict[str, Any], commands: Iterable[str], answers: TextIO) -> 
         threads=request.get("threads"),
         checkpoint=Path(checkpoint) if checkpoint else None,
         target=request.get("target"),
+        for_timing=True,
     )
     part = bundle.part(request["part"])
     feeds = feeds_of(part)
@@ -66,11 +69,15 @@ def serve(request: dict[str, Any], commands: Iterable[str], answers: TextIO) -> 
     with backend.runner(bundle, request["part"], options) as runner:
         _answer(answers, ready=True)
         for command in commands:
+            if command.strip() == "warm up":
+                _answer(answers, warm_up=warm_up(lambda: runner.device_ms(feeds)))
+                continue
             if command.strip() != "run":
                 break
             start = time.perf_counter()
             runner.run(feeds)
-            _answer(answers, ms=(time.perf_counter() - start) * 1e3)
+            wall = (time.perf_counter() - start) * 1e3
+            _answer(answers, ms=wall, device_ms=runner.device_ms(feeds))
         _answer(answers, runtime=runner.describe(), peak_memory_mib=peak_memory_mib())
 
 

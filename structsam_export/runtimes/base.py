@@ -35,11 +35,14 @@ class RunOptions:
         threads: CPU threads; None leaves the choice to the backend.
         checkpoint: weights for the torch backend (a bundle holds none for torch).
         target: which engine to use, for example `sm89`; None takes the one for this GPU.
+        for_timing: the runner is to be timed: `device_ms` can tell, and TensorRT-RTX compiles a
+            kernel when it is first used, instead of in the background while others stand in.
     """
 
     threads: int | None = None
     checkpoint: Path | None = None
     target: str | None = None
+    for_timing: bool = False
 
 
 class Runner(ABC):
@@ -65,6 +68,10 @@ class Runner(ABC):
     ) -> Mapping[str, DeviceTensor]:
         """Do what `_run` does, and leave the outputs on the device, complete."""
         return {name: HostTensor(array) for name, array in self._run(feeds, outputs).items()}
+
+    def _device_ms(self, feeds: Feeds) -> float | None:
+        """Do what `device_ms` says, with feeds as in `_run`."""
+        return None
 
     def _takes(self, tensor: DeviceTensor) -> bool:
         """Whether `_run` can read this tensor where it is; else it is given an array."""
@@ -105,6 +112,14 @@ class Runner(ABC):
         found = self._run_on_device(checked, asked)
         self._check_outputs(found, asked, bound)
         return found
+
+    def device_ms(self, feeds: Mapping[str, Feed]) -> float | None:
+        """Run once with inputs and outputs on the GPU; return the time between two CUDA events.
+
+        Returns:
+            Milliseconds; None where the CPU computes, or the runner was not opened `for_timing`.
+        """
+        return self._device_ms(self._checked(feeds)[0])
 
     def _checked(self, feeds: Mapping[str, Feed]) -> tuple[Feeds, dict[str, int]]:
         """Return the feeds as `_run` takes them, and the size of every dynamic dimension."""

@@ -147,6 +147,22 @@ class Cuda:
         """Wait until everything on `stream` is done."""
         self._call("cudaStreamSynchronize", stream)
 
+    def elapsed_ms(self, stream: Any, work: Callable[[], None]) -> float:
+        """Return the milliseconds that pass on `stream` while it does what `work` puts there."""
+        events: list[Any] = []
+        try:
+            for _ in range(2):
+                events.append(self._call("cudaEventCreate"))
+            start, end = events
+            self._call("cudaEventRecord", start, stream)
+            work()
+            self._call("cudaEventRecord", end, stream)
+            self._call("cudaEventSynchronize", end)
+            return float(self._call("cudaEventElapsedTime", start, end))
+        finally:
+            for event in events:
+                self._release("cudaEventDestroy", event)
+
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
         """Record what `work` puts on `stream`, without running it, and return a graph to launch.
 

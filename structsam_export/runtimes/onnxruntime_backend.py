@@ -18,6 +18,7 @@ import numpy as np
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
+from structsam_export.runtimes.cuda_memory import Cuda, open_cuda
 from structsam_export.runtimes.device_tensor import DeviceTensor, Feeds
 
 _log = logging.getLogger("structsam_export")
@@ -40,12 +41,15 @@ class OrtTensor(DeviceTensor):
 class OnnxRuntimeRunner(Runner):
     """An `onnxruntime.InferenceSession` with exactly one execution provider asked for."""
 
-    def __init__(self, part: Part, file: Path, provider: str, threads: int | None = None) -> None:
+    def __init__(self, part: Part, file: Path, provider: str, options: RunOptions) -> None:
         super().__init__(part)
         self.file = file
         self.provider = provider
-        self.threads = threads
+        self.threads = options.threads
+        self._for_timing = options.for_timing
         self._session: Any = None
+        self._cuda: Cuda | None = None
+        self._stream: Any = None
 
     def open(self) -> None:
         """Create the session; a provider that silently falls back to the CPU is refused."""
@@ -67,14 +71,28 @@ class OnnxRuntimeRunner(Runner):
         providers: list[Any] = [self.provider]
         if not on_cpu:
             # FP32 is to be FP32; shape arithmetic stays on the host
-            providers = [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
+            settings = {"use_tf32": "0", **self._own_stream()}
+            providers = [(self.provider, settings), "CPUExecutionProvider"]
         self._session = ort.InferenceSession(str(self.file), options, providers=providers)
         if self.provider not in self._session.get_providers():
+            found = ", ".join(self._session.get_providers())
+            self.close()
             raise BackendUnavailable(
                 f"ONNX Runtime could not start {self.provider}: it fell back to "
-                f"{', '.join(self._session.get_providers())}. {said}Install CUDA and cuDNN with "
-                "`pip install 'structsam[gpu]'`"
+                f"{found}. {said}Install CUDA and cuDNN with `pip install 'structsam[gpu]'`"
             )
+
+    def _own_stream(self) -> dict[str, str]:
+        """A stream that CUDA events can be put on; ONNX Runtime's own is not to be had."""
+        if not self._for_timing:
+            return {}
+        try:
+            self._cuda = open_cuda("gpu")
+        except BackendUnavailable as reason:
+            _log.debug("no device time: %s", reason)
+            return {}
+        self._stream = self._cuda.create_stream()
+        return {"user_compute_stream": str(int(self._stream))}
 
     def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
         found = self._run_bound(feeds, outputs, "cpu")
@@ -91,26 +109,49 @@ class OnnxRuntimeRunner(Runner):
         self, feeds: Feeds, outputs: Sequence[TensorSpec], device: str
     ) -> dict[str, Any]:
         """Return `OrtValue`s on a device (`cpu` or `cuda`), which ONNX Runtime allocates."""
+        binding = self._bind(feeds, outputs, device)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        names = (spec.name for spec in outputs)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _bind(self, feeds: Feeds, outputs: Sequence[TensorSpec], device: str) -> Any:
         binding = self._session.io_binding()
         for name, feed in feeds.items():
             if isinstance(feed, OrtTensor):
                 binding.bind_ortvalue_input(name, feed.value)
             else:
                 binding.bind_cpu_input(name, feed)
-        names = [spec.name for spec in outputs]
-        for name in names:
-            binding.bind_output(name, device)
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        return dict(zip(names, binding.get_outputs(), strict=True))
+        for spec in outputs:
+            binding.bind_output(spec.name, device)
+        return binding
+
+    def _device_ms(self, feeds: Feeds) -> float | None:
+        if self._cuda is None:
+            return None
+        import onnxruntime as ort
+
+        there = dict(feeds)
+        for name, feed in feeds.items():
+            if isinstance(feed, np.ndarray):
+                value = ort.OrtValue.ortvalue_from_numpy(feed, self._device, 0)
+                there[name] = OrtTensor(value, str(feed.dtype))
+        binding = self._bind(there, self.part.outputs, self._device)
+        binding.synchronize_inputs()
+        return self._cuda.elapsed_ms(
+            self._stream, lambda: self._session.run_with_iobinding(binding)
+        )
 
     @property
     def _device(self) -> str:
         return "cpu" if self.provider == "CPUExecutionProvider" else "cuda"
 
     def close(self) -> None:
-        """Drop the session."""
+        """Drop the session and its stream. Safe to call twice."""
         self._session = None
+        if self._cuda is not None:
+            self._cuda.destroy_stream(self._stream)
+        self._cuda = self._stream = None
 
     def describe(self) -> dict[str, Any]:
         """Return the providers that are active and the number of threads."""
@@ -144,9 +185,7 @@ class OnnxRuntimeBackend(Backend):
         """Return a runner of the bundle's ONNX file."""
         if reason := self.why_unavailable():
             raise BackendUnavailable(reason)
-        return OnnxRuntimeRunner(
-            bundle.part(part), bundle.onnx_path(part), self.provider, options.threads
-        )
+        return OnnxRuntimeRunner(bundle.part(part), bundle.onnx_path(part), self.provider, options)
 
 
 @functools.cache

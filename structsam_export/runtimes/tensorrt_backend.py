@@ -64,7 +64,9 @@ class TensorRTBackend(Backend):
         fix = _rebuild(bundle.path, self.name, target)
         if entry is None or not ok:
             raise BackendUnavailable(f"{reason}; {fix}")
-        return TensorRTRunner(bundle.part(part), self.flavour, bundle.path, entry, fix)
+        return TensorRTRunner(
+            bundle.part(part), self.flavour, bundle.path, entry, fix, eager=options.for_timing
+        )
 
 
 def _rebuild(folder: Path, backend: str, target: str) -> str:

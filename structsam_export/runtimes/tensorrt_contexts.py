@@ -16,18 +16,33 @@ class Contexts:
 
     On TensorRT they share one block of scratch memory, so that a context for every CUDA graph costs
     little. TensorRT-RTX captures graphs itself and needs one context; what it compiles is kept.
+
+    Args:
+        eager: TensorRT-RTX compiles kernels for new shapes at once. By default it does so in the
+            background and runs slower ones until then.
+
+    Attributes:
+        specialisation: `eager` or `lazy` on TensorRT-RTX; None on TensorRT, which compiles nothing.
     """
 
-    def __init__(self, trt: Any, flavour: Flavour, engine: Any, cuda: Cuda, file: Path) -> None:
+    def __init__(
+        self, trt: Any, flavour: Flavour, engine: Any, cuda: Cuda, file: Path, eager: bool
+    ) -> None:
         self._trt, self._flavour, self._engine = trt, flavour, engine
         self._cuda, self._file = cuda, file
         self._scratch: int | None = None
         self._config: Any = None
         self._cache: RuntimeCache | None = None
+        self.specialisation: str | None = None
         self.captures_graphs = hasattr(trt, "CudaGraphStrategy")
         if self.captures_graphs:
             self._config = engine.create_runtime_config()
             self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if eager:
+                self._config.dynamic_shapes_kernel_specialization_strategy = (
+                    trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                )
+            self.specialisation = "eager" if eager else "lazy"
             self._cache = RuntimeCache(self._config, file)
 
     def create(self) -> Any:

@@ -32,12 +32,20 @@ class TensorRTRunner(Runner):
 
     Args:
         fix: what the user should do when the engine is refused.
+        eager: see `Contexts`.
     """
 
     def __init__(
-        self, part: Part, flavour: Flavour, folder: Path, entry: EngineEntry, fix: str
+        self,
+        part: Part,
+        flavour: Flavour,
+        folder: Path,
+        entry: EngineEntry,
+        fix: str,
+        eager: bool = False,
     ) -> None:
         super().__init__(part)
+        self._eager = eager
         self.flavour = flavour
         self.folder = folder
         self.entry = entry
@@ -74,7 +82,9 @@ class TensorRTRunner(Runner):
             self._engine = read_engine(
                 trt, self.flavour, self._runtime, self.file, self.part, self._fix
             )
-            self._contexts = Contexts(trt, self.flavour, self._engine, self._cuda, self.file)
+            self._contexts = Contexts(
+                trt, self.flavour, self._engine, self._cuda, self.file, self._eager
+            )
             self._stream = self._cuda.create_stream()
             largest = {name: sizes[2] for name, sizes in self.part.profile.items()}
             sizes = {spec.name: _size(spec, largest) for spec in self._specs}
@@ -130,6 +140,13 @@ class TensorRTRunner(Runner):
             )
             for spec in outputs
         }
+
+    def _device_ms(self, feeds: Feeds) -> float | None:
+        _, binding = self._feed(feeds)
+        assert self._cuda is not None and self._buffers is not None
+        self._buffers.start_run()
+        self._cuda.synchronize(self._stream)
+        return self._cuda.elapsed_ms(self._stream, lambda: self._enqueue(binding))
 
     def _takes(self, tensor: DeviceTensor) -> bool:
         # the graph of a static network has the addresses of its own buffers
@@ -226,7 +243,7 @@ class TensorRTRunner(Runner):
 
     def describe(self) -> dict[str, Any]:
         """Return the engine's file, version, GPU, and what became of the CUDA graphs."""
-        return {
+        facts = {
             "engine": self.entry.file,
             "target": self.entry.target,
             "version": self.entry.fingerprint["backend_version"],
@@ -234,6 +251,9 @@ class TensorRTRunner(Runner):
             "cuda_graph": self._graphs.note if self._graphs else "captured by TensorRT-RTX",
             "device_memory_mib": self._device_memory_mib,
         }
+        if self._contexts is not None and self._contexts.specialisation:
+            facts["specialisation"] = self._contexts.specialisation
+        return facts
 
 
 def _shape(spec: TensorSpec, bound: dict[str, int]) -> tuple[int, ...]:

@@ -84,6 +84,20 @@ class TorchRunner(Runner):
             torch.cuda.synchronize()
         return {name: TorchTensor(self._kept(value)) for name, value in found.items()}
 
+    def _device_ms(self, feeds: Feeds) -> float | None:
+        if self._device != "cuda":
+            return None
+        import torch
+
+        there: Feeds = {name: TorchTensor(self._tensor(feed)) for name, feed in feeds.items()}
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        self._compute(there, self.part.outputs)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
     def _takes(self, tensor: DeviceTensor) -> bool:
         return isinstance(tensor, TorchTensor) and tensor.value.device.type == self._device
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from tests.structsam_export.fake_cuda import FakeCuda
+
+RUN_MS = 2.5
 CUDA = "CUDAExecutionProvider"
 
 
@@ -58,6 +64,8 @@ class FakeSession:
 
     def run_with_iobinding(self, binding: FakeBinding) -> None:
         self._session.run_with_iobinding(binding.real)
+        if self._module.cuda is not None:
+            self._module.cuda.clock_ms += RUN_MS
 
     def get_providers(self) -> list[str]:
         return [*([CUDA] if self._module.cuda_starts else []), "CPUExecutionProvider"]
@@ -74,6 +82,7 @@ class FakeOnnxRuntime:
         missing: libraries that `preload_dlls` does not find; it prints them, as the real one does.
         opened: what sessions were made with.
         bound: (output, device) of every output that was asked for.
+        cuda: whose clock a run moves.
     """
 
     def __init__(self, real: Any) -> None:
@@ -83,9 +92,20 @@ class FakeOnnxRuntime:
         self.preloaded = 0
         self.opened: list[dict[str, Any]] = []
         self.bound: list[tuple[str, str]] = []
+        self.cuda: FakeCuda | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    @property
+    def OrtValue(self) -> SimpleNamespace:
+        def from_numpy(array: np.ndarray, device: str, device_id: int) -> FakeValue:
+            assert (device, device_id) == ("cuda", 0)
+            if self.cuda is not None:
+                self.cuda.clock_ms += 10
+            return FakeValue(self.real.OrtValue.ortvalue_from_numpy(array))
+
+        return SimpleNamespace(ortvalue_from_numpy=from_numpy)
 
     def get_available_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]

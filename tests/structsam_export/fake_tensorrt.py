@@ -134,8 +134,8 @@ class FakeRuntimeConfig:
         return True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "cuda_graph_strategy":
-            self.trt.cuda_graph_strategy = value
+        if "strategy" in name:
+            setattr(self.trt, name, value)
         super().__setattr__(name, value)
 
 
@@ -152,6 +152,7 @@ _TENSORS = {
 
 class FakeEngine:
     device_memory_size_v2 = SCRATCH
+    context = FakeContext
 
     def __init__(self, trt: FakeTensorRT, inputs: list[str], outputs: list[str]) -> None:
         self.trt, self.outputs = trt, outputs
@@ -177,7 +178,7 @@ class FakeEngine:
             self.trt.error("no memory for a context")
             return None
         self.trt.contexts_left -= 1
-        return FakeContext(self.trt, self)
+        return self.context(self.trt, self)
 
 
 class FakeRuntime:
@@ -187,9 +188,7 @@ class FakeRuntime:
             self.get_engine_validity = lambda data: trt.verdict
 
     def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
-        if data[:1] not in _TENSORS:
-            return None
-        return FakeEngine(self.trt, *_TENSORS[data[:1]])
+        return self.trt.read_engine(data)
 
 
 class FakeTensorRT:
@@ -218,9 +217,11 @@ class FakeTensorRT:
         self.verdict: tuple[Validity, int] = (Validity.VALID, 0)
         self.compiled = b""
         self.cuda_graph_strategy: Any = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
         self.logger: Any = None
         if rtx:
             self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
             self.EngineValidity = Validity
             self.EngineInvalidityDiagnostics = SimpleNamespace(
                 __members__={"VERSION_MISMATCH": 1, "OLD_CUDA_DRIVER": 4}
@@ -235,6 +236,9 @@ class FakeTensorRT:
         return FakeRuntime(self)
 
     Builder = Runtime
+
+    def read_engine(self, data: Any) -> FakeEngine | None:
+        return FakeEngine(self, *_TENSORS[data[:1]]) if data[:1] in _TENSORS else None
 
     def error(self, text: str) -> None:
         self.logger.log(self.ILogger.ERROR, text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from structsam_export.doctor import runtimes
 from structsam_export.doctor.process import ask
 from structsam_export.doctor.runtimes import try_runtime
 from structsam_export.doctor.tiny_bundle import ANSWER, FEEDS, GRAPH, PART, POOLING, in_torch, wrong
-from tests.structsam_export.fake_tensorrt import FakeContext, FakeCuda, FakeTensorRT
+from tests.structsam_export.fake_cuda import FakeCuda
+from tests.structsam_export.fake_tensorrt import FakeContext, FakeEngine, FakeTensorRT
 
 
 def graph() -> Any:
@@ -101,26 +101,25 @@ def test_an_engine_is_really_built_without_a_gpu() -> None:
 class TinyContext(FakeContext):
     """Computes the tiny graph on the addresses that it was given."""
 
-    def execute_async_v3(self, stream: int) -> bool:
+    def _compute(self) -> None:
         for spec in PART.outputs:
             array, address = self.trt.answer[spec.name], self.addresses[spec.name]
             ctypes.memmove(address, array.tobytes(), array.nbytes)
-        return True
+
+
+class TinyEngine(FakeEngine):
+    context = TinyContext
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return next(s.dtype for s in (*PART.inputs, *PART.outputs) if s.name == name)
 
 
 class TinyTensorRT(FakeTensorRT):
     answer = ANSWER
 
-    def deserialize_cuda_engine(self, data: Any) -> Any:
-        specs = {spec.name: spec for spec in (*PART.inputs, *PART.outputs)}
-        return SimpleNamespace(
-            num_io_tensors=len(specs),
-            get_tensor_name=list(specs).__getitem__,
-            get_tensor_mode=lambda name: 1 if name == "logits" else 2,
-            get_tensor_dtype=lambda name: specs[name].dtype,
-            create_runtime_config=lambda: self,
-            create_execution_context=lambda config=None: TinyContext(self),
-        )
+    def read_engine(self, data: Any) -> TinyEngine:
+        inputs, outputs = ([spec.name for spec in specs] for specs in (PART.inputs, PART.outputs))
+        return TinyEngine(self, inputs, outputs)
 
     def nptype(self, dtype: str) -> type:
         return np.dtype(dtype).type
@@ -196,6 +195,6 @@ def test_cuda_itself(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_broken_install_is_a_reason(name: str, trt: TinyTensorRT) -> None:
-    trt.create_runtime_cache = trt.deserialize_cuda_engine = None  # type: ignore[assignment]
+    trt.Runtime = None  # type: ignore[assignment]
     facts = try_runtime(name)
     assert not facts["works"] and facts["reason"].startswith("TypeError: ")

@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np, onnxruntime as ort
 from structsam_export.runtimes.onnxruntime_backend import OnnxRuntimeRunner
 from structsam_export.bundle.manifest import Part, TensorSpec
+from structsam_export.runtimes.base import RunOptions
 
 file, tiny = Path(sys.argv[1]), np.full({COUNT}, 1e-30, np.float32)
 if sys.argv[2] == "plain":
@@ -46,7 +47,8 @@ if sys.argv[2] == "plain":
     found = session.run(None, {{"x": tiny}})[0]
 else:
     specs = [(TensorSpec(name, ({COUNT},), "float32"),) for name in "xy"]
-    with OnnxRuntimeRunner(Part(file.name, *specs), file, "CPUExecutionProvider", 2) as runner:
+    part, provider = Part(file.name, *specs), "CPUExecutionProvider"
+    with OnnxRuntimeRunner(part, file, provider, RunOptions(2)) as runner:
         found = runner.run({{"x": tiny}})["y"]
 print(int((found != 0).sum()))
 """
