@@ -22,7 +22,7 @@ class DeviceTensor(ABC):
 
     @abstractmethod
     def numpy(self) -> np.ndarray:
-        """Return a copy in host memory.
+        """Return it in host memory, perhaps the very memory: do not write to it.
 
         Raises:
             RuntimeError: its runner ran again or was closed.

@@ -33,7 +33,7 @@ class OrtTensor(DeviceTensor):
         self.shape, self.dtype = tuple(value.shape()), np.dtype(dtype)
 
     def numpy(self) -> np.ndarray:
-        """Return a copy in host memory."""
+        """Return it in host memory."""
         array: np.ndarray = self.value.numpy()
         return array
 

@@ -144,6 +144,10 @@ def check_without_copies(
     np.testing.assert_allclose(handed["iou_predictions"].numpy(), expected, rtol=1e-6)
     for name, array in decoder.run(feeds).items():
         np.testing.assert_array_equal(handed[name].numpy(), array)
+    first = decoder.run(feeds)["iou_predictions"]
+    for _ in range(3):
+        decoder.run({**feeds, "point_coords": feeds["point_coords"] + 100})
+    np.testing.assert_allclose(first, expected, rtol=1e-6)
 
 
 def test_onnxruntime_hands_over_its_own_values(
