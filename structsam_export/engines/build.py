@@ -36,6 +36,11 @@ from structsam_export.engines.kernels import (
 )
 from structsam_export.engines.progress import BuildEvent, monitor_of, run_until_stopped
 from structsam_export.engines.targets import choose_targets, find_builder
+from structsam_export.engines.timing_cache import (
+    load_timing_cache,
+    save_timing_cache,
+    timing_cache_file,
+)
 from structsam_export.runtimes.runtime_cache import RUNTIME_CACHE_SUFFIX
 from structsam_export.runtimes.tensorrt_module import (
     FLAVOURS,
@@ -186,7 +191,7 @@ class _Job:
     ) -> dict[str, list[int]]:
         """Build an engine into its file, and return what `attention_of` knows of it."""
         trt, bundle, logger = self.trt, self.bundle, logger_of(self.trt)
-        timing = None if self.gpu is None else _timing_cache_file(bundle, trt.__version__, self.gpu)
+        timing = None if self.gpu is None else timing_cache_file(bundle, trt.__version__, self.gpu)
         stop = Event()
         monitor = monitor_of(
             trt,
@@ -201,7 +206,7 @@ class _Job:
                 config.num_compute_capabilities = 1
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
             if timing is not None:
-                _load_timing_cache(config, timing)
+                load_timing_cache(config, timing)
             if monitor is not None:
                 config.progress_monitor = monitor
             logger.errors.clear()
@@ -226,7 +231,7 @@ class _Job:
         atomic.write_bytes(file, memoryview(plan))
         file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
         if timing is not None:
-            _save_timing_cache(config, timing)
+            save_timing_cache(config, timing)
         return self._attention(memoryview(plan), part)
 
     def _attention(self, plan: memoryview, part: PartName) -> dict[str, list[int]]:
@@ -303,22 +308,3 @@ def _configure(parsed: _Network, bundle: Bundle, part: PartName, settings: Build
             profile.set_shape(spec.name, low, opt, high)
         config.add_optimization_profile(profile)
     return config
-
-
-def _timing_cache_file(bundle: Bundle, version: str, gpu: str) -> Path:
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{version}.{gpu}").strip("-")
-    return bundle.path / ENGINE_FOLDER / f"timing.tensorrt-{name}.cache"
-
-
-def _load_timing_cache(config: Any, file: Path) -> None:
-    data = file.read_bytes() if file.is_file() else b""
-    cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
-    if not config.set_timing_cache(cache, False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _save_timing_cache(config: Any, file: Path) -> None:
-    cache = config.get_timing_cache()
-    data = None if cache is None else cache.serialize()
-    if data is not None:  # None: nothing was timed, or TensorRT could not
-        atomic.write_bytes(file, bytes(memoryview(data)))

@@ -33,4 +33,4 @@ def put_engines(bundle: Bundle, backend: str, content: Mapping[str, bytes] = CON
     for part in ("encoder", "decoder"):
         (bundle.path / engine_file(backend, part, "sm89")).write_bytes(content[part])
         wanted = fingerprint(bundle, backend, part, "sm89", version, gpu)
-        record_engine(bundle, backend, part, "sm89", wanted, 1.0)
+        record_engine(bundle, backend, part, "sm89", wanted, 1.0, {})

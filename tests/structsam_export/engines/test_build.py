@@ -24,6 +24,7 @@ from structsam_export.engines import targets as engine_targets
 from structsam_export.engines.build import build
 from structsam_export.engines.progress import BuildEvent, Phases, run_until_stopped
 from structsam_export.engines.targets import DEFAULT_TARGETS, find_builder
+from structsam_export.engines.timing_cache import save_timing_cache
 from structsam_export.runtimes import BackendUnavailable
 from structsam_export.runtimes.cuda_memory import Cuda, Gpu
 from tests.structsam_export.small_bundle import make_bundle
@@ -282,6 +283,18 @@ def test_tensorrt_builds_on_its_own_gpu_with_a_timing_cache(
     module.__version__ = "10.2.9"  # type: ignore[attr-defined]
     with pytest.raises(BackendUnavailable, match=r"10.2.9 is too old.*10.3 or newer.*JetPack"):
         build(bundle, "tensorrt")
+
+
+def test_timings_that_tensorrt_does_not_give_are_not_written(tmp_path: Path) -> None:
+    file, config = tmp_path / "timing.cache", MagicMock()
+    config.get_timing_cache.return_value.serialize.return_value = None
+    save_timing_cache(config, file)
+    config.get_timing_cache.return_value = None
+    save_timing_cache(config, file)
+    assert not file.exists()
+    config.get_timing_cache.return_value = MagicMock(serialize=lambda: b"timings")
+    save_timing_cache(config, file)
+    assert file.read_bytes() == b"timings"
 
 
 def test_auto_takes_what_can_build_here(
