@@ -23,11 +23,9 @@ class AttentionChoice:
 
 
 _READ = (
-    "engines of TensorRT for RTX 1.7.1, read without a GPU on 2026-11-26, have fused kernels for "
-    "it in every block and for every target, and none for folded; that it is the fastest of those "
-    "that fuse is assumed: it reads the least memory"
+    "fused in engines of TensorRT for RTX 1.7.1 for every target, where folded is not; the fastest "
+    "of the fused forms: assumed, as it reads the least memory"
 )
-
 _ELSEWHERE = AttentionChoice("folded", "assumed: the fewest multiply-adds")
 
 #: By key of `BACKENDS` and precision; `_ELSEWHERE` for the others.
