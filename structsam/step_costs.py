@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from structsam.config import MergeConfig
 from structsam.flops import encoder_flops
 from structsam.flops_counts import BlockFlops, EncoderFlops
+from structsam.merging.attention_forms import FORMS, read_forms
 from structsam.models.spec import ModelSpec
 
 STEPS = ("planning", "merge", "unmerge", "windows", "attention", "MLP", "rest")
@@ -25,9 +26,9 @@ _NORM_UNITS = 5
 #: Passes over one head's width of every pixel that energy, cells and ranks take: where a runtime
 #: fuses what is element by element (assumed), and where it does not (Sobel: docs/performance.md).
 _PLANNING_PASSES, _PLANNING_PASSES_UNFUSED = 8, 27
-#: Kernels where a runtime fuses what is element by element into the product before it. Planning:
-#: head mean, energy, cell sums, TopK, and gathers of indices.
-_KERNELS = {"planning": 12, "merge": 2, "unmerge": 1, "windows": 2, "MLP": 2, "rest": 2}
+#: Kernels where a runtime fuses what is element by element: what engines of TensorRT for RTX 1.7.1
+#: have, read without a GPU on 2026-11-26 (docs/expected.md).
+_KERNELS = {"planning": 3, "merge": 1, "unmerge": 0, "windows": 2, "MLP": 2, "rest": 3}
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def encoder_costs(
     """Return patch embedding, blocks and neck of a merged encoder.
 
     Args:
-        fused: attention never holds its logits, and planning is few passes; else logits are
-            written, normalised and read, and every step of planning is a pass.
+        fused: the runtime fuses: where the form of attention allows it, logits are never held, and
+            planning is few passes; else logits are written, normalised and read, and every step
+            of planning is a pass.
 
     Raises:
         UserError: the configuration does not fit the model.
@@ -105,6 +107,7 @@ def encoder_costs(
 
 def _attention(spec: ModelSpec, config: MergeConfig, block: BlockFlops, fused: bool) -> StepCost:
     channels = spec.embed_dim
+    fused = fused and FORMS[read_forms(config.attention)[block.kind]].fusable
     side = spec.grid[0] if block.kind == "global" else spec.window_size
     products = block.qkv + block.qk_av + block.relative + block.proj + block.folded_extra
     padding = (block.mlp - _run_in_mlp(block, channels)) // (8 * channels**2)
@@ -118,7 +121,7 @@ def _attention(spec: ModelSpec, config: MergeConfig, block: BlockFlops, fused: b
         4 * channels**2 + 4 * channels + 2 * (2 * side - 1) * spec.head_dim,
         block.mask,
         # qkv, two relative terms, the projection; a mask, or wider queries and keys; the rest
-        4 + (1 if block.mask else 2) + (1 if fused else 3),
+        4 + (1 if block.mask else 2) + (1 if fused else 7),
     )
 
 

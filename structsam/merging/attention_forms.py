@@ -34,6 +34,11 @@ class AttentionForm:
     padded: bool = False
     operator: bool = False
 
+    @property
+    def fusable(self) -> bool:
+        """Whether queries, keys and values are equally wide, as TensorRT's fused kernels want."""
+        return self.padded or not self.folded
+
 
 FORMS = {
     "folded": AttentionForm("relative positions inside the product", folded=True),

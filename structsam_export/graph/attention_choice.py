@@ -23,8 +23,8 @@ class AttentionChoice:
 
 
 _READ = (
-    "fused in engines of TensorRT for RTX 1.7.1 for every target, where folded is not; the fastest "
-    "of the fused forms: assumed, as it reads the least memory"
+    "fused in engines of TensorRT for RTX 1.7.1 for every target, where folded is not; that it is "
+    "the fastest of the fused forms is assumed: on paper dense is as fast, docs/expected.md"
 )
 _ELSEWHERE = AttentionChoice("folded", "assumed: the fewest multiply-adds")
 
