@@ -18,13 +18,14 @@ from structsam.models.spec import ModelSpec
 from structsam.step_costs import STEPS, BlockCost, encoder_costs
 from structsam_export.bundle.folder import Bundle
 from structsam_export.devices import Device
+from structsam_export.graph.attention_choice import attention_for
 
 _FP16 = 2  # bytes
 CONVENTION = (
     "Times in ms, sizes in MiB. compute: multiply-adds at the dense peak. bytes: weights, what "
-    "products and merge steps read and write (moved; attention is fused), and an additive mask, "
-    "at the memory's full rate. bound: the larger of both. launches: kernels, and their time. "
-    "all: bound and launches. Nothing here is measured."
+    "products and merge steps read and write (moved; logits too where attention is folded, which "
+    "is not fused), and an additive mask, at the memory's full rate. bound: the larger of both. "
+    "launches: kernels, and their time. all: bound and launches. Nothing here is measured."
 )
 
 
@@ -84,9 +85,12 @@ def encoder_bound(
 ) -> EncoderBound:
     """Bound one call on `batch` images in FP16; weights are read once for all of them.
 
+    Attention `auto` is what an engine of TensorRT gets.
+
     Raises:
         UserError: the configuration does not fit the model.
     """
+    config, _ = attention_for(config, "tensorrt", "fp16")
     blocks = tuple(_bound(cost, device, batch) for cost in encoder_costs(spec, config))
     return EncoderBound(device, batch, blocks, _sum(blocks))
 
