@@ -46,7 +46,7 @@ def bundle(tmp_path: Path) -> Bundle:
     file = bundle.path / engine_file(BACKEND, "decoder", TARGET)
     file.parent.mkdir()
     file.write_bytes(b"engine" * 100)
-    record_engine(bundle, BACKEND, "decoder", TARGET, wanted(bundle), 1.23456)
+    record_engine(bundle, BACKEND, "decoder", TARGET, wanted(bundle), 1.23456, {})
     return open_bundle(bundle.path)
 
 
@@ -122,7 +122,7 @@ def test_no_entry(bundle: Bundle) -> None:
 
 
 def test_an_entry_is_replaced_and_says_what_it_is(bundle: Bundle) -> None:
-    entry = record_engine(bundle, BACKEND, "decoder", TARGET, wanted(bundle), 2.0)
+    entry = record_engine(bundle, BACKEND, "decoder", TARGET, wanted(bundle), 2.0, {"fused": [0]})
     assert bundle.manifest["engines"] == [vars(entry)]
     assert vars(entry) | {"fingerprint": {}} == {
         "backend": "tensorrt",
@@ -133,6 +133,7 @@ def test_an_entry_is_replaced_and_says_what_it_is(bundle: Bundle) -> None:
         "sha256": entry.sha256,
         "fingerprint": {},
         "build_seconds": 2.0,
+        "attention": {"fused": [0]},
     }
 
 
