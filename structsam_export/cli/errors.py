@@ -28,7 +28,7 @@ EXTRA_OF = {
     "safetensors": "export", "onnx": "export", "onnxscript": "export", "onnx_ir": "export",
     "onnxruntime": "cpu", "tensorrt": "tensorrt", "cuda": "tensorrt", "tensorrt_rtx": "rtx",
     "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
-    "pydicom": "eval",
+    "pydicom": "eval", "polygraphy": "polygraphy", "onnx_graphsurgeon": "polygraphy",
 }  # fmt: skip
 
 

@@ -35,6 +35,14 @@ def check_bundle(
     ] = None,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
+    save_polygraphy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write inputs and reference outputs for NVIDIA's Polygraphy, "
+            "and how to run it.",
+        ),
+    ] = None,
     json_only: Json = False,
 ) -> None:
     """Parity on this machine; exit 1 when it fails."""
@@ -48,7 +56,9 @@ def check_bundle(
     if opened.has_random_weights:
         terminal.warn(random_note())
     options = RunOptions(threads=threads, checkpoint=checkpoint)
-    report = check(opened, backend, image or (), options, require or (), terminal.say)
+    report = check(
+        opened, backend, image or (), options, require or (), terminal.say, save_polygraphy
+    )
     if not json_only:
         terminal.table(parity_table(report))
     if report.exit_code == FAILED:

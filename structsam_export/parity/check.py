@@ -28,10 +28,12 @@ from structsam_export.bundle.manifest import (
     REFERENCE_FOLDER,
     ParityVerdict,
 )
+from structsam_export.parity import polygraphy_files
 from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
 from structsam_export.parity.reference import (
     Reference,
     compute_reference,
+    decoder_feed,
     load_reference,
     prompt_grid,
 )
@@ -60,6 +62,7 @@ def check(
     options: RunOptions | None = None,
     require: Sequence[str] = (),
     say: Say = lambda text: None,
+    save_polygraphy: str | Path | None = None,
 ) -> ParityReport:
     """Compare what runs here with the merged PyTorch encoder in FP32.
 
@@ -69,6 +72,8 @@ def check(
             photos need torch and the weights, to compute their reference, and their report is
             kept beside that of the bundle.
         require: backends that must run; one that cannot raises instead of being "not run".
+        save_polygraphy: a folder for the inputs and reference outputs of every photo as Polygraphy
+            reads them; see `polygraphy_files`.
 
     Returns:
         A report that is false when a gate failed or nothing ran. When something ran it is also
@@ -77,9 +82,12 @@ def check(
         leaves the earlier report alone.
 
     Raises:
-        UserError: unknown backend, unreadable image, or a required backend cannot run.
+        UserError: unknown backend, unreadable image, a required backend cannot run, or Polygraphy
+            is not installed.
     """
     options = options or RunOptions()
+    if save_polygraphy is not None:
+        polygraphy_files.require_polygraphy(Path(save_polygraphy))
     names = (
         [n for n, b in BACKENDS.items() if not b.needs_weights] if backend == "auto" else [backend]
     )
@@ -92,6 +100,9 @@ def check(
             raise UserError(f"required backend {name} cannot run: {reason}") from reason
     model = _ReferenceModel(bundle, options)
     references = _references(bundle, images, model, say)
+    if save_polygraphy is not None:
+        polygraphy_files.save_polygraphy(bundle, references, Path(save_polygraphy))
+        say(f"inputs and reference outputs for Polygraphy: {save_polygraphy}")
     report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
     report.slots = _why_not_compared(bundle, references)
     shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
@@ -288,19 +299,10 @@ def _decode(
     run: Callable[[Arrays], Arrays], embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks and scores of all prompts through a bundle's decoder, a few prompts at a time."""
-    height, width = (4 * side for side in embedding.shape[-2:])
     masks, scores = [], []
     for start in range(0, len(coords), 5):
-        xy, kind = coords[start : start + 5], labels[start : start + 5]
-        outputs = run(
-            {
-                "image_embeddings": embedding,
-                "point_coords": xy,
-                "point_labels": kind,
-                "mask_input": np.zeros((len(xy), 1, height, width), np.float32),
-                "has_mask_input": np.zeros(len(xy), np.float32),
-            }
-        )
+        some = slice(start, start + 5)
+        outputs = run(decoder_feed(embedding, coords[some], labels[some]))
         masks.append(outputs["low_res_masks"] > 0)
         scores.append(outputs["iou_predictions"])
     return np.concatenate(masks), np.concatenate(scores)

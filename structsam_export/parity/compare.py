@@ -52,15 +52,11 @@ def compare(
 
     Returns:
         Metrics by name, and per block the share of tokens whose slot has the same destination.
-        Masks whose union is below `MIN_MASK_AREA` do not count: one pixel decides their IoU.
     """
     a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
     finite = bool(np.isfinite(b).all())
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    iou = mask_iou(reference.masks, masks)
-    pixels = masks.shape[-2] * masks.shape[-1]
-    large = mask_area(reference.masks | masks) >= MIN_MASK_AREA * pixels
-    iou = iou[large] if large.any() else iou
+    iou = judged_iou(reference.masks, masks)
     metrics = {
         "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
         "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
@@ -78,6 +74,17 @@ def compare(
     if same:
         metrics["same_slot"] = float(np.mean(list(same.values())))
     return metrics, same
+
+
+def judged_iou(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the IoU of bool masks [..., H, W] that count, float64 [masks].
+
+    Masks whose union is below `MIN_MASK_AREA` do not, if any is above: one pixel decides their IoU.
+    """
+    iou = mask_iou(expected, found)
+    pixels = found.shape[-2] * found.shape[-1]
+    large = mask_area(expected | found) >= MIN_MASK_AREA * pixels
+    return iou[large] if large.any() else iou.ravel()
 
 
 def _destinations(slots: np.ndarray, anchors: np.ndarray) -> np.ndarray:

@@ -134,6 +134,26 @@ def prompt_grid(geometry: ImageGeometry) -> tuple[np.ndarray, np.ndarray]:
     return np.array(coords, np.float32), np.array(labels, np.float32)
 
 
+def decoder_feed(
+    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return a bundle's decoder's inputs for prompts of `prompt_grid`; no masks as prompts.
+
+    Args:
+        embedding: float32 [1, 256, h, w].
+        coords: float32 [P, K, 2] in input pixels.
+        labels: float32 [P, K].
+    """
+    height, width = (4 * side for side in embedding.shape[-2:])
+    return {
+        "image_embeddings": embedding,
+        "point_coords": coords,
+        "point_labels": labels,
+        "mask_input": np.zeros((len(coords), 1, height, width), np.float32),
+        "has_mask_input": np.zeros(len(coords), np.float32),
+    }
+
+
 def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
     """Return parity's prompt box: the middle of the photo, half as wide and high, [1, 4]."""
     height, width = geometry.input_size
