@@ -1,6 +1,10 @@
 """Build TensorRT engines from a bundle's ONNX files, and reuse those that are current.
 
 No torch is imported: on a Jetson its memory is missing during the build.
+
+Polygraphy's loaders were considered, and would replace some thirty lines. They do TensorRT or RTX,
+by an environment variable read at import, and not both in one process; on RTX they leave TF32 on;
+they log on stdout, where `--json` is alone; and every Jetson would need one more package.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ _README_TEXT = """\
 
 Bundle {bundle}, precision {precision} in its manifest, whose tolerances are below.
 Outputs: what the merged PyTorch encoder and the stock decoder compute in FP32. `image_embeddings`,
-masks and scores are compared; plan outputs of the encoder are not, because ties may rank otherwise.
+masks and scores are compared, and no plan outputs. Rounding may rank ties otherwise, and move all
+that follows: `structsam-export check` tells that from faults, and Polygraphy cannot.
 The decoder is fed the reference's embedding. Polygraphy has no measure of masks: {script} holds
 `low_res_masks` > 0 against the reference, and leaves the scores to Polygraphy.
 
