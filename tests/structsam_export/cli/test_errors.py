@@ -349,7 +349,7 @@ def test_the_optional_packages_are_those_of_the_extras() -> None:
     extras: dict[str, set[str]] = {}
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements if extra != "dev" else ():
-            name = requirement.split(">=")[0]
+            name = re.split(r"\[|>=", requirement)[0]
             extras.setdefault(imported.get(name, name.replace("-", "_")), set()).add(extra)
     assert set(EXTRA_OF) == set(extras)
     assert all(EXTRA_OF[name] in extras[name] for name in EXTRA_OF)
