@@ -15,6 +15,7 @@ from structsam import MergeConfig, apply_merging
 from structsam.errors import UserError
 from structsam.merging.attention_forms import FORMS
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.cli.main import main
 from structsam_export.engines.build import build
 from structsam_export.graph.attention_choice import AUTO_ATTENTION, attention_for
 from structsam_export.graph.exporter import export_encoder
@@ -105,14 +106,17 @@ def test_a_form_for_only_one_kind_is_refused(wrong: str) -> None:
         MergeConfig(attention=wrong)
 
 
+@pytest.mark.slow
 @every_form
 def test_engines_for_tensorrt_rtx_are_fused_where_the_form_allows_it(
     form: str,
     tiny_bundle_factory: Callable[..., Bundle],
     tiny_sam_factory: Callable[..., Any],
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Oldest and newest target; what the engine says, and what the user is told."""
+    """Oldest target, and newest for the forms of `auto`; what the engine and the user are told."""
+    targets = ["sm75", "sm121"] if form.startswith("folded") else ["sm75"]
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
     shutil.copytree(tiny_bundle_factory("fp16").path, tmp_path / "copy")
     bundle = open_bundle(tmp_path / "copy")
@@ -123,19 +127,26 @@ def test_engines_for_tensorrt_rtx_are_fused_where_the_form_allows_it(
     entries = build(
         bundle,
         "tensorrt-rtx",
-        ["sm75", "sm121"],
+        targets,
         progress=lambda event: told.append(event.message) if event.kind == "built" else None,
     )
     expected = {"fused": [0, 1, 2], "separate": []}
     if form == "folded":  # values narrower than queries and keys
         expected = {"fused": [], "separate": [0, 1, 2]}
     found = {entry.target: entry.attention for entry in entries if entry.part == "encoder"}
-    assert found == {"sm75": expected, "sm121": expected}
+    assert found == dict.fromkeys(targets, expected)
     said = f"attention fused in {len(expected['fused'])} of 3 blocks"
-    assert sum(said in message for message in told) == 2
+    assert sum(said in message for message in told) == len(targets)
     assert all(entry.attention == {} for entry in entries if entry.part == "decoder")
-    again = {entry.file: entry.attention for entry in open_bundle(bundle.path).engines}
-    assert again == {entry.file: entry.attention for entry in entries}
+    asked = ["build", str(bundle.path), "--backend", "tensorrt-rtx", "--target", "sm75"]
+    with pytest.raises(SystemExit) as end:
+        main(asked)  # nothing to build: the manifest remembers
+    assert not end.value.code
+    shown = capsys.readouterr()
+    assert said in shown.out
+    assert ("attention of block 0, 1, 2 is not fused" in " ".join(shown.err.split())) == (
+        form == "folded"
+    )
 
 
 def test_auto_is_one_table_with_its_reasons() -> None:
