@@ -3,7 +3,8 @@
     python scripts/plan_outputs_cost.py --model vit_b --rate 0.5 --threads 2
 
 One encoder of random weights is exported with and without plan outputs. Both are open in one
-process and run in turn, so that what else the machine does meets all alike.
+process and run in turn, so that what else the machine does meets all alike; beside wall time stands
+the CPU time of the process, which a busy machine changes less.
 """
 
 from __future__ import annotations
@@ -63,30 +64,32 @@ def main() -> None:
                 "with them, asked": lambda: having.run(feeds, every),
             }
             times = measure(ways, options.rounds)
-    base = times[next(iter(ways))]
+    base = next(iter(times.values()))
     for name, own in times.items():
-        ratios = own / base
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        print(
-            f"{name}: median {np.median(own):.2f} s, ratio {middle:.3f} "
-            f"(quartiles {low:.3f} to {high:.3f}, {len(own)} rounds)"
-        )
+        told = []
+        for kind, seconds, reference in zip(("wall", "CPU"), own, base, strict=True):
+            low, middle, high = np.percentile(seconds / reference, [25, 50, 75])
+            told.append(
+                f"{kind} {np.median(seconds):.2f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})"
+            )
+        print(f"{name}: {'; '.join(told)}")
+    print(f"medians and quartiles of {options.rounds} rounds")
     specs = parts[True].plan_outputs
     size = sum(prod(int(side) for side in spec.shape) * 4 for spec in specs)
     print(f"{len(specs)} plan outputs, {size} bytes an image")
 
 
 def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Run all ways in turn, after one warm-up of each: seconds [rounds] of every one."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    """Run all ways in turn, after one warm-up of each: wall and CPU seconds [2, rounds] of each."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    names = list(ways)
     for turn in range(-1, rounds):
-        names = list(ways)
         for name in names[turn % 3 :] + names[: turn % 3]:  # another one is first each time
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             ways[name]()
             if turn >= 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(own) for name, own in times.items()}
+                times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return {name: np.array(own).T for name, own in times.items()}
 
 
 if __name__ == "__main__":

@@ -216,6 +216,18 @@ def test_inputs_and_outputs_are_those_of_the_files(tiny_bundle: Bundle) -> None:
     assert tiny_bundle.part("decoder").profile == {"P": (1, 1, 64), "K": (1, 2, 16)}
 
 
+def test_a_graph_may_have_one_output(run: Callable[..., Any]) -> None:
+    onnx = pytest.importorskip("onnx")
+    bundle = run(plan_outputs=False)
+    outputs = onnx.load(bundle.onnx_path("encoder")).graph.output
+    assert [value.name for value in outputs] == ["image_embeddings"]
+    assert bundle.part("encoder").plan_outputs == ()
+    assert bundle.parity and bundle.parity.rows[0].same_slot == {}
+    why = "slots: not compared (the encoder was exported without plan outputs)"
+    assert bundle.parity.verdict() == f"parity passed (fp32); {why}"
+    assert why in (bundle.path / "parity.html").read_text()
+
+
 def test_nothing_tells_where_it_was_made(tiny_bundle: Bundle) -> None:
     secrets = {str(ROOT), str(tiny_bundle.path.parent), str(Path.home()), sys.prefix, ".tmp-"}
     for name in FILES:

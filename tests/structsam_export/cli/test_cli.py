@@ -227,6 +227,23 @@ def test_a_folder_that_cannot_be_written(
     assert "--out" in line
 
 
+@pytest.mark.parametrize(("options", "asked"), [((), True), (("--no-plan-outputs",), False)])
+def test_plan_outputs_are_the_default_of_export(
+    cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, options: tuple, asked: bool
+) -> None:
+    from structsam_export import pipeline
+
+    found: list[bool] = []
+
+    def stop(*_: Any, plan_outputs: bool, **__: Any) -> None:
+        found.append(plan_outputs)
+        raise UserError("asked")
+
+    monkeypatch.setattr(pipeline, "export", stop)
+    assert cli("export", "--model", "vit_t", *options).code == 2
+    assert found == [asked]
+
+
 @pytest.mark.parametrize("absent", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("command", ["export", "predict", "build"])
 def test_an_engine_backend_that_is_not_installed_names_its_extra(

@@ -14,8 +14,9 @@ from structsam.errors import UserError
 from structsam.models import MODELS
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import EngineEntry
-from structsam_export.engines.build import build
+from structsam_export.engines.build import _parse, build
 from structsam_export.graph.lint import lint
+from structsam_export.runtimes.tensorrt_module import FLAVOURS, load_module
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
 
@@ -48,6 +49,19 @@ def test_a_tiny_bundle_builds_for_every_target(
     open_bundle(bundle.path)  # the engines are recorded with their hashes
     for entry in entries:
         assert (bundle.path / entry.file).stat().st_size == entry.size > 100_000
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_plans_stay_int32_whatever_the_precision(
+    tiny_bundle_factory: Callable[..., Bundle], precision: str
+) -> None:
+    bundle, flavour = tiny_bundle_factory(precision), FLAVOURS["tensorrt-rtx"]
+    trt = load_module(flavour)
+    network = _parse(trt, flavour, bundle, "encoder").network
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    kinds = {"float32": trt.float32, "int32": trt.int32}
+    wanted = [(spec.name, kinds[spec.dtype]) for spec in bundle.part("encoder").all_outputs]
+    assert [(tensor.name, tensor.dtype) for tensor in outputs] == wanted
 
 
 @pytest.mark.slow
