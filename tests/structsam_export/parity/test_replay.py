@@ -19,6 +19,7 @@ from structsam.methods import METHODS
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PLAN_TENSORS
 from structsam_export.parity import check as parity
+from structsam_export.parity import reference as reference_of
 from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference
 from structsam_export.parity.replay import CannotFollow, GivenSlotsMethod, follow
@@ -157,7 +158,10 @@ def in_tiers(tiny_sam_factory, tiny_photo: Path, tiny_spec):
     """A model whose windows merge in tiers, its reference, and plans as a runtime gives them."""
     sam = apply_merging(tiny_sam_factory(), MergeConfig(prompt_aware="windows"))
     assert len({tier.method.num_slots for tier in merged_blocks(sam)[0].tiers}) > 1
-    reference = compute_reference(sam, read_photo(tiny_photo, tiny_spec.preprocessing))
+    in_window_1 = np.array([[226, 10, 250, 180]], np.float32)  # so that ranks are not 0, 1, 2, 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_of, "prompt_box_of", lambda geometry: in_window_1)
+        reference = compute_reference(sam, read_photo(tiny_photo, tiny_spec.preprocessing))
     plans = {
         f"{what}.{index}": arrays[i].astype(np.int32)
         for index, arrays in reference.plans.items()
