@@ -24,9 +24,11 @@ from structsam_export.parity.check import check
 from structsam_export.parity.reference import Reference, compute_reference
 from structsam_export.parity.replay import CannotFollow, GivenSlotsMethod, follow
 from structsam_export.predict.preprocessing import read_photo
-from structsam_export.runtimes import RunOptions
+from structsam_export.runtimes import BACKENDS, RunOptions
+from structsam_export.runtimes.device_buffers import DeviceBuffers
 from structsam_export.runtimes.torch_backend import load_merged_sam
 from tests.structsam.method_contract import cap_of, variants
+from tests.structsam_export.onnx_engine import install_engines
 from tests.structsam_export.parity.test_parity import (
     change_weight,
     edit_onnx,
@@ -81,9 +83,20 @@ def tied(own_bundle: Bundle, tiny_model: str) -> Reference:
     return found
 
 
-def test_a_tie_ranked_otherwise_passes_and_says_so(own_bundle, tied, monkeypatch) -> None:
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+RUNTIMES = ["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
+
+
+@pytest.mark.parametrize("backend", RUNTIMES)
+def test_a_tie_ranked_otherwise_passes_and_says_so(own_bundle, tied, monkeypatch, backend) -> None:
+    if backend.startswith("tensorrt"):
+        install_engines(monkeypatch, own_bundle, backend)
     monkeypatch.setattr(parity, "_references", lambda *_: [tied])
-    report = check(own_bundle, "onnxruntime")
+    report = check(own_bundle, backend)
     (row,) = report.rows
     assert row.metrics["relative_l2"] > 1e-4  # off its gates, and shown as it is
     assert row.status == "passed" and row.same_slot[1] == 1 - 6 / 256
@@ -92,7 +105,48 @@ def test_a_tie_ranked_otherwise_passes_and_says_so(own_bundle, tied, monkeypatch
     assert row.followed["same_slot"] == {0: 1.0, 1: 1.0, 2: 1.0}
     assert report.verdict() == "parity passed (fp32); ties ranked otherwise on scene.png"
     page = (own_bundle.path / "parity.html").read_text()
-    assert "PyTorch with the slots of onnxruntime" in page
+    assert f"PyTorch with the slots of {backend}, on scene.png" in page
+
+
+def test_an_engine_shows_its_slots(own_bundle, tiny_model, monkeypatch, engine: str) -> None:
+    trt = install_engines(monkeypatch, own_bundle, engine)
+    report = check(own_bundle, engine)
+    (row,) = report.rows
+    assert report and row.same_slot == {0: 1.0, 1: 1.0, 2: 1.0} and report.slots == ""
+    assert row.runtime["gpu"] == "Pretended GPU" and not trt.cuda.alive
+
+
+def test_predicting_fetches_no_slots_from_an_engine(own_bundle, monkeypatch, engine: str) -> None:
+    install_engines(monkeypatch, own_bundle, engine)
+    fetched: list[str] = []
+    download = DeviceBuffers.download
+    monkeypatch.setattr(
+        DeviceBuffers,
+        "download",
+        lambda self, name, *rest: fetched.append(name) or download(self, name, *rest),
+    )
+    part = own_bundle.part("encoder")
+    feeds = {"image": np.zeros(part.inputs[0].shape, np.float32)}
+    with BACKENDS[engine].runner(own_bundle, "encoder", RunOptions()) as runner:
+        assert list(runner.run(feeds)) == fetched == ["image_embeddings"]
+        assert list(runner.run(feeds, ["anchor_of_slot.2"])) == fetched[1:] == ["anchor_of_slot.2"]
+
+
+@pytest.mark.parametrize("slots", ["none", "of another map"])
+def test_an_engine_that_shows_wrong_slots_is_not_excused(
+    own_bundle, tied, monkeypatch, engine: str, slots: str
+) -> None:
+    """They are no plan, or not those by which the embedding was computed."""
+    trt = install_engines(monkeypatch, own_bundle, engine)
+    for name, array in zip(PLAN_TENSORS, tied.plans[0], strict=True):
+        wrong = np.full_like(array, 10**6) if slots == "none" else np.roll(array, 1, 0)
+        trt.planted[f"{name}.0"] = wrong.astype(np.int32)
+    monkeypatch.setattr(parity, "_references", lambda *_: [tied])
+    report = check(own_bundle, engine)
+    (row,) = report.rows
+    assert not report and row.status == "failed" and row.same_slot[0] < 0.7
+    expected = "are no 97 slots of 196 tokens" if slots == "none" else "not by ties alone"
+    assert expected in row.reason
 
 
 def test_a_tie_hides_no_other_fault(own_bundle, tied, monkeypatch) -> None:
@@ -105,7 +159,8 @@ def test_a_tie_hides_no_other_fault(own_bundle, tied, monkeypatch) -> None:
     assert not report and "not by ties alone" in report.verdict()
 
 
-def test_slots_that_are_chosen_wrongly_fail(own_bundle, tiny_model) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
+def test_slots_that_are_chosen_wrongly_fail(own_bundle, tiny_model, monkeypatch, backend) -> None:
     """With its own slots the graph computes what PyTorch does; but PyTorch would choose others."""
 
     def steep_first(model) -> None:
@@ -118,7 +173,9 @@ def test_slots_that_are_chosen_wrongly_fail(own_bundle, tiny_model) -> None:
         model.graph.node.insert(roots[1] + 1, helper.make_node("Neg", ["flat_first"], [name]))
 
     edit_onnx(own_bundle, "encoder", steep_first)
-    report = check(open_bundle(own_bundle.path), "onnxruntime")
+    if backend.startswith("tensorrt"):
+        install_engines(monkeypatch, own_bundle, backend)
+    report = check(open_bundle(own_bundle.path), backend)
     (row,) = report.rows
     assert not report and row.status == "failed" and "not by ties alone" in row.reason
     assert row.followed["same_slot"][1] < 0.9 and row.followed["same_slot"][0] == 1.0
