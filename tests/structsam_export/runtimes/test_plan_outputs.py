@@ -110,9 +110,9 @@ def test_onnx_runtime_fetches_and_torch_records_nothing_more(
     reference: Reference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from structsam_export.graph import modules
-
     import onnxruntime
+
+    from structsam_export.graph import modules
 
     fetched: list[str] = []
 
