@@ -6,15 +6,21 @@ Each rule is one function that yields violations, and one entry in `RULES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
 from structsam.errors import UserError
 from structsam_export.bundle.manifest import PLAN_TENSORS
+from structsam_export.graph.onnx_graph import (
+    Graph,
+    attribute,
+    is_number,
+    num_bytes,
+    where,
+)
 
 MAX_OPSET = 20
 #: The first opset with `Attention`, and all that a graph with that node may have.
@@ -70,32 +76,6 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.where}: {self.message}"
-
-
-@dataclass
-class Graph:
-    """An ONNX file with the look-ups that the rules share; external data stays on disk."""
-
-    file: Path
-    model: onnx.ModelProto
-    dynamic: frozenset[str]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    types: dict[str, int] = field(default_factory=dict)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        graph = self.model.graph
-        self.nodes = list(_all_nodes(graph))
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            self.types[value.name] = value.type.tensor_type.elem_type
-        for tensor in graph.initializer:
-            self.types[tensor.name] = tensor.data_type
-            self.constants[tensor.name] = tensor
-        for node in self.nodes:
-            if node.op_type == "Constant":
-                tensor = _constant(node)
-                self.constants[node.output[0]] = tensor
-                self.types[node.output[0]] = tensor.data_type
 
 
 def lint(file: str | Path, dynamic: frozenset[str] | None = None) -> list[Violation]:
@@ -156,7 +136,7 @@ def static_shapes(graph: Graph) -> Iterator[Violation]:
     initializers = {tensor.name for tensor in proto.initializer}
     for value in (*proto.input, *proto.output):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not _is_number(dim) and dim.dim_param not in graph.dynamic:
+            if not is_number(dim) and dim.dim_param not in graph.dynamic:
                 shown = dim.dim_param or "unknown"
                 yield Violation("static-shapes", value.name, f"axis {axis} is {shown!r}, no number")
     if graph.dynamic:
@@ -170,11 +150,11 @@ def static_shapes(graph: Graph) -> Iterator[Violation]:
             static = (
                 tensor is not None
                 and tensor.HasField("shape")
-                and all(map(_is_number, tensor.shape.dim))
+                and all(map(is_number, tensor.shape.dim))
             )
             if not static:
                 yield Violation(
-                    "static-shapes", _where(node), f"the shape of {name} is known only at run time"
+                    "static-shapes", where(node), f"the shape of {name} is known only at run time"
                 )
 
 
@@ -182,10 +162,10 @@ def forbidden_ops(graph: Graph) -> Iterator[Violation]:
     """No data-dependent shapes, control flow, randomness or operators outside ONNX itself."""
     for node in graph.nodes:
         if node.op_type in _FORBIDDEN:
-            yield Violation("forbidden-op", _where(node), _FORBIDDEN[node.op_type])
+            yield Violation("forbidden-op", where(node), _FORBIDDEN[node.op_type])
         if node.domain not in ("", "ai.onnx"):
             yield Violation(
-                "forbidden-op", _where(node), f"domain {node.domain!r} runs on one runtime only"
+                "forbidden-op", where(node), f"domain {node.domain!r} runs on one runtime only"
             )
 
 
@@ -193,9 +173,9 @@ def scatter_reduction(graph: Graph) -> Iterator[Violation]:
     """No scatter with reduction: TensorRT ignores it or needs a plugin."""
     for node in graph.nodes:
         if node.op_type in ("ScatterElements", "ScatterND", "Scatter"):
-            mode = _attribute(node, "reduction")
+            mode = attribute(node, "reduction")
             if mode not in (None, b"none"):
-                yield Violation("scatter-reduction", _where(node), f"reduction={mode!r}")
+                yield Violation("scatter-reduction", where(node), f"reduction={mode!r}")
 
 
 def topk_limit(graph: Graph) -> Iterator[Violation]:
@@ -205,9 +185,9 @@ def topk_limit(graph: Graph) -> Iterator[Violation]:
             continue
         k = graph.constants.get(node.input[1])
         if k is None:
-            yield Violation("topk", _where(node), "K is not a constant")
+            yield Violation("topk", where(node), "K is not a constant")
         elif int(onnx.numpy_helper.to_array(k).reshape(-1)[0]) > MAX_TOPK:
-            yield Violation("topk", _where(node), f"K is above {MAX_TOPK}, TensorRT's limit")
+            yield Violation("topk", where(node), f"K is above {MAX_TOPK}, TensorRT's limit")
 
 
 def onehot_shapes(graph: Graph) -> Iterator[Violation]:
@@ -215,11 +195,11 @@ def onehot_shapes(graph: Graph) -> Iterator[Violation]:
     tainted: dict[str, str] = {}
     for node in graph.nodes:  # ONNX keeps nodes in topological order
         if node.op_type == "OneHot":
-            tainted.update(dict.fromkeys(node.output, _where(node)))
+            tainted.update(dict.fromkeys(node.output, where(node)))
         for position, name in enumerate(node.input):
             if name in tainted and position in _SHAPE_INPUTS.get(node.op_type, ()):
                 yield Violation(
-                    "onehot-shape", tainted[name], f"it feeds the shape of {_where(node)}"
+                    "onehot-shape", tainted[name], f"it feeds the shape of {where(node)}"
                 )
             elif name in tainted and node.op_type not in ("Shape", "Size"):
                 tainted.update(dict.fromkeys(node.output, tainted[name]))
@@ -243,7 +223,7 @@ def int64_indices(graph: Graph) -> Iterator[Violation]:
         features = node.input[:1] if node.op_type == "ReduceMean" else node.input
         for name in features:
             if graph.types.get(name) == TensorProto.INT64:
-                yield Violation("int64", _where(node), f"{name} is int64 in feature arithmetic")
+                yield Violation("int64", where(node), f"{name} is int64 in feature arithmetic")
 
 
 def plan_outputs(graph: Graph) -> Iterator[Violation]:
@@ -283,7 +263,7 @@ def opset_limit(graph: Graph) -> Iterator[Violation]:
 def external_data(graph: Graph) -> Iterator[Violation]:
     """External data only above 2 GB, in one file beside the ONNX, by a relative name."""
     tensors = graph.constants.values()
-    total = sum(map(_num_bytes, tensors))
+    total = sum(map(num_bytes, tensors))
     locations = set()
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -310,47 +290,3 @@ RULES: tuple[Callable[[Graph], Iterator[Violation]], ...] = (
     opset_limit,
     external_data,
 )
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(inner)
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> object:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return None
-
-
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
-    """The value of a `Constant`, whichever of its attributes holds it."""
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        if isinstance(value, onnx.TensorProto):
-            return value
-        if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            kind = np.int64 if "int" in attribute.name else np.float32
-            return onnx.numpy_helper.from_array(np.asarray(value, kind))
-    return onnx.TensorProto()
-
-
-def _is_number(dim: onnx.TensorShapeProto.Dimension) -> bool:
-    return dim.HasField("dim_value") and dim.dim_value >= 0
-
-
-def _num_bytes(tensor: onnx.TensorProto) -> int:
-    if not tensor.data_type:
-        return 0
-    size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    for dim in tensor.dims:
-        size *= dim
-    return size
-
-
-def _where(node: onnx.NodeProto) -> str:
-    return f"{node.op_type} {node.name or node.output[0]}"
