@@ -1,8 +1,9 @@
 """What every step of an encoder has to compute and to move, and in how many kernels.
 
 The steps are those of `scripts/profile_steps.py`. Counts are of one image: multiply-adds and
-elements, so that a device's rates turn them into times (`structsam/roofline.py`). A step reads its
-inputs from memory once and writes its outputs once; what a kernel keeps to itself is not counted.
+elements, so that a device's rates turn them into times (`structsam_export/bench/roofline.py`). A
+step reads its inputs from memory once and writes its outputs once; what a kernel keeps to itself is
+not counted.
 
 Letters: h heads, M slots of one map, C channels; `pixels` are the tokens of the image without the
 padding of windows, `slots` those of all maps of a block.

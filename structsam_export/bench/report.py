@@ -232,12 +232,19 @@ def caption(report: BenchReport) -> str:
 
 def _about_the_gpu(report: BenchReport) -> list[str]:
     """Say what device times are of, and whether the GPU and its kernels were settled."""
+    untimed = [
+        f"no device time: {row.bundle}, {row.part} on {row.backend}: "
+        f"{row.runtime['no_device_time']}"
+        for row in report.rows
+        if "no_device_time" in row.runtime
+    ]
     rows = [row for row in report.rows if row.device_ms is not None]
     if not rows:
-        return []
+        return untimed
     parts = [
         "device ms: median between CUDA events around the network, inputs and outputs already on "
-        "the GPU; -: the CPU computes"
+        f"the GPU; -: {'see below, or ' if untimed else ''}the CPU computes",
+        *untimed,
     ]
     warmed = [row.warm_up for row in rows if row.warm_up]
     if warmed:

@@ -101,16 +101,15 @@ def measure(
             every(_Row.take_turn)
         if procedure.warmup:
             every(_Row.warm_up)
-        on_gpu = any(measured.row.warm_up for measured in alive)
-        before = gpu_state() if on_gpu else None
+        before = gpu_state()
         for _ in range(procedure.runs):
             every(_Row.take_turn)
-        after = gpu_state() if on_gpu else None
+        after = gpu_state()
         every(_Row.finish)  # an ending process would disturb the others' turns
     for measured in alive:
         measured.row.set_samples(measured.samples, procedure.warmup)
         say(f"{_title(measured.row)}: {measured.row.median_ms:.1f} ms")
-    if not on_gpu:
+    if not any(measured.row.device_samples_ms for measured in alive):
         return None
     return {"rows": f"{group[0][0].backend}, {group[0][0].part}", "before": before, "after": after}
 

@@ -110,9 +110,6 @@ def build(
     return entries
 
 
-_log = logging.getLogger("structsam_export")
-
-
 @dataclass
 class _Network:
     """A parsed graph. The parser stays: it may own the memory of the weights."""
@@ -236,7 +233,7 @@ class _Job:
         file.with_name(file.name + RUNTIME_CACHE_SUFFIX).unlink(missing_ok=True)
         if timing is not None:
             save_timing_cache(config, timing)
-        return self._attention(memoryview(plan), part)
+        return run_until_stopped(lambda: self._attention(memoryview(plan), part), stop)
 
     def _attention(self, plan: memoryview, part: PartName) -> dict[str, list[int]]:
         """What is known of the attention in an encoder's engine: nothing, where reading fails."""

@@ -50,6 +50,7 @@ class OnnxRuntimeRunner(Runner):
         self._session: Any = None
         self._cuda: Cuda | None = None
         self._stream: Any = None
+        self._no_device_time: str | None = None
 
     def open(self) -> None:
         """Create the session; a provider that silently falls back to the CPU is refused."""
@@ -87,11 +88,12 @@ class OnnxRuntimeRunner(Runner):
         if not self._for_timing:
             return {}
         try:
-            self._cuda = open_cuda("gpu")
-        except BackendUnavailable as reason:
-            _log.debug("no device time: %s", reason)
+            cuda = open_cuda("gpu")
+            self._stream = cuda.create_stream()
+        except (BackendUnavailable, RuntimeError) as reason:  # CudaError: bindings newer than CUDA
+            self._no_device_time = str(reason)
             return {}
-        self._stream = self._cuda.create_stream()
+        self._cuda = cuda
         return {"user_compute_stream": str(int(self._stream))}
 
     def _run(self, feeds: Feeds, outputs: Sequence[TensorSpec]) -> Arrays:
@@ -154,8 +156,11 @@ class OnnxRuntimeRunner(Runner):
         self._cuda = self._stream = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the providers that are active and the number of threads."""
-        return {"providers": self._session.get_providers(), "threads": self.threads}
+        """Return the active providers, the number of threads, and why there is no device time."""
+        facts = {"providers": self._session.get_providers(), "threads": self.threads}
+        if self._no_device_time is not None:
+            facts["no_device_time"] = self._no_device_time
+        return facts
 
 
 class OnnxRuntimeBackend(Backend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,15 @@ def test_what_moved_is_said() -> None:
 
 
 class PretendedProcess:
-    """A row: on `onnxruntime` the CPU computes, on all else a GPU does."""
+    """A row: on `onnxruntime` the CPU computes, `tensorrt-rtx` alone tells device time."""
 
     def __init__(self, bundle: Bundle, backend: str, part: str, options: Any) -> None:
-        self.on_gpu = backend != "onnxruntime"
+        self.on_gpu = backend == "tensorrt-rtx"
+        self.facts = {
+            "tensorrt-rtx": {"specialisation": "eager"},
+            "onnxruntime": {},
+            "onnxruntime-cuda": {"no_device_time": "the driver is too old"},
+        }[backend]
         self.turns = count()
 
     def __enter__(self) -> PretendedProcess:
@@ -121,22 +126,43 @@ class PretendedProcess:
         return {"runs": 15, "difference": 0.3, "steady": False} if self.on_gpu else None
 
     def finish(self) -> tuple[dict[str, Any], float | None]:
-        return {"specialisation": "eager"} if self.on_gpu else {}, 100.0
+        return self.facts, 100.0
+
+
+Measure = Callable[..., BenchReport]
 
 
 @pytest.fixture
-def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BenchReport]:
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     monkeypatch.setattr(turns, "RowProcess", PretendedProcess)
     monkeypatch.setattr(gpu_state, "query_gpus", lambda *names: [SMI])
     monkeypatch.setattr(benchmark, "gemm_rate", lambda threads: 1e11)
     bundle = make_bundle(tmp_path / "bundle")
     bundle.manifest["model"] = {"name": "vit_t", "weights": "random", "checkpoint": None}
-    yield benchmark.bench(
-        [bundle], ["tensorrt-rtx", "onnxruntime"], procedure=Procedure(runs=3, warmup=2)
+
+    def run(warmup: int, *backends: str) -> BenchReport:
+        return benchmark.bench([bundle], backends, procedure=Procedure(runs=3, warmup=warmup))
+
+    return run
+
+
+def test_without_warm_up_the_state_is_told_too(measure: Measure) -> None:
+    report = measure(0, "tensorrt-rtx")
+    assert report.rows[0].device_ms == 3.0 and report.rows[0].warm_up is None
+    assert "GPU before -> after tensorrt-rtx, encoder: SM clock 1980 MHz" in caption(report)
+    assert measure(0, "onnxruntime").settings["gpu_states"] == []
+
+
+def test_a_gpu_without_device_time_is_not_taken_for_a_cpu(measure: Measure) -> None:
+    report = measure(2, "onnxruntime-cuda")
+    assert report.rows[0].device_ms is None
+    assert "no device time: small, encoder on onnxruntime-cuda: the driver is too old" in caption(
+        report
     )
 
 
-def test_device_time_stands_beside_wall_time(report: BenchReport) -> None:
+def test_device_time_stands_beside_wall_time(measure: Measure) -> None:
+    report = measure(2, "tensorrt-rtx", "onnxruntime")
     gpu, _, cpu, _ = report.rows
     assert (gpu.median_ms, gpu.device_ms, gpu.device_samples_ms) == (23.0, 5.0, [4.0, 5.0, 6.0])
     assert (cpu.median_ms, cpu.device_ms, cpu.device_samples_ms) == (23.0, None, [])

@@ -270,7 +270,13 @@ def test_tensorrt_builds_on_its_own_gpu_with_a_timing_cache(
     pretend_gpu(monkeypatch, Gpu("Orin (nvgpu)", "sm87"))
     with pytest.raises(UserError, match=r"this one is sm87 \(Orin \(nvgpu\)\), not sm89"):
         build(bundle, "tensorrt", ["sm89"])
+    inspected: list[threading.Thread] = []
+    monkeypatch.setattr(
+        engine_build, "inspect", lambda *given: inspected.append(threading.current_thread()) or []
+    )
     entries = build(bundle, "tensorrt", workspace_mb=64, tactic_memory_mb=512)
+    assert len(inspected) == 1, "the encoder's engine is inspected"
+    assert inspected[0] is not threading.main_thread()
     assert [e.file for e in entries] == [
         "engines/encoder.tensorrt.sm87.engine",
         "engines/decoder.tensorrt.sm87.engine",

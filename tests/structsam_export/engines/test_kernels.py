@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from structsam_export.engines.kernels import (
     attention_note,
     attention_of,
     attention_warning,
+    inspect,
     kernels_of_inspector,
     kernels_of_rtx,
 )
@@ -63,6 +66,22 @@ def test_what_the_inspector_tells() -> None:
     only_names = json.dumps({"Layers": ["a", "b"]})
     for nothing in (only_names, "{}", "no JSON", json.dumps({"Layers": 1})):
         assert attention_of(kernels_of_inspector(nothing)) == {}
+
+
+def test_the_inspector_is_asked_for_json() -> None:
+    told = {"JSON": '{"Layers": [{"Name": "a", "TacticName": "b"}]}', "ONELINE": "a b"}
+    engine = SimpleNamespace(
+        create_engine_inspector=lambda: SimpleNamespace(get_engine_information=told.get)
+    )
+    engines: dict[bytes, Any] = {b"a plan": engine}
+    trt = SimpleNamespace(
+        LayerInformationFormat=SimpleNamespace(JSON="JSON", ONELINE="ONELINE"),
+        Runtime=lambda logger: SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: engines.get(bytes(plan))
+        ),
+    )
+    assert inspect(trt, None, memoryview(b"a plan")) == [Kernel("a b", ())]
+    assert inspect(trt, None, memoryview(b"refused")) == []
 
 
 def test_a_block_is_fused_only_where_all_its_tiers_are() -> None:

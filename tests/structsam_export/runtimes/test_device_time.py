@@ -87,6 +87,17 @@ def test_without_cuda_bindings_onnxruntime_runs_untimed(
         assert runner.run(IMAGE)["image_embeddings"].any()
 
 
+def test_with_a_driver_too_old_for_cuda_bindings_onnxruntime_runs_untimed(
+    bundle: Bundle, ort: FakeOnnxRuntime, cuda: FakeCuda
+) -> None:
+    cuda.fail["cudaStreamCreateWithFlags"] = 0  # onnxruntime has a CUDA of its own
+    with BACKENDS["onnxruntime-cuda"].runner(bundle, "encoder", FOR_TIMING) as runner:
+        assert runner.device_ms(IMAGE) is None
+        assert runner.run(IMAGE)["image_embeddings"].any()
+        assert "planted error" in runner.describe()["no_device_time"]
+    assert "cudaStreamDestroy" not in cuda.calls
+
+
 def test_the_cpu_has_no_device_time(bundle: Bundle) -> None:
     pytest.importorskip("onnxruntime")
     with BACKENDS["onnxruntime"].runner(bundle, "encoder", FOR_TIMING) as runner:
