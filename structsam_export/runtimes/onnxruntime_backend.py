@@ -74,7 +74,11 @@ class OnnxRuntimeRunner(Runner):
             # FP32 is to be FP32; shape arithmetic stays on the host
             settings = {"use_tf32": "0", **self._own_stream()}
             providers = [(self.provider, settings), "CPUExecutionProvider"]
-        self._session = ort.InferenceSession(str(self.file), options, providers=providers)
+        try:
+            self._session = ort.InferenceSession(str(self.file), options, providers=providers)
+        except BaseException:
+            self.close()
+            raise
         if self.provider not in self._session.get_providers():
             found = ", ".join(self._session.get_providers())
             self.close()

@@ -87,6 +87,22 @@ def test_without_cuda_bindings_onnxruntime_runs_untimed(
         assert runner.run(IMAGE)["image_embeddings"].any()
 
 
+def test_a_session_that_cannot_start_leaves_no_stream(
+    bundle: Bundle, ort: FakeOnnxRuntime, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any, **options: Any) -> None:
+        assert cuda.alive
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        BACKENDS["onnxruntime-cuda"].runner(bundle, "encoder", FOR_TIMING),
+    ):
+        pass
+    assert not cuda.alive
+
+
 def test_with_a_driver_too_old_for_cuda_bindings_onnxruntime_runs_untimed(
     bundle: Bundle, ort: FakeOnnxRuntime, cuda: FakeCuda
 ) -> None:
