@@ -31,7 +31,7 @@ _ELSEWHERE = AttentionChoice("folded", "assumed: the fewest multiply-adds")
 #: By key of `BACKENDS` and precision; `_ELSEWHERE` for the others.
 AUTO_ATTENTION = {
     ("onnxruntime", "fp32"): AttentionChoice(
-        "folded", "measured on a CPU, 2026-11-21: 1.27 times as fast as dense at rate 0.5"
+        "folded", "measured on a CPU, 2026-11-26: the fastest of the five, docs/performance.md"
     ),
     ("tensorrt-rtx", "fp32"): AttentionChoice(
         "folded", "engines have fused kernels for FP16 only; the fewest multiply-adds"
