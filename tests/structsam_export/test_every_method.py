@@ -28,6 +28,7 @@ from structsam_export.graph.exporter import export_encoder
 from structsam_export.graph.lint import lint
 from structsam_export.graph.modules import EncoderModule
 from structsam_export.parity.check import check
+from tests.structsam_export.polygraphy_cli import assert_fully_supported
 
 
 def ran(report: Any) -> Any:
@@ -132,6 +133,7 @@ def test_window_and_global_block_at_fp16_build_for_turing(
     # FP16 rounding ranks other tokens first: PiToMe merges every second one, CubistMerge lines
     assert cosine > {"pitome": 0.98, "cubistmerge": 0.99}.get(method, 0.999)
     assert engine_for_turing(tmp_path / ENCODER_ONNX) > 1_000_000
+    assert_fully_supported(tmp_path / ENCODER_ONNX)
 
 
 def run_onnx(file: Path, image: torch.Tensor) -> torch.Tensor:

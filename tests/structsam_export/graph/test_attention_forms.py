@@ -23,6 +23,7 @@ from structsam_export.graph.lint import lint, runtime_needs
 from structsam_export.graph.modules import EncoderModule
 from structsam_export.graph.precisions import PRECISIONS
 from structsam_export.runtimes import BACKENDS
+from tests.structsam_export.polygraphy_cli import assert_fully_supported
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -147,6 +148,7 @@ def test_engines_for_tensorrt_rtx_are_fused_where_the_form_allows_it(
     assert ("attention of block 0, 1, 2 is not fused" in " ".join(shown.err.split())) == (
         form == "folded"
     )
+    assert_fully_supported(bundle.onnx_path("encoder"))
 
 
 def test_auto_is_one_table_with_its_reasons() -> None:

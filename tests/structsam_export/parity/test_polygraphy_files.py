@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from structsam_export.parity.polygraphy_files import save_polygraphy
 from structsam_export.parity.reference import Reference, load_reference
 from structsam_export.predict.preprocessing import read_photo
 from tests.structsam_export.parity.test_parity import FAULTS, edit_onnx
+from tests.structsam_export.polygraphy_cli import assert_fully_supported, run_with_rtx
 
 pytest.importorskip("polygraphy", reason="pip install 'structsam[polygraphy]'")
 
@@ -163,34 +162,20 @@ def test_without_polygraphy_nothing_is_run(
         check(own_bundle, "onnxruntime", save_polygraphy=tmp_path / "files")
 
 
-def with_rtx(*words: str) -> str:
-    """Run Polygraphy with TensorRT for RTX, which it chooses when it is imported."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
-    program = "import sys; from polygraphy.tools import main; sys.exit(main())"
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_polygraphy_finds_every_graph_supported(
     tiny_bundle_factory: Callable[..., Bundle], precision: str, part: PartName
 ) -> None:
-    file = tiny_bundle_factory(precision).onnx_path(part)
-    assert "fully supported by TensorRT" in with_rtx("inspect", "capability", str(file))
+    """Those of every method and form: test_every_method.py, test_attention_forms.py."""
+    assert_fully_supported(tiny_bundle_factory(precision).onnx_path(part))
 
 
 def test_polygraphy_builds_the_encoder_without_a_gpu(
     tiny_bundle: Bundle, reference: Reference, tmp_path: Path
 ) -> None:
     save_polygraphy(tiny_bundle, [reference], tmp_path / "files")
-    log = with_rtx(
+    log = run_with_rtx(
         *("convert", str(tiny_bundle.onnx_path("encoder")), "--convert-to", "trt"),
         *("--compute-capabilities", "8.9", "-o", str(tmp_path / "encoder.plan")),
         *("--trt-config-postprocess-script", f"{tmp_path / 'files' / 'gates.py'}:without_tf32"),
