@@ -43,7 +43,7 @@ Run in this folder. Exit code 0: the same. 1: it differs or did not run; the las
 ONNX Runtime
 {onnxruntime}
 
-TensorRT, on a GPU (where `strongly_typed` is said to be unavailable, leave --strongly-typed out)
+TensorRT, on a GPU (without --strongly-typed where the TensorRT does not know it)
 {tensorrt}
 
 TensorRT for RTX, on a GPU
