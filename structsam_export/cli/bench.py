@@ -164,7 +164,7 @@ def bench(
         require_matplotlib()
         atomic.require_writable(out)
     scratch = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="structsam-bench-")
-    first = next((name for name in backend or () if name != "auto"), "onnxruntime")
+    first = find_backend(backend[0] if backend else "auto").name
     with scratch as folder:
         if model is None:
             opened = [open_bundle(path) for path in bundles or ()]
