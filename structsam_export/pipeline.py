@@ -131,7 +131,7 @@ def export(
     engine_plan, notes = _plan_engines(backend, targets, precision)
     runtime = next(iter(engine_plan), "onnxruntime" if backend == "auto" else backend)
     config, why = attention_for(config, runtime, precision)
-    notes += [why] if why else []
+    notes += [why] if why and engine_plan else []
 
     clock = _Clock(say)
     clock.step(f"loading {model}")
