@@ -33,8 +33,8 @@ NEEDS_TORCH = {
     "parity/replay",
     "pipeline",
 }
-#: It reads ONNX files; all others load where onnx is absent as well.
-NEEDS_ONNX = {"graph/lint"}
+#: They read ONNX files; all others load where onnx is absent as well.
+NEEDS_ONNX = {"graph/lint", "graph/onnx_graph"}
 RUN_TIME = [
     path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / "structsam_export").rglob("*.py"))
