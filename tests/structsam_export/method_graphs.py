@@ -75,7 +75,7 @@ def export_plans(methods: list[Any], side: int, channels: int, file: Path) -> No
     shapes = {"image": (1, side, side, channels), "box": (1, 4)}
     inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
     part = Part(file.name, inputs, ())
-    names = [f"{kind}.{i}" for i in range(len(methods)) for kind in (*TABLES, "merged", "back")]
+    names = [f"{i}.{kind}" for i in range(len(methods)) for kind in (*TABLES, "merged", "back")]
     examples = tuple(torch.zeros(shape) for shape in shapes.values())
     model = onnx_graph._to_ir(Plans(methods), examples, part, names, None)
     onnx_graph._save(model, file)
