@@ -139,6 +139,8 @@ def _options_of(
 
 def label_of(merging: Mapping[str, Any]) -> str:
     """Say what merges in a few words, such as `structsam 0.5, global, block, edge=central`."""
+    from structsam.merging.attention_forms import USUAL
+
     rate = merging["rate"]
     words = [
         f"{merging['method']} {rate:g}" if isinstance(rate, int | float) else "rates per block"
@@ -148,7 +150,7 @@ def label_of(merging: Mapping[str, Any]) -> str:
         words.append(layers if isinstance(layers, str) else "layers " + _ranges(layers))
     if merging.get("placement", "attention") != "attention":
         words.append(merging["placement"])
-    if merging.get("attention", "folded") not in ("auto", "folded"):
+    if merging.get("attention", "folded") not in USUAL:
         words.append(merging["attention"])
     words += [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     words += ["proportional"] if merging.get("proportional") else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
-from structsam.merging.attention_forms import AUTO
+from structsam.merging.attention_forms import form_in_name
 from structsam_export.bundle import atomic
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle, open_bundle
@@ -183,8 +182,8 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
     parts += [f"{name}_{value}" for name, value in config.options]
     if config.placement != "attention":
         parts.append(config.placement)
-    if config.attention not in (AUTO, "folded"):
-        parts.append(re.sub("[=,]", "_", config.attention))
+    if form := form_in_name(config.attention):
+        parts.append(form)
     if config.align != 1:
         parts.append(f"align{config.align}")
     if config.proportional:

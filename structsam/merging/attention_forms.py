@@ -7,6 +7,7 @@ equally many channels (at most 256), and takes an additive mask.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from structsam.errors import UserError
@@ -15,6 +16,8 @@ from structsam.errors import UserError
 KINDS = ("global", "window")
 #: Leaves the choice to whoever knows the runtime; in torch it is `folded`.
 AUTO = "auto"
+#: What names and tables need not mention.
+USUAL = (AUTO, "folded")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ def read_forms(text: str) -> dict[str, str]:
             "kind of block, such as global=folded_padded,window=folded"
         )
     return found
+
+
+def form_in_name(text: str) -> str:
+    """Return a form of attention as part of a file's name; empty for the usual ones."""
+    return "" if text in USUAL else re.sub("[=,]", "_", text)
 
 
 def folded_channels(grid: tuple[int, int], head_dim: int, proportional: bool) -> int:

@@ -6,7 +6,6 @@ rows of the same backend and network take turns, so that a drift of the machine 
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import tempfile
@@ -114,14 +113,14 @@ def make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
     """One stock encoder per model and batch, one unmerged per precision and attention, too."""
-    from structsam.merging.attention_forms import AUTO
+    from structsam.merging.attention_forms import form_in_name
 
     seen = set()
     for bundle in bundles:
         model, batch = bundle.model.name, batch_of(bundle)
         many = f"-batch{batch}" if batch > 1 else ""
-        attention = attention_form_of(bundle)
-        form = "" if attention in (AUTO, "folded") else "-" + re.sub("[=,]", "_", attention)
+        named = form_in_name(attention_form_of(bundle))
+        form = f"-{named}" if named else ""
         for role, make, key in (
             (STOCK, make_stock, f"{STOCK}-{model}{many}"),
             (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{form}{many}"),
@@ -171,11 +170,9 @@ def _compare(
 ) -> None:
     """Set every encoder beside its cost and beside the fastest baselines of model and backend."""
     base: dict[Any, BenchRow] = {}
-    for row, _ in jobs:
-        if row.role in (STOCK, UNMERGED) and row.median_ms is not None:
-            best = base.get(_key(row.role, row))
-            if best is None or best.median_ms is None or row.median_ms < best.median_ms:
-                base[_key(row.role, row)] = row
+    unmerged = [row for row, _ in jobs if row.role in (STOCK, UNMERGED) and row.median_ms]
+    for row in sorted(unmerged, key=lambda row: row.median_ms or 0.0, reverse=True):
+        base[_key(row.role, row)] = row  # the fastest one comes last
     decoders = {
         (row.backend, _decoder_of(bundle)): row.median_ms
         for row, bundle in jobs

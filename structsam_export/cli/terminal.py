@@ -135,6 +135,8 @@ def _duration(seconds: float) -> str:
 
 def bundle_table(bundle: Bundle) -> Table:
     """Say what a bundle is, row by row."""
+    from structsam.merging.attention_forms import USUAL
+
     manifest = bundle.manifest
     model, merging = bundle.model, manifest["merging"]
     table = Table(title=f"bundle {bundle.name}", show_header=False)
@@ -146,7 +148,7 @@ def bundle_table(bundle: Bundle) -> Table:
     own = [f"{name}={value}" for name, value in (merging.get("options") or {}).items()]
     if merging.get("placement", "attention") != "attention":
         own.append(f"placement {merging['placement']}")
-    if merging.get("attention", "folded") not in ("auto", "folded"):
+    if merging.get("attention", "folded") not in USUAL:
         own.append(f"attention {merging['attention']}")
     own += [f"align {merging['align']}"] if merging.get("align", 1) > 1 else []
     own += ["proportional attention"] if merging.get("proportional") else []

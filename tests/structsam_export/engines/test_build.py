@@ -117,10 +117,13 @@ def test_a_build_that_fails_keeps_the_old_engine(rtx: Any, bundle: Bundle) -> No
     assert (bundle.path / before[1].file).stat().st_size == before[1].size
 
 
-def test_inputs_unlike_the_manifest_are_refused(rtx: Any, bundle: Bundle) -> None:
-    bundle.manifest["encoder"]["inputs"][0]["name"] = "pixels"
+@pytest.mark.parametrize(("what", "real"), [("inputs", "image"), ("outputs", "image_embeddings")])
+def test_tensors_unlike_the_manifest_are_refused(
+    rtx: Any, bundle: Bundle, what: str, real: str
+) -> None:
+    bundle.manifest["encoder"][what][0]["name"] = "pixels"
     bundle.save_manifest()
-    with pytest.raises(UserError, match=r"\['image'\], unlike the manifest"):
+    with pytest.raises(UserError, match=rf"the {what} \['{real}'\], unlike the manifest"):
         build(bundle, "tensorrt-rtx", ["sm89"])
 
 
