@@ -23,11 +23,11 @@ from structsam.flops import encoder_flops
 from structsam.models import MODELS, ModelSpec
 from structsam_export.bench import benchmark
 from structsam_export.bench import process as benchmark_process
-from structsam_export.bench.benchmark import Procedure
+from structsam_export.bench.benchmark import Procedure, _compare
 from structsam_export.bench.cost_card import cost_card
-from structsam_export.bench.encoders import batch_of, make_merged, make_stock
+from structsam_export.bench.encoders import UNMERGED, batch_of, make_merged, make_stock
 from structsam_export.bench.fidelity import add_fidelity, draw_benchmark, read_fidelity
-from structsam_export.bench.report import BenchReport, markdown, render_table
+from structsam_export.bench.report import BenchReport, BenchRow, markdown, render_table
 from structsam_export.bench.row import feeds_of, peak_memory_mib
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, TensorSpec
@@ -545,3 +545,19 @@ def test_wrong_arguments_are_told_before_any_work(
     captured = capsys.readouterr()
     assert message in " ".join(captured.err.split()) and captured.out == ""
     assert captured.err.count("error:") == 1 and "opening" not in captured.err
+
+
+def test_rows_are_compared_with_the_fastest_unmerged_encoder(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+
+    def row(name: str, role: str, ms: float) -> BenchRow:
+        found = BenchRow(name, role, "tiny", "fp16", "onnxruntime", "encoder", 1, True, "passed")
+        found.set_samples([(ms, None), (ms, None)], warmup=0)
+        return found
+
+    merged = row("merged", "bundle", 10.0)
+    for order in ((40.0, 20.0, 30.0), (20.0, 30.0, 40.0)):
+        unmerged = [row(f"unmerged-{ms}", UNMERGED, ms) for ms in order]
+        jobs = [(each, bundle) for each in (*unmerged, merged)]
+        _compare(jobs, {id(bundle): None}, {})
+        assert merged.speedup == merged.first_speedup == {UNMERGED: 2.0}
