@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam.models import MODELS
+from structsam.models.checkpoint_keys import Recognised, lora_keys, recognise
+from structsam.models.checkpoint_path import checkpoint_files
 from structsam.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 _CHUNK = 4 << 20
 _ZIP, _LEGACY_TORCH = b"PK\x03\x04", b"\x80\x02"
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the format's own reader
-_WRAPPERS = ("model", "state_dict")
+#: Under which training code keeps the weights, beside optimisers and the like.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ class CheckpointIdentity:
 
 
 def identify_checkpoint(path: str | Path) -> CheckpointIdentity:
-    """Hash the file once, and recognise SAM's official files by size and MD5.
+    """Hash the weights once, and recognise SAM's official files by size and MD5.
 
-    Raises `UserError` when `path` is not a readable, non-empty file.
+    Several files of a folder count as one, in the order of their names.
+    Raises `UserError` when `path` means no readable, non-empty files.
     """
-    path = existing_file(path)
-    md5, sha256 = hash_file(path)
-    size = path.stat().st_size
+    path, files = Path(path).expanduser(), checkpoint_files(path)
+    md5, sha256 = hash_file(*files)
+    size = sum(file.stat().st_size for file in files)
     official = next(
         (
             name
@@ -64,46 +68,68 @@ def identify_checkpoint(path: str | Path) -> CheckpointIdentity:
     return CheckpointIdentity(path.name, size, md5, sha256, official)
 
 
-def hash_file(path: Path) -> tuple[str, str]:
-    """MD5 and SHA-256 of the file in lower-case hex, in one pass."""
+def hash_file(*paths: Path) -> tuple[str, str]:
+    """MD5 and SHA-256 of files, one after the other, in lower-case hex and in one pass."""
     md5 = hashlib.md5(usedforsecurity=False)
     sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            md5.update(chunk)
-            sha256.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                md5.update(chunk)
+                sha256.update(chunk)
     return md5.hexdigest(), sha256.hexdigest()
 
 
-def existing_file(path: str | Path, spec: ModelSpec | None = None) -> Path:
-    """`path` with `~` expanded. Raises `UserError` unless it is a readable, non-empty file."""
-    path = Path(path).expanduser()
-    hint = _capitalised(spec.how_to_get_weights if spec else "pass the path of a weight file")
-    if path.is_dir():
-        raise UserError(
-            f"Checkpoint {path} is a folder, expected a .pth or .safetensors file: name the file."
-        )
-    if not path.exists():
-        raise UserError(f"Checkpoint not found: {path}. {hint}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"Checkpoint {path} is empty (0 bytes), expected weights. {hint}.")
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise UserError(f"Cannot read checkpoint {path}: {error.strerror}.") from error
-    return path
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint, under segment-anything's names.
 
-
-def read_state_dict(path: str | Path, spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` or `.safetensors` file on the CPU, mapped from disk where possible.
-
-    The format is told by content, not by name. A dict wrapped as {"model": ...} or
-    {"state_dict": ...} is unwrapped. Pickles are read with `weights_only=True`: one that asks
-    for anything beyond tensors is refused. Keys and shapes are checked by `check_state_dict`.
-    Raises `UserError` for everything that is not such a file.
+    names: how its own keys were recognised.
     """
-    path = existing_file(path, spec)
+
+    state: dict[str, torch.Tensor]
+    names: Recognised
+
+    @property
+    def title(self) -> str:
+        """How it is named and how many tensors it has; what was left out, if anything."""
+        others = self.names.others
+        left_out = f"; left out {len(others)} others ({_first(others)})" if others else ""
+        return self.names.title + left_out
+
+
+def read_checkpoint(path: str | Path, spec: ModelSpec | None = None) -> Checkpoint:
+    """The tensors of a file or a folder on the CPU, mapped from disk where possible.
+
+    The format is told by content, not by name, and the names by their keys. A dict wrapped as
+    {"model": ...} or {"state_dict": ...} is unwrapped. Pickles are read with `weights_only=True`:
+    one that asks for anything beyond tensors is refused. Keys and shapes are checked by
+    `check_state_dict`. Raises `UserError` for everything that is no SAM checkpoint.
+    """
+    path = Path(path).expanduser()
+    found: dict[str, torch.Tensor] = {}
+    for file in checkpoint_files(path, spec):
+        found.update(_read_file(file, spec))
+    adapters = lora_keys(found)
+    if adapters:
+        raise UserError(
+            f"Checkpoint {path} holds adapters (LoRA): {len(adapters)} of {len(found)} tensors "
+            f"({_first(adapters)}). Merge them into the model's weights, and save its state dict."
+        )
+    try:
+        names = recognise(found)
+    except ValueError as reason:
+        raise UserError(f"Checkpoint {path} {reason}: save one model's state dict.") from reason
+    if names is None:
+        raise UserError(
+            f"Checkpoint {path} holds no Segment Anything model: its {len(found)} keys are "
+            f"{_first(found)}, expected image_encoder.*, prompt_encoder.*, mask_decoder.*, or "
+            "those of transformers' SamModel."
+        )
+    return Checkpoint({name: found[key] for name, key in names.keys.items()}, names)
+
+
+def _read_file(path: Path, spec: ModelSpec | None) -> dict[str, torch.Tensor]:
     with path.open("rb") as file:
         head = file.read(512)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT:
@@ -112,8 +138,8 @@ def read_state_dict(path: str | Path, spec: ModelSpec) -> dict[str, torch.Tensor
         return _unwrap(_read_pickle(path, spec, mmap=head.startswith(_ZIP)), path)
     found = _what_it_looks_like(head)
     raise UserError(
-        f"Checkpoint {path} is {found}, expected a .pth or .safetensors file{_size_hint(path)}. "
-        f"{_capitalised(spec.how_to_get_weights)}."
+        f"Checkpoint {path} is {found}, expected a .pth or .safetensors file{_size_hint(path)}."
+        f"{_way_out(spec)}"
     )
 
 
@@ -128,11 +154,6 @@ def check_state_dict(
     Raises `UserError`: with the model the file does hold where that can be told from its shapes,
     otherwise with the first keys that are missing, extra or of another shape.
     """
-    if not any(key.startswith("image_encoder.") for key in state):
-        raise UserError(
-            f"Checkpoint {path} holds no Segment Anything model: its keys are "
-            f"{_first(list(state))}, expected image_encoder.*, prompt_encoder.*, mask_decoder.*."
-        )
     width_and_depth = _width_and_depth(state)
     if width_and_depth and width_and_depth != (spec.embed_dim, spec.depth):
         width, depth = width_and_depth
@@ -164,12 +185,30 @@ def check_state_dict(
         )
 
 
+def model_of(path: str | Path) -> str:
+    """The entry of `MODELS` whose geometry a checkpoint has: `--model auto`.
+
+    Of models that share one (vit_b and medsam), the first. Raises `UserError` where none fits.
+    """
+    checkpoint = read_checkpoint(path)
+    width_and_depth = _width_and_depth(checkpoint.state)
+    names = [s.name for s in MODELS.values() if (s.embed_dim, s.depth) == width_and_depth]
+    if not names:
+        width, depth = width_and_depth or (0, 0)
+        known = ", ".join(f"{s.name} ({s.embed_dim}, {s.depth})" for s in MODELS.values())
+        raise UserError(
+            f"Checkpoint {path} is {width} wide and has {depth} blocks, and no model here is: "
+            f"expected one of {known}. Name the nearest with `model=` to see what differs."
+        )
+    return names[0]
+
+
 def refuse_foreign_official(path: Path, spec: ModelSpec) -> None:
     """Stop plain SAM weights from being used under a model that only shares their geometry.
 
     Hashes the file only when its size is that of an official one. Raises `UserError`.
     """
-    size = path.stat().st_size
+    size = sum(file.stat().st_size for file in checkpoint_files(path))
     if spec.official or all(s.official is None or s.official.size != size for s in MODELS.values()):
         return
     owner = identify_checkpoint(path).official
@@ -180,7 +219,7 @@ def refuse_foreign_official(path: Path, spec: ModelSpec) -> None:
         )
 
 
-def _read_safetensors(path: Path, spec: ModelSpec) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, spec: ModelSpec | None) -> dict[str, torch.Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -194,7 +233,7 @@ def _read_safetensors(path: Path, spec: ModelSpec) -> dict[str, torch.Tensor]:
         raise _damaged(path, spec, error) from error
 
 
-def _read_pickle(path: Path, spec: ModelSpec, mmap: bool) -> Any:
+def _read_pickle(path: Path, spec: ModelSpec | None, mmap: bool) -> Any:
     import torch
 
     try:
@@ -232,11 +271,11 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
     return dict(loaded)
 
 
-def _damaged(path: Path, spec: ModelSpec, error: Exception) -> UserError:
+def _damaged(path: Path, spec: ModelSpec | None, error: Exception) -> UserError:
     reason = re.split(r"\.?\n|\. ", str(error).strip() or type(error).__name__)[0]
     return UserError(
         f"Checkpoint {path} is truncated or damaged: {path.stat().st_size:,} bytes"
-        f"{_size_hint(path)} ({reason}). {_capitalised(spec.how_to_get_weights)}."
+        f"{_size_hint(path)} ({reason}).{_way_out(spec)}"
     )
 
 
@@ -264,9 +303,13 @@ def _width_and_depth(state: Mapping[str, torch.Tensor]) -> tuple[int, int] | Non
     return (int(position.shape[-1]), len(blocks)) if position is not None and blocks else None
 
 
-def _first(keys: list[str], limit: int = 3) -> str:
+def _first(keys: Iterable[str], limit: int = 5) -> str:
+    keys = list(keys)
     return ", ".join(map(str, keys[:limit])) + (", ..." if len(keys) > limit else "") or "none"
 
 
-def _capitalised(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+def _way_out(spec: ModelSpec | None) -> str:
+    if spec is None:
+        return ""
+    sentence = spec.how_to_get_weights
+    return f" {sentence[:1].upper()}{sentence[1:]}."

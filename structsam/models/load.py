@@ -12,10 +12,10 @@ from structsam.errors import UserError
 from structsam.models import model_spec
 from structsam.models.checkpoint_file import (
     check_state_dict,
-    existing_file,
-    read_state_dict,
+    read_checkpoint,
     refuse_foreign_official,
 )
+from structsam.models.checkpoint_path import checkpoint_files
 from structsam.models.spec import SAM_PREPROCESSING, ModelSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def weights_file(
             f"{spec.name}, expected exactly one: drop one of them."
         )
     if checkpoint is not None:
-        return existing_file(checkpoint, spec)
+        checkpoint_files(checkpoint, spec)
+        return Path(checkpoint).expanduser()
     if weights == "random":
         return None
     if weights is not None:
@@ -104,10 +105,12 @@ def build_sam(spec: ModelSpec, seed: int = 0) -> Sam:
 def _sam_from_checkpoint(spec: ModelSpec, path: Path) -> Sam:
     torch = _torch()
     sam = _meta_sam(spec)
-    state = read_state_dict(path, spec)
+    checkpoint = read_checkpoint(path, spec)
+    state = checkpoint.state
     expected = {key: tuple(tensor.shape) for key, tensor in sam.state_dict().items()}
     check_state_dict(state, expected, spec, path)
     refuse_foreign_official(path, spec)
+    _log.debug("%s, %s", spec.name, checkpoint.title)
     state = {key: tensor.to(torch.float32) for key, tensor in state.items()}
     sam.load_state_dict(state, assign=True)  # takes the mapped tensors themselves: no second copy
     return _finished(sam)

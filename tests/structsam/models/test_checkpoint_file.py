@@ -17,7 +17,7 @@ from structsam.models import MODELS, ModelSpec, OfficialCheckpoint, model_spec
 from structsam.models.checkpoint_file import (
     check_state_dict,
     identify_checkpoint,
-    read_state_dict,
+    read_checkpoint,
     refuse_foreign_official,
 )
 from structsam.models.load import _meta_sam, build_sam, load_sam
@@ -64,7 +64,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "is a folder, expected a .pth or .safetensors" in refusal(tmp_path)
+    assert "is a folder without config.json, expected one that `SamModel.save_pretrained`" in refusal(tmp_path)
 
 
 def test_empty_file(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_wrapped_state_dict_is_unwrapped(
 ) -> None:
     path = tmp_path / "wrapped.pth"
     torch.save({wrapper: tiny_state, "epoch": 3}, path)
-    assert list(read_state_dict(path, tiny_spec)) == list(tiny_state)
+    assert list(read_checkpoint(path, tiny_spec).state) == list(tiny_state)
 
 
 def test_missing_and_extra_and_misshapen_keys(tmp_path: Path, tiny_state: State) -> None:
@@ -167,7 +167,7 @@ def test_file_of_another_project(tmp_path: Path) -> None:
     message = refusal(path)
     assert "no Segment Anything model" in message and "layer1.0.conv1.weight" in message
     torch.save({}, path)
-    assert "its keys are none" in refusal(path)
+    assert "its 0 keys are none" in refusal(path)
 
 
 @pytest.mark.parametrize(
