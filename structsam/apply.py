@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from segment_anything.modeling import Sam
-from segment_anything.modeling.image_encoder import Block, ImageEncoderViT
 from torch import Tensor, nn
 
 from structsam.block_table import block_table
@@ -15,6 +13,7 @@ from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.merging.attention_forms import read_forms
 from structsam.merging.block import MergedBlock, PromptBox
+from structsam.merging.encoder_parts import EncoderParts, find_encoder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +25,7 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     `layers`) keep all tokens and use the same attention form, equal to stock SAM up to rounding.
 
     Args:
-        model: a `segment_anything` `Sam`, or its image encoder.
+        model: a `Sam` of segment_anything or a `SamModel` of transformers, or its image encoder.
         config: what merges where; the default one when None.
         choice: fields of `MergeConfig` in place of those of `config`, by name, such as
             `method="structsam", rate=0.5, layers="global", options={"operator": "central"}`.
@@ -38,10 +37,9 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
         UserError: not a SAM model, or an argument outside its range (nothing is changed then).
     """
     config = MergeConfig.of(config, **choice)
-    encoder = image_encoder_of(model)
-    stock = [
-        block.original if isinstance(block, MergedBlock) else block for block in encoder.blocks
-    ]
+    encoder, parts = _encoder_and_parts(model)
+    blocks = parts.blocks_of(encoder)
+    stock = [block.original if isinstance(block, MergedBlock) else block for block in blocks]
     table = block_table(
         config,
         tuple(encoder.pos_embed.shape[1:3]),
@@ -62,7 +60,7 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
             merged[row.index].run_stage([merged[index] for index in row.stage])
     remove_merging(model)
     for index, block in enumerate(merged):
-        encoder.blocks[index] = block
+        blocks[index] = block
     return model
 
 
@@ -72,16 +70,22 @@ def remove_merging(model: Model) -> Model:
     Returns:
         The same model, whether or not it was merged.
     """
-    encoder = image_encoder_of(model)
-    for index, block in enumerate(encoder.blocks):
+    blocks = blocks_of(model)
+    for index, block in enumerate(blocks):
         if isinstance(block, MergedBlock):
-            encoder.blocks[index] = block.original.train(block.training)
+            blocks[index] = block.original.train(block.training)
     return model
 
 
 def merged_blocks(model: nn.Module) -> list[MergedBlock]:
     """Return the blocks that `apply_merging` put in; empty when the model is stock."""
-    return [b for b in image_encoder_of(model).blocks if isinstance(b, MergedBlock)]
+    return [block for block in blocks_of(model) if isinstance(block, MergedBlock)]
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """Return the transformer blocks of a SAM model's image encoder, as they are now."""
+    encoder, parts = _encoder_and_parts(model)
+    return parts.blocks_of(encoder)
 
 
 def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
@@ -96,7 +100,7 @@ def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
     Raises:
         UserError: the model takes no box, or the box has another shape.
     """
-    encoder = image_encoder_of(model)
+    encoder, parts = _encoder_and_parts(model)
     prompts = {block.prompt for block in merged_blocks(model) if block.prompt}
     if not prompts:
         raise UserError("the model takes no prompt box. Merge it with prompt_aware='rank' first")
@@ -111,12 +115,12 @@ def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
                 "a prompt box is x0, y0, x1, y1 with x0 < x1 and y0 < y1: first the top left "
                 "corner, then the bottom right one"
             )
-    stride = encoder.patch_embed.proj.stride[0]
+    stride = parts.stride_of(encoder)
     for prompt in prompts:
         prompt.tokens = pixels.reshape(-1, 4) / stride
 
 
-def _require_relative_positions(block: Block, grid: tuple[int, int]) -> None:
+def _require_relative_positions(block: Any, grid: tuple[int, int]) -> None:
     """Stock SAM stretches tables of another size; merged tokens keep whole positions instead."""
     found = [getattr(block.attn, name, None) for name in ("rel_pos_h", "rel_pos_w")]
     lengths = tuple(table.shape[0] if table is not None else 0 for table in found)
@@ -129,16 +133,20 @@ def _require_relative_positions(block: Block, grid: tuple[int, int]) -> None:
         )
 
 
-def image_encoder_of(model: nn.Module) -> ImageEncoderViT:
-    """Return the ViT image encoder of a `Sam`, or the encoder itself.
+def image_encoder_of(model: nn.Module) -> Any:
+    """Return the ViT image encoder of a SAM model, or the encoder itself.
 
     Raises:
         UserError: the model is neither.
     """
-    encoder = model.image_encoder if isinstance(model, Sam) else model
-    if not isinstance(encoder, ImageEncoderViT):
+    return _encoder_and_parts(model)[0]
+
+
+def _encoder_and_parts(model: nn.Module) -> tuple[Any, EncoderParts]:
+    found = find_encoder(model)
+    if found is None:
         raise UserError(
             f"{type(model).__name__} is not a SAM model. Pass a segment_anything Sam "
-            "(structsam.load_sam makes one) or its image encoder"
+            "(structsam.load_sam makes one), a SamModel of transformers, or its image encoder"
         )
-    return encoder
+    return found

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from structsam.apply import image_encoder_of, merged_blocks
+from structsam.apply import blocks_of, image_encoder_of, merged_blocks
 from structsam.merging.block_plan import BlockMerging
 
 
@@ -62,7 +62,7 @@ def block_inputs(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor
     inputs: list[Tensor] = []
     hooks = [
         block.register_forward_pre_hook(lambda _block, given: inputs.append(given[0]))
-        for block in encoder.blocks
+        for block in blocks_of(model)
     ]
     try:
         return inputs, encoder(images)

@@ -43,7 +43,15 @@ RUN_TIME = [
 #: Modules of a registry's folder that are no entries of it.
 INFRASTRUCTURE = {
     "structsam/methods": {"base", "cost", "options", "fixed_destinations"},
-    "structsam/models": {"base", "spec", "checkpoint_file", "download", "load"},
+    "structsam/models": {
+        "base",
+        "spec",
+        "checkpoint_file",
+        "checkpoint_keys",
+        "checkpoint_path",
+        "download",
+        "load",
+    },
     "structsam/evaluation/metrics": {"base", "crop"},
     "structsam/evaluation/datasets": {
         "base",

@@ -9,11 +9,11 @@ grid of one map, C = h*d.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 
 from structsam.errors import UserError
@@ -39,7 +39,7 @@ class Positions:
 
 
 def attend(
-    attn: Attention,
+    attn: Any,
     tokens: Tensor,
     positions: Positions,
     core: AttentionCore,
@@ -56,7 +56,8 @@ def attend(
     Returns:
         The shape of `tokens`.
     """
-    channels, heads = tokens.shape[-1], attn.num_heads
+    channels = tokens.shape[-1]
+    heads = channels // channels_per_head(attn)
     if unpadded is None:
         projected = attn.qkv(tokens)
     else:
@@ -69,6 +70,11 @@ def attend(
     out = core(q * attn.scale, k, v, rel_h, rel_w, positions)
     out = out.transpose(1, 2).reshape(batch, slots, channels)
     return attn.proj(out if unpadded is None else unpadded.take(out))
+
+
+def channels_per_head(attn: Any) -> int:
+    """Return d: libraries name the heads differently, and all have tables of positions."""
+    return int(attn.rel_pos_h.shape[-1])
 
 
 def _folded(
@@ -208,16 +214,14 @@ def _rows_and_columns(height: int, width: int, device: torch.device) -> tuple[Te
     return torch.div(position, width, rounding_mode="floor"), position % width
 
 
-def _relative_terms(attn: Attention, q: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+def _relative_terms(attn: Any, q: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
     """Return `q.Rh` [B, h, M, H] and `q.Rw` [B, h, M, W] of every query."""
     if positions.anchors is None:
         return _relative_terms_of_grid(attn, q, positions.grid)
     return _relative_terms_at(attn, q, positions.anchors, positions.grid)
 
 
-def _relative_terms_of_grid(
-    attn: Attention, q: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def _relative_terms_of_grid(attn: Any, q: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return `q.Rh` [B, h, N, H] and `q.Rw` [B, h, N, W] for one query per grid position."""
     batch, heads, _, dim = q.shape
     height, width = grid
@@ -229,7 +233,7 @@ def _relative_terms_of_grid(
 
 
 def _relative_terms_at(
-    attn: Attention, q: Tensor, anchors: Tensor, grid: tuple[int, int]
+    attn: Any, q: Tensor, anchors: Tensor, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return `q.Rh` [B, h, M, H] and `q.Rw` [B, h, M, W] for queries at `anchors`.
 

@@ -1,4 +1,4 @@
-"""SAM's transformer block with merging inside.
+"""SAM's transformer block with merging inside, of any library in `encoder_parts.py`.
 
 Order inside a block: norm -> energy -> plan -> windows and merge -> qkv -> attention -> output
 projection -> unmerge and windows back, one gather -> residual at full resolution -> MLP. Projecting
@@ -14,14 +14,15 @@ grid of the image, N tokens of one map, C = h*d channels of h heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
 from structsam.errors import UserError
-from structsam.merging.attention import AttentionCore, Positions, attend
+from structsam.merging.attention import AttentionCore, Positions, attend, channels_per_head
 from structsam.merging.block_plan import BlockMerging, MapGroup, plan_block
+from structsam.merging.encoder_parts import norms_of
 from structsam.merging.geometry import WindowMaps
 from structsam.merging.window_group import WindowGroup
 from structsam.methods.base import MergeMethod
@@ -68,9 +69,12 @@ class MergedBlock(nn.Module):
         placement: one of `structsam.config.PLACEMENTS`.
     """
 
+    attn: Any  # of the stock block, as the MLP
+    mlp: Any
+
     def __init__(
         self,
-        block: Block,
+        block: Any,
         tiers: Sequence[WindowGroup],
         attention: str,
         proportional: bool = False,
@@ -78,8 +82,9 @@ class MergedBlock(nn.Module):
         placement: str = "attention",
     ) -> None:
         super().__init__()
-        self.norm1, self.attn = block.norm1, block.attn
-        self.norm2, self.mlp = block.norm2, block.mlp
+        before_attention, before_mlp = self._norms = norms_of(block)
+        for name in (before_attention, "attn", before_mlp, "mlp"):
+            setattr(self, name, getattr(block, name))
         self.window_size: int = block.window_size
         self.tiers = tuple(tiers)
         self.attention, self.core = attention, AttentionCore(attention)
@@ -91,8 +96,18 @@ class MergedBlock(nn.Module):
         self.on_plan: Callable[[BlockMerging], None] | None = None
         self.train(block.training)
 
+    def norm_before_attention(self, x: Tensor) -> Tensor:
+        """Normalise what attention sees."""
+        normed: Tensor = getattr(self, self._norms[0])(x)
+        return normed
+
+    def norm_before_mlp(self, x: Tensor) -> Tensor:
+        """Normalise what the MLP sees."""
+        normed: Tensor = getattr(self, self._norms[1])(x)
+        return normed
+
     @property
-    def original(self) -> Block:
+    def original(self) -> Any:
         """The stock block that this one replaces."""
         return self._original[0]
 
@@ -119,12 +134,12 @@ class MergedBlock(nn.Module):
         """Map a token grid [B, H', W', C] to one of the same shape."""
         if not self._stage:
             return x  # an earlier block of the stage has done this one's work
-        normed = self.norm1(x)
+        normed = self.norm_before_attention(x)
         if not self.tiers:
             whole = WindowMaps.of(x, self.window_size)
             attended = attend(self.attn, whole.cut(normed), Positions(whole.grid), self.core)
             x = x + whole.put_back(attended)
-            return x + self.mlp(self.norm2(x))
+            return x + self.mlp(self.norm_before_mlp(x))
         merging = self._merging(normed)
         if self.on_plan:
             self.on_plan(merging)
@@ -132,14 +147,14 @@ class MergedBlock(nn.Module):
             return x + merging.around(x, self._stage_on_slots)
         x = x + merging.around(normed, self._attention_on_slots)
         if self.placement == "block":
-            return x + merging.around(self.norm2(x), lambda rows, _: self.mlp(rows))
-        return x + self.mlp(self.norm2(x))
+            return x + merging.around(self.norm_before_mlp(x), lambda rows, _: self.mlp(rows))
+        return x + self.mlp(self.norm_before_mlp(x))
 
     def metric_map(self, x: Tensor) -> Tensor:
         """Return what methods score: [B, H', W', C] -> the mean over the heads, float32, or x."""
         if self.method is None or self.method.metric == "all":
             return x
-        return x.float().unflatten(-1, (self.attn.num_heads, -1)).mean(-2)
+        return x.float().unflatten(-1, (-1, channels_per_head(self.attn))).mean(-2)
 
     def _attention_on_slots(self, rows: Tensor, group: MapGroup) -> Tensor:
         """Attention and output projection of normed slots."""
@@ -149,13 +164,13 @@ class MergedBlock(nn.Module):
         """What the blocks of the stage add to slots of the residual stream."""
         x = rows
         for block in self._stage:
-            normed = block.norm1(x)
+            normed = block.norm_before_attention(x)
             if group.unpadded is None and group.is_padding is not None:
                 # SAM pads with zeros after the norm, in every block;
                 # a product: ONNX Runtime's Where takes three times as long
                 normed = normed * (~group.is_padding).unsqueeze(-1).to(normed.dtype)
             x = x + block._attention_on_slots(normed, group)
-            x = x + block.mlp(block.norm2(x))
+            x = x + block.mlp(block.norm_before_mlp(x))
         return x - rows
 
     def _merging(self, normed: Tensor) -> BlockMerging:

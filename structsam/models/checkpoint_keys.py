@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 #: The key that every segment-anything model has.
 LANDMARK = "image_encoder.patch_embed.proj.weight"
 
+_POINT_ENCODING = "pe_layer.positional_encoding_gaussian_matrix"
 _LORA = re.compile(r"(^|[._])(lora|linear_[ab]_[qkv]|w_[ab]_\d)", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ HUGGING_FACE = Naming(
         (r"^(image_encoder\.neck)\.layer_norm1", r"\1.1"),
         (r"^(image_encoder\.neck)\.conv2", r"\1.2"),
         (r"^(image_encoder\.neck)\.layer_norm2", r"\1.3"),
-        (r"\.shared_embedding\.positional_embedding", ".pe_layer.positional_encoding_gaussian_matrix"),
+        (r"\.shared_embedding\.positional_embedding", f".{_POINT_ENCODING}"),
         (r"\.point_embed\.", ".point_embeddings."),
         (r"\.mask_embed\.conv1", ".mask_downscaling.0"),
         (r"\.mask_embed\.layer_norm1", ".mask_downscaling.1"),
@@ -69,8 +70,7 @@ HUGGING_FACE = Naming(
         (r"\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out", r".\1.layers.2"),
         (r"\.layer_norm(\d|_final_attn)", r".norm\1"),
     ),
-    {"shared_image_embedding.positional_embedding":
-     "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"},
+    {"shared_image_embedding.positional_embedding": f"prompt_encoder.{_POINT_ENCODING}"},
 )  # fmt: skip
 
 NAMINGS = (SEGMENT_ANYTHING, HUGGING_FACE)

@@ -1,4 +1,4 @@
-"""Which weight files the path of a checkpoint means: one file, or those of a Hugging Face folder."""
+"""Which weight files a checkpoint's path means: one file, or those of a Hugging Face folder."""
 
 from __future__ import annotations
 

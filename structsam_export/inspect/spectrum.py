@@ -219,7 +219,7 @@ def _measure(
         with record_plans(sam, last=index) as planned:  # whose attention nobody needs
             block(x)
         plan = planned[index].plan
-        tokens = WindowMaps.of(x, block.window_size).cut(block.norm1(x))
+        tokens = WindowMaps.of(x, block.window_size).cut(block.norm_before_attention(x))
         if index not in originals:
             originals[index] = graph_spectrum(tokens, graph)
         lifted = lifted_spectrum(tokens, plan.slot_of_token, plan.num_slots, graph)

@@ -64,7 +64,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "is a folder without config.json, expected one that `SamModel.save_pretrained`" in refusal(tmp_path)
+    assert (
+        "is a folder without config.json, expected one that `SamModel.save_pretrained`"
+        in refusal(tmp_path)
+    )
 
 
 def test_empty_file(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Where a library's SAM keeps what merging needs; its own classes are never imported from here.
+
+Blocks of every library map a token grid [B, H, W, C] to one of the same shape, and have `attn` with
+`qkv`, `proj`, `scale`, `rel_pos_h` and `rel_pos_w`, an `mlp`, two norms and a `window_size`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """Names of one library.
+
+    Args:
+        library: for people.
+        encoder_class: the image encoder's class, with its module.
+        encoder: attribute of the whole model that holds it.
+        blocks: attribute of the encoder: the transformer blocks.
+        norms: attributes of a block: what comes before attention, and before the MLP.
+        patches: attributes down to the convolution that makes tokens.
+    """
+
+    library: str
+    encoder_class: str
+    encoder: str
+    blocks: str
+    norms: tuple[str, str]
+    patches: tuple[str, ...]
+
+    def blocks_of(self, encoder: nn.Module) -> nn.ModuleList:
+        """Return the blocks of an encoder."""
+        found: nn.ModuleList = getattr(encoder, self.blocks)
+        return found
+
+    def stride_of(self, encoder: nn.Module) -> int:
+        """Return how many pixels one token is wide."""
+        found: Any = encoder
+        for name in self.patches:
+            found = getattr(found, name)
+        return int(found.stride[0])
+
+
+LIBRARIES = (
+    EncoderParts(
+        "segment_anything",
+        "segment_anything.modeling.image_encoder.ImageEncoderViT",
+        "image_encoder",
+        "blocks",
+        ("norm1", "norm2"),
+        ("patch_embed", "proj"),
+    ),
+    EncoderParts(
+        "transformers",
+        "transformers.models.sam.modeling_sam.SamVisionEncoder",
+        "vision_encoder",
+        "layers",
+        ("layer_norm1", "layer_norm2"),
+        ("patch_embed", "projection"),
+    ),
+)
+
+
+def find_encoder(model: nn.Module) -> tuple[nn.Module, EncoderParts] | None:
+    """Return the image encoder of a SAM, or `model` where it is one, and its names; else None."""
+    for parts in LIBRARIES:
+        for candidate in (model, getattr(model, parts.encoder, None)):
+            classes = type(candidate).__mro__
+            if any(f"{c.__module__}.{c.__qualname__}" == parts.encoder_class for c in classes):
+                assert isinstance(candidate, nn.Module)
+                return candidate, parts
+    return None
+
+
+def norms_of(block: nn.Module) -> tuple[str, str]:
+    """Return the names of a block's norms."""
+    return next(parts.norms for parts in LIBRARIES if hasattr(block, parts.norms[0]))
