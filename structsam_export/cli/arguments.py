@@ -51,7 +51,9 @@ Devices = Annotated[
     typer.Option("--device", help="h100, rtx4090, orin-nano...: what it needs at least; repeat."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
-Checkpoint = Annotated[Path | None, typer.Option(help=".pth, .safetensors, or a Hugging Face folder.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help=".pth, .safetensors, or a Hugging Face folder.")
+]
 Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
 
