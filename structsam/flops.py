@@ -1,7 +1,8 @@
 """Multiply-adds of SAM's image encoder with merging inside, counted from the geometry alone.
 
 Convention (fvcore's, and the papers'): one multiply-add is one unit, LayerNorm costs 5 units per
-element, and softmax, GELU, additions, comparisons, gathers and the neck's LayerNorm2d cost nothing.
+element, bilinear resizing 4, and softmax, GELU, additions, comparisons, gathers and the neck's
+LayerNorm2d cost nothing.
 Units are counted for one image. The merge step is counted in three parts, see `MergeCost`.
 
 Letters: N tokens and M slots of one map, C channels, h heads of d channels, H W grid of one map.
@@ -23,6 +24,7 @@ from structsam.models.spec import ModelSpec
 
 _NECK_CHANNELS = 256
 _NORM_UNITS = 5
+_BILINEAR_UNITS = 4
 
 #: For counting only: merging as the code of S. Xie's thesis does it, which scatters instead of
 #: multiplying with one-hot matrices, and projects all tokens because it unmerges first.
@@ -55,14 +57,16 @@ def encoder_flops(
     height, width = spec.grid
     tokens, channels = height * width, spec.embed_dim
     pixels = 3 * spec.patch_size**2
-    neck = channels * _NECK_CHANNELS + 9 * _NECK_CHANNELS**2  # 1x1, then 3x3 convolution
+    neck = tokens * (channels * _NECK_CHANNELS + 9 * _NECK_CHANNELS**2)  # 1x1, then 3x3 convolution
+    if spec.embedding_grid != spec.grid:
+        neck += _BILINEAR_UNITS * _NECK_CHANNELS * spec.embedding_grid[0] * spec.embedding_grid[1]
     return EncoderFlops(
-        model=spec.name,
+        model=spec.label,
         method=config.method if any(row.tiers for row in table) else "none",
         attention=_told(config.attention) if placement != THESIS else "dense",
         placement=placement,
         patch_embedding=tokens * channels * pixels,
-        neck=tokens * neck,
+        neck=neck,
         blocks=tuple(_block(spec, config, placement, row) for row in table),
     )
 

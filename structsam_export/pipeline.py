@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from structsam.config import MergeConfig
+    from structsam.models.spec import Embedding
 
 Say = Callable[[str], None]
 
@@ -72,6 +73,8 @@ def export(
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     seed: int = 0,
+    image_size: int | None = None,
+    embedding: Embedding = "native",
     precision: str = "fp16",
     plan_outputs: bool = True,
     backend: str = "auto",
@@ -91,6 +94,8 @@ def export(
         config: what merges where; the default one when None.
         checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
+        image_size: another side of the input in pixels, a multiple of 16 from 256 to 2048.
+        embedding: with it: `native`, a smaller embedding and decoder, or `upsample`.
         precision: `fp16` or `fp32`, baked into the graph.
         plan_outputs: the encoder also gives the slots of every block that merges, int32, which a
             check of parity follows; without them slots are not compared.
@@ -107,10 +112,10 @@ def export(
     """
     from structsam.block_table import block_table
     from structsam.config import MergeConfig
-    from structsam.models import model_spec
     from structsam_export.graph.precisions import PRECISIONS
 
-    spec = model_spec(model)
+    source = ModelSource(model, checkpoint, weights, seed, image_size, embedding)
+    spec = source.spec
     config = MergeConfig.of(config, **choice)
     block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit the model
     if precision not in PRECISIONS:
@@ -118,13 +123,12 @@ def export(
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo, say)
-    source = ModelSource(model, checkpoint, weights, seed)
     source.require()
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(
             f"{name!r} is no name for a folder. Choose the folder around it with `out=`"
         )
-    final = Path(out) / (name or bundle_name(model, config, precision))
+    final = Path(out) / (name or bundle_name(spec.label, config, precision))
     _refuse_to_lose(final, weights, force)
     atomic.require_writable(final.parent)
     engine_plan, notes = _plan_engines(backend, targets, precision)
@@ -133,7 +137,7 @@ def export(
     notes += [why] if why and engine_plan else []
 
     clock = _Clock(say)
-    clock.step(f"loading {model}")
+    clock.step(f"loading {spec.label}")
     described = source.describe()
     sam = source.load()
     with atomic.staged_folder(final) as folder:
@@ -168,7 +172,7 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
     """Return the folder name, such as `vit_b-structsam-r0.50` or `...-r0.50-global-fp32`.
 
     Different rates have different names: more digits where two do not tell, and for rates per
-    block the start of their hash.
+    block the start of their hash. `model` is `ModelSpec.label`, which tells the input size.
     """
     if isinstance(config.rate, tuple):
         rate = "mixed" + hashlib.sha256(repr(config.rate).encode()).hexdigest()[:6]

@@ -50,7 +50,9 @@ INFRASTRUCTURE = {
         "checkpoint_keys",
         "checkpoint_path",
         "download",
+        "image_size",
         "load",
+        "resize_weights",
     },
     "structsam/evaluation/metrics": {"base", "crop"},
     "structsam/evaluation/datasets": {

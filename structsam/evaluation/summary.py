@@ -193,8 +193,12 @@ def summarise(
 
 
 def find_baseline(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the unmerged run: of several the one by PyTorch in FP32, else the first."""
+    """Return the unmerged run: of several the one by PyTorch in FP32, else the first.
+
+    One at another input size than the trained one is it only where there is no other.
+    """
     unmerged = [run for run in runs if run.get("merging") is None]
+    unmerged = [run for run in unmerged if run.get("image_size") is None] or unmerged
     plain = [r for r in unmerged if (r.get("backend"), r.get("precision")) == ("torch", "fp32")]
     return next(iter(plain or unmerged), None)
 

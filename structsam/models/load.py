@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from structsam.models.checkpoint_file import (
     refuse_foreign_official,
 )
 from structsam.models.checkpoint_path import checkpoint_files
-from structsam.models.spec import SAM_PREPROCESSING, ModelSpec
+from structsam.models.image_size import resized
+from structsam.models.spec import SAM_PREPROCESSING, Embedding, ModelSpec
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+    from torch import Tensor
 
 _log = logging.getLogger("structsam")
 
@@ -33,6 +36,8 @@ def load_sam(
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     seed: int = 0,
+    image_size: int | None = None,
+    embedding: Embedding = "native",
 ) -> Sam:
     """The `segment_anything.modeling.Sam` called `name`, in eval mode and without gradients.
 
@@ -41,12 +46,17 @@ def load_sam(
     (vit_t) gets those. Parameters read from a checkpoint stay mapped from its file: do not
     overwrite that file in place while the model lives.
 
-    Raises `UserError` for an unknown name, no or two sources, a checkpoint that does not fit, or
-    missing packages.
+    `image_size` is another side of the input in pixels, a multiple of 16 from 256 to 2048: the
+    position tables are resized here, once. `embedding` is `native`, a smaller embedding and
+    decoder, or `upsample`, an embedding of the trained size. Points and boxes are in pixels of
+    that input; `SamPredictor` takes such a model as it takes any other.
+
+    Raises `UserError` for an unknown name, a size that there is not, no or two sources, a
+    checkpoint that does not fit, or missing packages.
     """
-    spec = model_spec(name)
+    spec = resized(model_spec(name), image_size, embedding)
     path = weights_file(spec, checkpoint, weights)
-    _log.debug("%s with %s", name, path or f"random weights of seed {seed}")
+    _log.debug("%s with %s", spec.label, path or f"random weights of seed {seed}")
     return build_sam(spec, seed) if path is None else _sam_from_checkpoint(spec, path)
 
 
@@ -89,30 +99,39 @@ def build_sam(spec: ModelSpec, seed: int = 0) -> Sam:
 
     The same seed gives the same weights, and torch's global generator is not touched. Nothing is
     left at zero or one, as stock initialisation leaves positions, biases and norms: a mistake in
-    any of them shows in the output. Activations stay far inside the range of float16.
+    any of them shows in the output. Activations stay far inside the range of float16. A model at
+    another input size has the weights that the seed gives at the trained one, resized.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is out of range. Use a whole number from 0 to 2^63 - 1")
     torch = _torch()
-    sam = _meta_sam(spec).to_empty(device="cpu")
+    sam = _meta_sam(spec.trained).to_empty(device="cpu")
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for path, tensor in sam.state_dict().items():
         mean, std = _distribution(path, tuple(tensor.shape))
         tensor.normal_(mean, std, generator=generator)
-    return _finished(sam)
+    return _with_weights(spec, sam.state_dict()) if spec.trained_image_size else _finished(sam)
 
 
 def _sam_from_checkpoint(spec: ModelSpec, path: Path) -> Sam:
     torch = _torch()
-    sam = _meta_sam(spec)
     checkpoint = read_checkpoint(path, spec)
-    state = checkpoint.state
-    expected = {key: tuple(tensor.shape) for key, tensor in sam.state_dict().items()}
-    check_state_dict(state, expected, spec, path)
+    trained = _meta_sam(spec.trained).state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in trained.items()}
+    check_state_dict(checkpoint.state, expected, spec, path)
     refuse_foreign_official(path, spec)
-    _log.debug("%s, %s", spec.name, checkpoint.title)
-    state = {key: tensor.to(torch.float32) for key, tensor in state.items()}
-    sam.load_state_dict(state, assign=True)  # takes the mapped tensors themselves: no second copy
+    _log.debug("%s, %s", spec.label, checkpoint.title)
+    state = {key: tensor.to(torch.float32) for key, tensor in checkpoint.state.items()}
+    return _with_weights(spec, state)
+
+
+def _with_weights(spec: ModelSpec, state: Mapping[str, Tensor]) -> Sam:
+    """The model of `spec` with weights as they were trained."""
+    from structsam.models.resize_weights import resized_state
+
+    sam = _meta_sam(spec)
+    fitting = resized_state(state, spec) if spec.trained_image_size else state
+    sam.load_state_dict(fitting, assign=True)  # takes the mapped tensors themselves: no second copy
     return _finished(sam)
 
 
@@ -137,7 +156,7 @@ def _meta_sam(spec: ModelSpec) -> Sam:
     """The modules of `build_sam.py` in segment-anything, with no memory behind their tensors."""
     torch, modeling = _torch(), _segment_anything_modeling()
     with torch.device("meta"):
-        return modeling.Sam(
+        sam = modeling.Sam(
             image_encoder=modeling.ImageEncoderViT(
                 depth=spec.depth,
                 embed_dim=spec.embed_dim,
@@ -154,7 +173,7 @@ def _meta_sam(spec: ModelSpec) -> Sam:
             ),
             prompt_encoder=modeling.PromptEncoder(
                 embed_dim=_PROMPT_DIM,
-                image_embedding_size=spec.grid,
+                image_embedding_size=spec.embedding_grid,
                 input_image_size=(spec.image_size, spec.image_size),
                 mask_in_chans=16,
             ),
@@ -168,6 +187,11 @@ def _meta_sam(spec: ModelSpec) -> Sam:
                 iou_head_hidden_dim=256,
             ),
         )
+    if spec.embedding_grid != spec.grid:
+        from structsam.models.resize_weights import EmbeddingResize
+
+        sam.image_encoder.neck.append(EmbeddingResize(spec.embedding_grid))
+    return sam
 
 
 def _finished(sam: Sam) -> Sam:

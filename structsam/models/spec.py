@@ -15,6 +15,7 @@ from structsam.errors import UserError
 Resize = Literal["long_side", "stretch"]
 Interpolation = Literal["bilinear", "bicubic"]
 Scaling = Literal["mean_std", "min_max"]
+Embedding = Literal["native", "upsample"]
 Triple = tuple[float, float, float]
 
 _CHOICES = {
@@ -122,6 +123,8 @@ class ModelSpec:
     of window_size x window_size tokens. image_size and patch_size are in pixels.
     weights_note: where to get weights, for a model with no official file.
     embedded: name of the weight file that comes with the package, for a model that has one.
+    trained_image_size, embedding: of a model at another input size than that of its weights, see
+    `image_size.resized`; None where it is the same.
     """
 
     name: str
@@ -137,6 +140,8 @@ class ModelSpec:
     official: OfficialCheckpoint | None = None
     weights_note: str = ""
     embedded: str | None = None
+    trained_image_size: int | None = None
+    embedding: Embedding = "native"
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -161,6 +166,31 @@ class ModelSpec:
         """The token grid (H, W) of the encoder, (64, 64) for SAM."""
         side = self.image_size // self.patch_size
         return side, side
+
+    @property
+    def trained(self) -> ModelSpec:
+        """The model at the input size of its weights; itself unless it is resized."""
+        if self.trained_image_size is None:
+            return self
+        size = self.trained_image_size
+        return replace(self, image_size=size, trained_image_size=None, embedding="native")
+
+    @property
+    def embedding_grid(self) -> tuple[int, int]:
+        """The image embedding's (height, width): the grid, or with `upsample` the trained one."""
+        return self.trained.grid if self.embedding == "upsample" else self.grid
+
+    @property
+    def label(self) -> str:
+        """The name, with the input size where it is another: `vit_b`, `vit_b-896up`."""
+        return f"{self.name}{self.size_suffix}"
+
+    @property
+    def size_suffix(self) -> str:
+        """How names tell the input size: nothing at the trained one, else `-896` or `-896up`."""
+        if self.trained_image_size is None:
+            return ""
+        return f"-{self.image_size}{'up' if self.embedding == 'upsample' else ''}"
 
     @property
     def head_dim(self) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 from rich.table import Table
 
 from structsam.config import MergeConfig
-from structsam.models import model_spec
 from structsam.models.spec import ModelSpec
 from structsam.step_costs import STEPS, BlockCost, encoder_costs
 from structsam_export.bundle.folder import Bundle
@@ -146,7 +145,7 @@ def merging_of_bundle(bundle: Bundle) -> tuple[ModelSpec, MergeConfig]:
     merging = bundle.manifest["merging"]
     stock = merging["attention"] == "stock"
     config = MergeConfig(rate=0.0, attention="dense") if stock else MergeConfig.from_dict(merging)
-    return model_spec(bundle.model.name), config
+    return bundle.model.spec, config
 
 
 def bound_table(title: str, found: EncoderBound) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from structsam.models import ModelSpec
+    from structsam.models.spec import Embedding
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,63 @@ class ModelRecord:
         weights: `checkpoint`, `embedded` (they come with the package) or `random`.
         seed: of random weights.
         checkpoint: what `CheckpointIdentity.to_dict` says of the weight file; None for random ones.
+        image_size, embedding: of a model at another input size than the trained one, as in
+            `structsam.load_sam`; None at that, and in records older than sizes.
     """
 
     name: str
     weights: str
     seed: int | None = None
     checkpoint: Mapping[str, Any] | None = None
+    image_size: int | None = None
+    embedding: Embedding = "native"
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelRecord:
         """Read the form that `to_dict` has after a trip through JSON."""
         name = data.get("name", "unknown")
-        return ModelRecord(name, data["weights"], data.get("seed"), data.get("checkpoint"))
+        return ModelRecord(
+            name,
+            data["weights"],
+            data.get("seed"),
+            data.get("checkpoint"),
+            data.get("image_size"),
+            data.get("embedding", "native"),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready form."""
-        return asdict(self)
+        """Return a JSON-ready form; at the trained size nothing is said of sizes."""
+        said = asdict(self)
+        del said["image_size"], said["embedding"]
+        return said | self.size
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's sizes; raises `UserError` where this version does not know it."""
+        from structsam.models import model_spec
+        from structsam.models.image_size import resized
+
+        return resized(model_spec(self.name), self.image_size, self.embedding)
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """The input size and the form of the embedding; empty at the trained size."""
+        if self.image_size is None:
+            return {}
+        return {"image_size": self.image_size, "embedding": self.embedding}
+
+    @property
+    def size_text(self) -> str:
+        """The same for people, such as `768 pixels, upsample`; empty at the trained size."""
+        if self.image_size is None:
+            return ""
+        form = "" if self.embedding == "native" else f", {self.embedding}"
+        return f"{self.image_size} pixels{form}"
+
+    @property
+    def at_trained_size(self) -> ModelRecord:
+        """The same weights, whatever the size of the input."""
+        return replace(self, image_size=None, embedding="native")
 
     @property
     def is_random(self) -> bool:
@@ -69,19 +111,24 @@ class ModelSource:
             of the package, where it has some.
         weights: `random` to do without a checkpoint.
         seed: of random weights.
+        image_size, embedding: another side of the input in pixels, as in `structsam.load_sam`;
+            None for the trained one.
     """
 
     model: str
     checkpoint: str | Path | None = None
     weights: str | None = None
     seed: int = 0
+    image_size: int | None = None
+    embedding: Embedding = "native"
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's sizes; raises `UserError` for an unknown one."""
+        """The model at that size; raises `UserError` for an unknown model, size or form."""
         from structsam.models import model_spec
+        from structsam.models.image_size import resized
 
-        return model_spec(self.model)
+        return resized(model_spec(self.model), self.image_size, self.embedding)
 
     def require(self) -> None:
         """Refuse an unknown model or a missing file before torch is loaded; raises `UserError`."""
@@ -94,14 +141,21 @@ class ModelSource:
         from structsam.models.checkpoint_file import identify_checkpoint
         from structsam.models.load import weights_file
 
-        path = weights_file(self.spec, self.checkpoint, self.weights)
+        spec = self.spec
+        path = weights_file(spec, self.checkpoint, self.weights)
+        size = spec.image_size if spec.trained_image_size else None
         if path is None:
-            return ModelRecord(self.model, "random", self.seed)
-        source = "embedded" if self.checkpoint is None else "checkpoint"
-        return ModelRecord(self.model, source, checkpoint=identify_checkpoint(path).to_dict())
+            found = ModelRecord(self.model, "random", self.seed)
+        else:
+            source = "embedded" if self.checkpoint is None else "checkpoint"
+            identity = identify_checkpoint(path).to_dict()
+            found = ModelRecord(self.model, source, checkpoint=identity)
+        return replace(found, image_size=size, embedding=spec.embedding)
 
     def load(self) -> Sam:
         """Load the unmerged model, float32 and in eval mode."""
         import structsam
 
-        return structsam.load_sam(self.model, self.checkpoint, self.weights, self.seed)
+        return structsam.load_sam(
+            self.model, self.checkpoint, self.weights, self.seed, self.image_size, self.embedding
+        )

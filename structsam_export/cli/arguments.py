@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from structsam.errors import UserError
 
 if TYPE_CHECKING:
+    from structsam.models import ModelSpec
     from structsam_export.bundle.weights_source import ModelSource
     from structsam_export.cli.terminal import Terminal
 
@@ -56,6 +58,15 @@ Checkpoint = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="random: for latency work only.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Side of the input: 1024, or a multiple of 16; 896, 672 and 448 are whole windows."
+    ),
+]
+EmbeddingForm = Annotated[
+    str, typer.Option(help="At another size: native (smaller), or upsample (as at 1024).")
+]
 
 
 def _note_more_threads_than_cores(threads: int | None) -> int | None:
@@ -77,8 +88,30 @@ Threads = Annotated[
 
 
 @dataclass(frozen=True)
-class WeightOptions:
-    """Where a model's weights come from."""
+class SizeOptions:
+    """At which input size a model is looked at."""
+
+    image_size: ImageSize = None
+    embedding: EmbeddingForm = "native"
+
+    def spec(self, model: str) -> ModelSpec:
+        """Return the model at that size; raises `UserError` for an unknown model, size or form."""
+        from structsam.models import model_spec
+        from structsam.models.image_size import read_image_size, resized
+
+        side = None if self.image_size is None else read_image_size(self.image_size)
+        return resized(model_spec(model), side, self.embedding)  # type: ignore[arg-type]
+
+    def specs(self, model: str) -> list[ModelSpec]:
+        """Return the model at every size of a list."""
+        sides = [None] if self.image_size is None else self.image_size.split(",")
+        found = [SizeOptions(side, self.embedding).spec(model) for side in sides]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class WeightOptions(SizeOptions):
+    """Where a model's weights come from, and its input size."""
 
     checkpoint: Checkpoint = None
     weights: Weights = None
@@ -86,11 +119,28 @@ class WeightOptions:
 
     def of(self, model: str, terminal: Terminal) -> ModelSource:
         """Return the model with these weights; says what random ones are good for."""
+        return self._sources([self.spec(model)], terminal)[0]
+
+    def of_sizes(self, model: str, terminal: Terminal) -> list[ModelSource]:
+        """Return the model with these weights at every size of a list."""
+        return self._sources(self.specs(model), terminal)
+
+    def _sources(self, specs: Sequence[ModelSpec], terminal: Terminal) -> list[ModelSource]:
         from structsam_export.bundle.weights_source import ModelSource
 
         if self.weights == "random":
             terminal.warn(random_note())
-        return ModelSource(model, self.checkpoint, self.weights, self.seed)
+        return [
+            ModelSource(
+                spec.name,
+                self.checkpoint,
+                self.weights,
+                self.seed,
+                spec.image_size if spec.trained_image_size else None,
+                spec.embedding,
+            )
+            for spec in specs
+        ]
 
 
 def rate_list(text: str) -> tuple[float, ...]:

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 #: What a bundle decides.
-_OF_A_MODEL = ("model", "checkpoint", "weights", *option_names(Compared), "precision")
+_OF_A_MODEL = (
+    "model",
+    *(name for name in option_names(WeightOptions) if name != "seed"),
+    *option_names(Compared),
+    "precision",
+)
 
 
 @takes_groups
@@ -47,19 +52,31 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
     json_only: Json = False,
 ) -> None:
-    """Quality on a dataset, merged beside unmerged; asked again, it goes on or adds rows."""
+    """Quality on a dataset, merged beside unmerged; asked again, it goes on or adds rows.
+
+    --image-size may be a list, such as 1024,768: the first run without merging is the baseline.
+    """
     terminal = make_terminal()
     if bundle:
         refuse_beside(context, "a bundle", _OF_A_MODEL)
     setting = scoring.setting(data, source.seed, workers=workers, strict=strict)
-    from structsam_export.evaluate.runs import bundle_runs, evaluate_runs, model_runs
+    from structsam_export.evaluate.runs import (
+        LatestModel,
+        bundle_runs,
+        evaluate_runs,
+        model_runs,
+    )
 
-    weights = source.of(model, terminal)
-    configs, left_out = ([], []) if bundle else compared.configs(model)
+    left_out: list[dict[str, str]] = []
     if bundle:
         facts, runs = bundle_runs(bundle, backend, threads)
     else:
-        facts, runs = model_runs(weights, configs, precision, threads)
+        runs, models = [], LatestModel()
+        for weights in source.of_sizes(model, terminal):
+            configs, refused = compared.configs(weights.spec)
+            facts, of_size = model_runs(weights, configs, precision, threads, models)
+            runs += of_size
+            left_out += [entry for entry in refused if entry not in left_out]
     for entry in left_out:
         terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
     try:

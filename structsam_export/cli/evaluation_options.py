@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from structsam.config import MergeConfig
     from structsam.evaluation.evaluate import Setting
     from structsam.evaluation.metrics.base import MaskMetric
+    from structsam.models import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ class Compared:
     prompt_aware: PromptAware = False
     prompt_form: PromptForm = "rank"
 
-    def configs(self, model: str) -> tuple[list[MergeConfig], list[dict[str, str]]]:
-        """Return what can be done with `model`, and what is left out with the reason."""
+    def configs(self, spec: ModelSpec) -> tuple[list[MergeConfig], list[dict[str, str]]]:
+        """Return what can be done with the model, and what is left out with the reason."""
         from structsam.methods import choose_methods
-        from structsam.models import model_spec
         from structsam_export.merging_choices import merge_configs
         from structsam_export.tune.schedule_file import read_schedule
 
@@ -79,7 +79,7 @@ class Compared:
             "prompt_aware": prompt_awareness(self.prompt_aware, self.prompt_form),
         }
         configs, left_out = merge_configs(
-            model_spec(model),
+            spec,
             names,
             rate_list(self.rates),
             self.layers or ["all"],
@@ -88,7 +88,7 @@ class Compared:
             **shared,
         )
         if self.schedule is not None:
-            configs.append(read_schedule(self.schedule).config(model, **shared))
+            configs.append(read_schedule(self.schedule).config(spec.name, **shared))
         return configs, left_out
 
 

@@ -60,6 +60,8 @@ def export_model(
             checkpoint=weights.checkpoint,
             weights=weights.weights,
             seed=weights.seed,
+            image_size=weights.image_size,
+            embedding=weights.embedding,
             precision=precision,
             plan_outputs=plan_outputs,
             backend=backend,

@@ -22,6 +22,7 @@ from structsam_export.cli.arguments import (
     Options,
     Proportional,
     Rate,
+    SizeOptions,
     WeightOptions,
     make_terminal,
     parse_rates,
@@ -46,13 +47,13 @@ def count_flops(
     ] = None,
     model: Model = "vit_b",
     merging: CountedMerging,
+    size: SizeOptions,
     device: Devices = None,
     json_only: Json = False,
 ) -> None:
     """Multiply-adds of the encoder per block, merging included; with --device least times."""
     terminal = make_terminal()
     from structsam.flops import THESIS, encoder_flops, unmerged_flops
-    from structsam.models import model_spec
     from structsam_export.bench.flops_table import compare_methods, methods_table
     from structsam_export.bench.roofline import bound_of_bundle, encoder_bound, merging_of_bundle
     from structsam_export.bundle.folder import open_bundle
@@ -60,7 +61,8 @@ def count_flops(
 
     devices = [find_device(name) for name in device or ()]
     if bundle is not None:
-        refuse_beside(context, "a bundle", ("model", *option_names(CountedMerging)))
+        groups = (*option_names(CountedMerging), *option_names(SizeOptions))
+        refuse_beside(context, "a bundle", ("model", *groups))
         opened = open_bundle(bundle, verify=False)
         spec, config = merging_of_bundle(opened)
         bounds = [bound_of_bundle(opened, each) for each in devices]
@@ -73,9 +75,9 @@ def count_flops(
             json_only,
         )
         return
-    spec, placement = model_spec(model), merging.placement
+    spec, placement = size.spec(model), merging.placement
     title = (
-        f"{model}, {merging.method}, rate {merging.rate}, layers {merging.layers}, "
+        f"{spec.label}, {merging.method}, rate {merging.rate}, layers {merging.layers}, "
         f"placement {placement}"
     )
     if devices and (merging.method == "all" or placement == THESIS):
@@ -93,7 +95,7 @@ def count_flops(
     config = merging.config(context, model)
     if merging.schedule is not None:
         placement = config.placement
-        title = f"{model}, {config.method}, rates of {merging.schedule}, placement {placement}"
+        title = f"{spec.label}, {config.method}, rates of {merging.schedule}, placement {placement}"
     counted = encoder_flops(spec, config, placement)
     bounds = [encoder_bound(spec, replace(config, placement=placement), each) for each in devices]
     _show_counts(terminal, title, counted, unmerged_flops(spec), bounds, json_only)

@@ -142,6 +142,8 @@ def bundle_table(bundle: Bundle) -> Table:
     table = Table(title=f"bundle {bundle.name}", show_header=False)
     known = f" (SHA-256 {model.sha256[:12]}...)" if model.sha256 else ": masks carry no meaning"
     table.add_row("model", f"{model.name}, {model.title}{known}")
+    if model.size_text:
+        table.add_row("input", model.size_text)
     rate = merging["rate"]
     shown = rate if isinstance(rate, (int, float)) else "per block"
     table.add_row("merging", f"{merging['method']}, rate {shown}, layers {merging['layers']}")

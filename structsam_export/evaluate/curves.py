@@ -55,7 +55,8 @@ def series_of(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
     """
     keys = [_settings(run) for run in runs]
     varied = [name for name in dict.fromkeys(n for key in keys for n in key) if name != "method"]
-    varied = [name for name in varied if len({key.get(name) for key in keys}) > 1]
+    # an unmerged run at another input size has no layers, and tells nothing apart by that
+    varied = [name for name in varied if len({key[name] for key in keys if name in key}) > 1]
     found: dict[str, list[RunSummary]] = {}
     for run, key in zip(runs, keys, strict=True):
         words = [key["method"], *(key[n] for n in varied if key.get(n))]
@@ -74,7 +75,9 @@ def _settings(run: RunSummary) -> dict[str, str]:
         found["options"] = " ".join(f"{k}={v}" for k, v in (merging.get("options") or {}).items())
         for name in ("proportional", "prompt_aware"):
             found[name] = name.replace("_", " ") if merging.get(name) else ""
-    for name in ("backend", "precision"):
+    size = run.facts.get("image_size")
+    found["image_size"] = f"{size} pixels" if size else ""
+    for name in ("embedding", "backend", "precision"):
         found[name] = str(run.facts.get(name) or "")
     return found
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle, open_bundle
-from structsam_export.bundle.weights_source import ModelSource
+from structsam_export.bundle.weights_source import ModelRecord, ModelSource
 from structsam_export.evaluate.record import (
     add_runs,
     alone,
@@ -48,6 +48,7 @@ class Run:
         label: for people.
         merging: `MergeConfig.to_dict()`, or None for the unmerged model.
         cost: `gmac` and `kept_tokens`; of a bundle also the encoder's SHA-256.
+        size: `image_size` and `embedding` of a model at another input size than the trained one.
         open: context manager that gives the predictor.
     """
 
@@ -58,6 +59,7 @@ class Run:
     precision: str
     cost: dict[str, Any]
     open: Callable[[], Any] = field(compare=False)
+    size: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `evaluation.json`."""
@@ -68,8 +70,24 @@ class Run:
             "backend": self.backend,
             "precision": self.precision,
             **self.cost,
+            **self.size,
             "complete": False,
         }
+
+
+class LatestModel:
+    """Keeps the model that was asked for last, so that only one is in memory."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[ModelSource, Any] | None = None
+
+    def of(self, source: ModelSource) -> Any:
+        """Return the model, loaded unless it is the one before; its merging may be any."""
+        if self._kept is None or self._kept[0] != source:
+            self._kept = None  # before the next is loaded
+            use_fast_settings()
+            self._kept = source, source.load()
+        return self._kept[1]
 
 
 def model_runs(
@@ -77,18 +95,22 @@ def model_runs(
     configs: Sequence[MergeConfig],
     precision: str = "fp32",
     threads: int | None = None,
+    models: LatestModel | None = None,
 ) -> tuple[dict[str, Any], list[Run]]:
     """Describe the model, and one run for it unmerged and for each of `configs`.
 
     The weights are loaded once, when the first run opens.
 
+    Args:
+        models: shared by the runs of several sizes.
+
     Returns:
-        what `evaluation.json` says of the model, and the runs.
+        what `evaluation.json` says of the model, the same at every input size, and the runs.
     """
     from structsam.flops import encoder_flops, unmerged_flops
     from structsam_export.pipeline import bundle_name
 
-    spec, loaded = source.spec, list[Any]()
+    spec, models, record = source.spec, models or LatestModel(), source.describe()
 
     @contextmanager
     def opened(config: MergeConfig | None) -> Iterator[Predictor]:
@@ -96,38 +118,44 @@ def model_runs(
         from structsam.config import MergeConfig
         from structsam_export.runtimes.torch_backend import InMemoryBackend
 
-        if not loaded:
-            use_fast_settings()
-            loaded.append(source.load())
         # unmerged is rate 0: stock SAM's masks, with the attention that the merged runs have
-        sam = apply_merging(loaded[0], config or MergeConfig(rate=0.0))
+        sam = apply_merging(models.of(source), config or MergeConfig(rate=0.0))
         backend = InMemoryBackend(sam, precision)
         bundle = backend.in_memory_bundle(spec.preprocessing)
         with Predictor(bundle, backend, threads=threads) as predictor:
             yield predictor
 
     def run(name: str, label: str, config: MergeConfig | None, flops: Any) -> Run:
-        merging = None if config is None else config.to_dict()
-        return Run(name, label, merging, "torch", precision, _cost(flops), lambda: opened(config))
+        return Run(
+            name,
+            _at_size(label, record),
+            None if config is None else config.to_dict(),
+            "torch",
+            precision,
+            _cost(flops),
+            lambda: opened(config),
+            record.size,
+        )
 
     suffix = "" if precision == "fp32" else f"-{precision}"
-    runs = [run(f"{BASELINE}{suffix}", "unmerged", None, unmerged_flops(spec))]
+    unmerged = f"{BASELINE}{spec.size_suffix}{suffix}"
+    runs = [run(unmerged, "unmerged", None, unmerged_flops(spec))]
     for config in configs:
-        name = bundle_name(spec.name, config, "fp16").removeprefix(f"{spec.name}-") + suffix
+        name = bundle_name(spec.label, config, "fp16").removeprefix(f"{spec.name}-") + suffix
         runs.append(run(name, label_of(config.to_dict()), config, encoder_flops(spec, config)))
-    return source.describe().to_dict(), runs
+    return record.at_trained_size.to_dict(), runs
 
 
 def bundle_runs(
     bundles: Sequence[Bundle | str | Path], backend: str = "auto", threads: int | None = None
 ) -> tuple[dict[str, Any], list[Run]]:
-    """Describe bundles of one model, one run each; rate 0 is the unmerged model.
+    """Describe bundles of one model at any input sizes, one run each; rate 0 is unmerged.
 
     Raises:
         UserError: bundles of different weights; a backend that cannot run one of them.
     """
     opened = [b if isinstance(b, Bundle) else open_bundle(b) for b in bundles]
-    models = [bundle.model.to_dict() for bundle in opened]
+    models = [bundle.model.at_trained_size.to_dict() for bundle in opened]
     for bundle, model in zip(opened, models, strict=True):
         if model != models[0]:
             raise UserError(
@@ -143,7 +171,7 @@ def bundle_runs(
         runs.append(
             Run(
                 bundle.name if backend_name == "onnxruntime" else f"{bundle.name}-{backend_name}",
-                "unmerged" if unmerged else label_of(merging),
+                _at_size("unmerged" if unmerged else label_of(merging), bundle.model),
                 None if unmerged else merging,
                 backend_name,
                 bundle.precision,
@@ -153,6 +181,7 @@ def bundle_runs(
                     "encoder_sha256": bundle.files[encoder].sha256,
                 },
                 partial(_open, bundle, backend_name, threads),
+                bundle.model.size,
             )
         )
     return models[0], runs
@@ -220,6 +249,11 @@ def _open(bundle: Bundle, backend: str, threads: int | None) -> Predictor:
     if backend == "torch":
         use_fast_settings()
     return Predictor(bundle, backend, threads=threads)
+
+
+def _at_size(label: str, model: ModelRecord) -> str:
+    """Add the input size to a label, where it is not the trained one."""
+    return ", ".join(filter(None, (label, model.size_text)))
 
 
 def _cost(flops: Any) -> dict[str, Any]:

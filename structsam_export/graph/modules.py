@@ -11,6 +11,7 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
 from structsam.apply import set_prompt_box
+from structsam.models.resize_weights import embedding_grid
 from structsam.recording import record_plans
 from structsam_export.bundle.manifest import PLAN_TENSORS, PROMPT_BOX, Part, TensorSpec
 from structsam_export.graph.mixed_precision import to_mixed_fp16
@@ -20,7 +21,9 @@ DECODER_PROFILE = {"P": (1, 1, 64), "K": (1, 2, 16)}
 
 
 class EncoderModule(nn.Module):
-    """Image encoder: `image` [B, 3, S, S] float32 -> `image_embeddings` [B, 256, S/16, S/16].
+    """Image encoder: `image` [B, 3, S, S] float32 -> `image_embeddings` [B, 256, h, w].
+
+    h and w are S/16, or with an embedding that is upsampled the sides of the trained grid.
 
     B is 1 in every bundle; `bench` also exports others. A prompt-aware encoder has a second input,
     `prompt_box` [B, 4] float32: x0, y0, x1, y1 in
@@ -77,7 +80,7 @@ class EncoderModule(nn.Module):
     def part(self, file: str, batch: int = 1) -> Part:
         """Return the encoder's contract for so many images a call."""
         size = self.encoder.img_size
-        grid = self.encoder.pos_embed.shape[1]
+        height, width = embedding_grid(self.encoder)
         channels = self.encoder.neck[0].out_channels
         inputs = [TensorSpec("image", (batch, 3, size, size), "float32")]
         if self.takes_box:
@@ -85,7 +88,7 @@ class EncoderModule(nn.Module):
         return Part(
             file,
             inputs=tuple(inputs),
-            outputs=(TensorSpec("image_embeddings", (batch, channels, grid, grid), "float32"),),
+            outputs=(TensorSpec("image_embeddings", (batch, channels, height, width), "float32"),),
             plan_outputs=tuple(self._plan_specs(batch)) if self.plan_outputs else (),
         )
 

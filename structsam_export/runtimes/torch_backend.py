@@ -209,7 +209,6 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
     """
     from structsam.apply import apply_merging
     from structsam.config import MergeConfig
-    from structsam.models import model_spec
     from structsam.models.checkpoint_file import identify_checkpoint
     from structsam.models.load import load_sam, weights_file
 
@@ -219,11 +218,12 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
         config = None if stock else MergeConfig.from_dict(merging)
     except UserError as reason:
         raise BackendUnavailable(str(reason)) from reason
+    size: dict[str, Any] = {"image_size": model.image_size, "embedding": model.embedding}
     if bundle.has_random_weights:
-        sam = load_sam(model.name, weights="random", seed=model.seed or 0)
+        sam = load_sam(model.name, weights="random", seed=model.seed or 0, **size)
     else:
         # without a checkpoint the weights are embedded: TorchBackend.runner has checked
-        path = options.checkpoint or weights_file(model_spec(model.name))
+        path = options.checkpoint or weights_file(model.spec)
         assert path is not None
         found = identify_checkpoint(path)
         if found.sha256 != model.sha256:
@@ -231,5 +231,5 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"{path} is not the checkpoint of this bundle: SHA-256 "
                 f"{found.sha256[:12]}..., not {str(model.sha256)[:12]}... ({model.title})"
             )
-        sam = load_sam(model.name, checkpoint=path)
+        sam = load_sam(model.name, checkpoint=path, **size)
     return sam if config is None else apply_merging(sam, config)

@@ -46,7 +46,7 @@ class LossMeter:
     def __init__(self, sam: Any, spec: ModelSpec) -> None:
         from structsam_export.graph.modules import DecoderModule
 
-        self.sam, self.preprocessing = sam, spec.preprocessing
+        self.sam, self.preprocessing, self.side = sam, spec.preprocessing, spec.embedding_grid[0]
         self.decoder = DecoderModule(sam)
         self._photo: Path | None = None
         self._inputs: list[Tensor] = []
@@ -66,7 +66,7 @@ class LossMeter:
         height, width = geometry.input_size
         steps = (np.arange(_POINTS) + 0.5) / _POINTS
         points = [[[x * width, y * height], [0.0, 0.0]] for y in steps for x in steps]
-        count, side = len(points), 4 * self.sam.image_encoder.pos_embed.shape[1]
+        count, side = len(points), 4 * self.side
         self._prompts = (
             torch.tensor(points, dtype=torch.float32),
             torch.tensor([[1.0, -1.0]] * count),
