@@ -13,6 +13,7 @@ from structsam_export.cli.bench import bench
 from structsam_export.cli.doctor import examine_machine
 from structsam_export.cli.errors import end_with
 from structsam_export.cli.evaluate import evaluate, report_results
+from structsam_export.cli.everything import mask_everything
 from structsam_export.cli.export import build_engines, download_checkpoint, export_model, lint_onnx
 from structsam_export.cli.inventory import list_everything
 from structsam_export.cli.logs import Verbose, set_verbose, takes_verbose, verbose_by_environment
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "build": build_engines,
     "check": check_bundle,
     "predict": predict_masks,
+    "everything": mask_everything,
     "lint": lint_onnx,
     "list": list_everything,
     "doctor": examine_machine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,9 @@ from structsam_export.cli.errors import FAILED, CommandFailed
 
 if TYPE_CHECKING:
     from structsam_export.cli.terminal import Terminal
-    from structsam_export.predict.prediction import Prediction
+    from structsam_export.predict.prediction import Prediction, Refused
+
+Photos = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos.")]
 
 
 def check_bundle(
@@ -73,7 +76,7 @@ def check_bundle(
 
 def predict_masks(
     bundle: BundlePath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos.")],
+    images: Photos,
     point: Annotated[
         list[str] | None,
         typer.Option(help="x,y or x,y,label (1 object, 0 background); repeat it."),
@@ -94,7 +97,7 @@ def predict_masks(
     began = time.perf_counter()
     terminal = make_terminal()
     from structsam_export.bundle.folder import open_bundle
-    from structsam_export.predict.prediction import Refused, predict_images
+    from structsam_export.predict.prediction import predict_images
     from structsam_export.predict.prompts import parse_box, parse_point
 
     points, boxes = [parse_point(p) for p in point or ()], [parse_box(b) for b in box or ()]
@@ -111,6 +114,30 @@ def predict_masks(
         threads=threads,
         checkpoint=checkpoint,
     )
+    tell_photos(terminal, opened.name, images, results, _show_prediction, json_only, began)
+
+
+def tell_photos(
+    terminal: Terminal,
+    bundle: str,
+    images: Sequence[Path],
+    results: Iterable[Prediction | Refused],
+    show: Callable[[Terminal, Prediction], None],
+    json_only: bool,
+    began: float,
+) -> None:
+    """Tell what was written for every photo, while it is; raise at the end if some gave no masks.
+
+    Args:
+        show: prints one photo's prediction; not called with `json_only`.
+        began: `time.perf_counter()` when the command began.
+
+    Raises:
+        UserError: the only photo was refused.
+        CommandFailed: some of several were.
+    """
+    from structsam_export.predict.prediction import Refused
+
     told: set[str] = set()
     done, refused = [], []
     for image, result in zip(images, results, strict=True):
@@ -127,8 +154,8 @@ def predict_masks(
                 terminal.warn(about + note)
             told.add(note)
         if not json_only:
-            _show_prediction(terminal, result)
-    several = {"bundle": opened.name, "images": done, "refused": refused}
+            show(terminal, result)
+    several = {"bundle": bundle, "images": done, "refused": refused}
     if refused:
         raise CommandFailed(f"{len(refused)} of {len(images)} photos gave no masks", several)
     if json_only:
@@ -142,6 +169,11 @@ def _show_prediction(terminal: Terminal, result: Prediction) -> None:
     for prompt in result.details["prompts"]:
         for mask in prompt["masks"]:
             terminal.print(f"{result.folder / mask['file']}  score {mask['score']:.3f}")
+    tell_times(terminal, result)
+
+
+def tell_times(terminal: Terminal, result: Prediction) -> None:
+    """Print what each step of a photo took, and where its picture is."""
     shown = ", ".join(f"{step} {ms:.0f} ms" for step, ms in result.details["timings_ms"].items())
     terminal.print(f"{result.details['backend']}: {shown}")
     if result.overlay:

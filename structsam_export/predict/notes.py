@@ -14,8 +14,12 @@ RANDOM_WEIGHTS_CAPTION = "random weights: masks carry no meaning"
 LOW_SCORE = 0.5
 
 
-def bundle_notes(bundle: Bundle, boxes: Sequence[Box]) -> list[str]:
-    """Say what holds for every mask of this bundle."""
+def bundle_notes(bundle: Bundle, boxes: Sequence[Box] | None) -> list[str]:
+    """Say what holds for every mask of this bundle.
+
+    Args:
+        boxes: of the prompts; None where prompts have none by nature.
+    """
     notes = []
     if bundle.has_random_weights:
         notes.append(RANDOM_WEIGHTS_CAPTION)
@@ -49,8 +53,13 @@ def low_scores(scores: np.ndarray) -> list[str]:
     ]
 
 
-def _which_box(boxes: Sequence[Box]) -> str:
+def _which_box(boxes: Sequence[Box] | None) -> str:
     """Say what the embedding of a prompt-aware bundle belongs to."""
+    if boxes is None:
+        return (
+            "this bundle merges less where the prompt's box is, and points have no box: encoded "
+            "for the whole photo. A bundle without it gives such masks as well"
+        )
     if not boxes:
         return (
             "this bundle merges less where the prompt's box is, and no box was given: encoded for "

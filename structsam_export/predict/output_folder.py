@@ -114,8 +114,9 @@ def _same_photo(earlier: dict[str, Any], photo: Path, sha256: str) -> bool:
 def _pictures(earlier: dict[str, Any]) -> list[str]:
     """Names of the masks of an earlier run; nothing else may be deleted."""
     try:
-        names = [str(mask["file"]) for prompt in earlier["prompts"] for mask in prompt["masks"]]
-    except (KeyError, TypeError):
+        prompts = earlier.get("prompts", [earlier])
+        names = [str(mask.get("file")) for prompt in prompts for mask in prompt["masks"]]
+    except (AttributeError, KeyError, TypeError):
         return []
     return [name for name in names if _MASK_NAME.fullmatch(name)]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from structsam_export.predict.overlay import draw_overlay
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import image_geometry
 from structsam_export.predict.prompts import AskedPrompts, Box, Point, read_prompts
-
-_STEPS = ("load", "read", "preprocess", "encode", "decode", "upscale", "write")
+from structsam_export.predict.step_clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def predict_images(
     with ExitStack() as session:
         predictor: Predictor | None = None
         for image in map(Path, images):
-            clock = _Clock()
+            clock = StepClock()
             try:
                 photo = _read(bundle, image, prompts, clock)
                 folder = (
@@ -153,31 +151,28 @@ class _Photo:
     notes: tuple[str, ...]
 
 
-class _Clock:
-    """Milliseconds of one photo's steps, and of all of it."""
+def known_of(bundle: Bundle, predictor: Predictor) -> dict[str, Any]:
+    """Say what made a prediction, ready for JSON."""
+    return {
+        "bundle": bundle.name,
+        "model": bundle.model.name,
+        "rate": bundle.manifest.get("merging", {}).get("rate"),
+        "random_weights": bundle.has_random_weights,
+        "backend": predictor.backend.name,
+    }
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.steps = dict.fromkeys(_STEPS, 0.0)
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a step."""
-        start = time.perf_counter()
-        yield
-        self.steps[name] += (time.perf_counter() - start) * 1e3
-
-    def milliseconds(self) -> dict[str, float]:
-        """Return every step and the total until now, ready for JSON."""
-        total = (time.perf_counter() - self._start) * 1e3
-        return {name: round(ms, 3) for name, ms in (self.steps | {"total": total}).items()}
+def known_of_photo(path: Path, rgb: np.ndarray, sha256: str) -> dict[str, Any]:
+    """Say of what photo a prediction is, ready for JSON."""
+    height, width = rgb.shape[:2]
+    return {"path": str(path), "width": width, "height": height, "sha256": sha256}
 
 
 def _default_folder(image: Path, out: str | Path | None) -> Path:
     return Path(out or "") / f"{image.stem}-masks"
 
 
-def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: _Clock) -> _Photo:
+def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: StepClock) -> _Photo:
     """Read a photo, and refuse a prompt that does not fit it before the encoder runs."""
     notes: list[str] = []
     with clock.step("read"):
@@ -200,7 +195,7 @@ def _predict(
     predictor: Predictor,
     photo: _Photo,
     folder: OutputFolder,
-    clock: _Clock,
+    clock: StepClock,
     overlay: bool,
 ) -> Prediction:
     prompts = photo.prompts
@@ -226,19 +221,9 @@ def _predict(
     if folder.earlier:
         notes.append(f"replaced the earlier prediction of {photo.path.name} in {folder.path}")
     names = [mask["file"] for record in records for mask in record["masks"]]
-    height, width = photo.rgb.shape[:2]
     details = {
-        "bundle": bundle.name,
-        "model": bundle.model.name,
-        "rate": bundle.manifest.get("merging", {}).get("rate"),
-        "random_weights": bundle.has_random_weights,
-        "backend": predictor.backend.name,
-        "image": {
-            "path": str(photo.path),
-            "width": width,
-            "height": height,
-            "sha256": photo.sha256,
-        },
+        **known_of(bundle, predictor),
+        "image": known_of_photo(photo.path, photo.rgb, photo.sha256),
         "prompts": records,
         "timings_ms": clock.milliseconds(),
         "notes": notes,
@@ -285,7 +270,7 @@ def _save_masks(
     predictor: Predictor,
     low_res: np.ndarray,
     records: list[dict[str, Any]],
-    clock: _Clock,
+    clock: StepClock,
 ) -> Iterator[np.ndarray]:
     """Write the masks prompt by prompt, complete their records, and yield the best of each."""
     for record, prompt_low_res in zip(records, low_res, strict=True):

@@ -18,6 +18,8 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PROMPT_BOX, PartName
+from structsam_export.predict.everything.generator import Progress, masks_of_everything
+from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.preprocessing import ImageGeometry, check_image, preprocess
 from structsam_export.predict.prompts import Prompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
@@ -230,6 +232,40 @@ class Predictor:
         _, geometry = self._current()
         with self._timed("upscale"):
             return (upscale_masks if return_logits else binary_masks)(low_res, geometry)
+
+    def everything(
+        self,
+        image: np.ndarray | None = None,
+        *,
+        progress: Progress = lambda done, total: None,
+        **settings: Any,
+    ) -> list[dict[str, Any]]:
+        """Find a mask of everything, as `SamAutomaticMaskGenerator(...).generate(image)`.
+
+        A prompt-aware bundle encodes the whole image (or crop), because points have no box.
+
+        Args:
+            image: uint8 RGB [H, W, 3]; no image is set afterwards. None for the image that is set,
+                which stays; crops need the image.
+            progress: is told (done, total) points.
+            settings: the fields of `EverythingSettings`, which are the generator's arguments.
+
+        Returns:
+            A record for every mask: `segmentation`, `area`, `bbox` [x, y, width, height],
+            `predicted_iou`, `point_coords` [[x, y]], `stability_score` and `crop_box`. A mask
+            without a pixel has stability 0, where SAM's has NaN.
+
+        Raises:
+            UserError: as `set_image` and `predict`, or settings that have no meaning.
+        """
+        chosen = EverythingSettings(**settings)
+        if image is not None:
+            check_image(image)
+        try:
+            return masks_of_everything(self, image, chosen, progress)
+        finally:
+            if image is not None:
+                self.reset_image()
 
     def open(self) -> None:
         """Open both networks now instead of on first use."""

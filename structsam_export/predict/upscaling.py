@@ -12,6 +12,7 @@ from structsam_export.predict.preprocessing import ImageGeometry
 
 _BLOCK_ROWS, _BLOCK_COLUMNS = 64, 128  # products so small that BLAS keeps to one thread
 _MIN_PROBABILITY = 1e-7
+_ROUNDING = 1e-3  # more than a mean of logits is off by in float32
 
 
 def upscale_masks(low_res: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
@@ -38,6 +39,43 @@ def binary_masks(low_res: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
     return masks
 
 
+def mask_and_areas(
+    low_res: np.ndarray, geometry: ImageGeometry, offset: float
+) -> tuple[np.ndarray, int, int]:
+    """Return a mask bool [H, W], and its pixels when it is cut `offset` higher and lower.
+
+    Equal to comparing `upscale_masks(low_res, geometry)` with 0, `offset` and `-offset`, for the
+    work of the part of the photo where something exceeds the lowest of them: the other values
+    are means of what lies below.
+
+    Args:
+        low_res: logits [h, w] of one mask.
+    """
+    mask = np.zeros(geometry.original_size, bool)
+    (plane,) = _planes(low_res[None], geometry)
+    cuts = np.array([0.0, offset, -offset])
+    if geometry.upsample_probabilities:
+        cuts = 0.5 * np.tanh(0.5 * cuts) + 0.5
+    middle, high, low = (float(cut) for cut in cuts)
+    floor = low - _ROUNDING
+    high_pixels = low_pixels = 0
+    rows, columns = _both_bands(plane, geometry)
+    for row in rows:
+        strip = plane[row.low : row.high]
+        peaks = strip.max(axis=0)
+        if peaks.max() < floor:
+            continue
+        tall = row.weights @ strip
+        for column in columns:
+            if peaks[column.low : column.high].max() < floor:
+                continue
+            block = tall[:, column.low : column.high] @ column.weights.T
+            np.greater(block, middle, out=mask[row.start : row.stop, column.start : column.stop])
+            high_pixels += np.count_nonzero(block > high)
+            low_pixels += np.count_nonzero(block > low)
+    return mask, high_pixels, low_pixels
+
+
 def _planes(low_res: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
     planes = np.asarray(low_res, np.float32).reshape(-1, *low_res.shape[-2:])
     if geometry.upsample_probabilities:
@@ -62,10 +100,7 @@ def _row_blocks(plane: np.ndarray, geometry: ImageGeometry) -> Iterator[tuple[in
     Ry @ plane @ Rx^T. Each row of Ry has at most four weights side by side, so a block of output
     needs only a narrow band of the input, and the matrix products stay small.
     """
-    rows, columns = (
-        _bands(plane.shape[axis], geometry, axis, block)
-        for axis, block in enumerate((_BLOCK_ROWS, _BLOCK_COLUMNS))
-    )
+    rows, columns = _both_bands(plane, geometry)
     buffer = np.empty((_BLOCK_ROWS, geometry.original_size[1]), np.float32)
     for row in rows:
         block = buffer[: row.stop - row.start]
@@ -74,6 +109,16 @@ def _row_blocks(plane: np.ndarray, geometry: ImageGeometry) -> Iterator[tuple[in
             narrow = tall[:, column.low : column.high]
             np.matmul(narrow, column.weights.T, out=block[:, column.start : column.stop])
         yield row.start, block
+
+
+def _both_bands(
+    plane: np.ndarray, geometry: ImageGeometry
+) -> tuple[tuple[_Band, ...], tuple[_Band, ...]]:
+    """Return the bands of rows and of columns for a plane [h, w]."""
+    return (
+        _bands(plane.shape[0], geometry, 0, _BLOCK_ROWS),
+        _bands(plane.shape[1], geometry, 1, _BLOCK_COLUMNS),
+    )
 
 
 @lru_cache(maxsize=16)

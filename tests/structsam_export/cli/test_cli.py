@@ -600,6 +600,32 @@ def test_predict_several_photos(
     assert "total" in ended.out and "load" in ended.out
 
 
+def test_everything(
+    cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    lax = ("--pred-iou-thresh", "0", "--stability-score-thresh", "0", "--box-nms-thresh", "1")
+    command = ("everything", tiny_bundle.path, photo, "--points-per-side", "2", *lax)
+    ended = cli(*command, "--backend", "onnxruntime", "--out", "a", "--json")
+    assert ended.code == 0 and ended.err.count("masks carry no meaning") == 1
+    assert ended.json == json.loads(Path("a/prediction.json").read_text())
+    assert sorted(os.listdir("a")) == ["overlay.png", "prediction.json"]
+    masks = ended.json["masks"]
+    assert masks and isinstance(masks[0]["segmentation"]["counts"], str)
+    assert ended.json["settings"]["crop_overlap_ratio"] == 512 / 1500
+    ended = cli(*command, "--out", "a", "--output-mode", "binary_mask", "--no-overlay")
+    names = [f"mask_{index:04d}.png" for index in range(len(masks))]
+    assert sorted(os.listdir("a")) == [*names, "prediction.json"]
+    for name, record in zip(names, masks, strict=True):
+        assert (np.asarray(Image.open(f"a/{name}")) > 0).sum() == record["area"]
+    assert f"{len(masks)} masks" in ended.out and "replaced the earlier" in ended.err
+    absent = tmp_path / "absent.png"
+    ended = cli(*command, absent, "--output-mode", "uncompressed_rle")
+    assert ended.code == 2 and f"no masks of {absent}: no image at" in ended.err
+    assert sorted(os.listdir("photo-everything")) == ["overlay.png", "prediction.json"]
+    assert cli("everything", tiny_bundle.path, photo, "--points-per-side", "2").code == 0
+
+
 def test_unusual_images(
     cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
 ) -> None:

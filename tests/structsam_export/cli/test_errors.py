@@ -37,6 +37,7 @@ WRONG_PATH = {
     "build": ["nowhere"],
     "check": ["nowhere"],
     "predict": ["nowhere", "nowhere.png"],
+    "everything": ["nowhere", "nowhere.png"],
     "lint": ["nowhere.onnx"],
     "list": ["nowhere"],  # takes none
     "doctor": ["nowhere"],  # takes none
@@ -55,6 +56,7 @@ WRONG_VALUE = {
     "build": ["nowhere", "--optimization-level", "9"],
     "check": ["nowhere", "--threads", "0"],
     "predict": ["nowhere", "nowhere.png", "--threads", "none"],
+    "everything": ["nowhere", "nowhere.png", "--points-per-side", "0"],
     "lint": ["nowhere.onnx", "--json=x"],
     "list": ["--markdown=x"],
     "doctor": ["--json=x"],
@@ -165,6 +167,7 @@ def without_packages(
         "build": [bundle],
         "check": [bundle, "--require", "onnxruntime"],
         "predict": [bundle, tiny_photo],
+        "everything": [bundle, tiny_photo],
         "download": ["vit_b", "--url", "http://127.0.0.1:9/vit_b.pth"],
         "lint": [bundle / "encoder.onnx"],
         "bench": [bundle, "--require", "onnxruntime"],

@@ -340,3 +340,37 @@ def test_bad_prompts_are_refused_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         predictor.predict(**prompt)
     assert "\n" not in str(caught.value)
+
+
+LAX = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+
+
+def test_everything_keeps_the_image_that_was_set_and_forgets_the_one_it_was_given(
+    fake: FakeBackend, predictor: Predictor
+) -> None:
+    kept = predictor.everything(points_per_side=2, **LAX)
+    assert predictor.is_image_set and sum("image" in fed for fed in fake.fed) == 1
+    given = predictor.everything(PHOTO, points_per_side=2, **LAX)
+    assert not predictor.is_image_set and sum("image" in fed for fed in fake.fed) == 2
+    assert [record["area"] for record in kept] == [record["area"] for record in given]
+    assert len(kept) == 4 * 3 and set(predictor.timings) >= {"encode", "decode", "upscale"}
+    with pytest.raises(UserError, match="no image is set"):
+        predictor.everything()
+
+
+def test_everything_needs_the_image_for_crops(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="encoded anew"):
+        predictor.everything(crop_n_layers=1)
+    with pytest.raises(UserError, match="uint8"):
+        predictor.everything(PHOTO / 255)
+
+
+def test_everything_with_a_prompt_aware_bundle_encodes_the_whole_image_once(
+    fake: FakeBackend,
+) -> None:
+    predictor = fake_bundle(takes_box=True).predictor(backend="fake")
+    predictor.everything(PHOTO, points_per_side=3, points_per_batch=2, **LAX)
+    encoded = [fed for fed in fake.fed if "image" in fed]
+    assert len(encoded) == 1
+    assert encoded[0]["prompt_box"].tolist() == [[0, 0, SIDE, round(SIDE * HEIGHT / WIDTH)]]
+    assert predictor.timings["encode"] > 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structsam.models import MODELS
 from structsam_export.predict import upscaling
 from structsam_export.predict.preprocessing import image_geometry
-from structsam_export.predict.upscaling import binary_masks, upscale_masks
+from structsam_export.predict.upscaling import binary_masks, mask_and_areas, upscale_masks
 
 SAM = MODELS["vit_b"].preprocessing
 MEDSAM = MODELS["medsam"].preprocessing
@@ -37,6 +37,21 @@ def test_upscaled_masks_are_exact(stock: Any, height: int, width: int) -> None:
     # logits reach 17 here; torch's own float32 rounding differs by 1e-4 between its versions
     np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
     np.testing.assert_array_equal(binary_masks(low_res, geometry), logits > 0)
+
+
+@pytest.mark.parametrize("how", [SAM, MEDSAM], ids=["SAM", "MedSAM"])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 4.0])
+def test_areas_of_a_mask_and_of_its_higher_and_lower_cuts(how: Any, offset: float) -> None:
+    geometry = image_geometry(230, 410, how)
+    rows, columns = np.mgrid[:64, :64]
+    for radius in (0, 9, 90):  # nothing, a disc that most blocks lie outside of, everything
+        noise = np.random.default_rng(radius).normal(size=(64, 64))
+        low_res = (radius - np.hypot(rows - 20, columns - 25) + noise).astype(np.float32)
+        logits = upscale_masks(low_res, geometry)
+        mask, high, low = mask_and_areas(low_res, geometry, offset)
+        np.testing.assert_array_equal(mask, logits > 0)
+        assert abs(high - (logits > offset).sum()) <= 1  # MedSAM's logits went through a logarithm
+        assert abs(low - (logits > -offset).sum()) <= 1
 
 
 def test_any_leading_dimensions(rng: np.random.Generator) -> None:

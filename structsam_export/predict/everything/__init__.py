@@ -1,0 +1,1 @@
+"""Masks of everything in a photo: SAM's automatic mask generator, without torch."""
