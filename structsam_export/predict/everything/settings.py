@@ -71,7 +71,7 @@ class EverythingSettings:
         ):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UserError(f"`{name}={value}` is below {least}. Choose {least} or more")
+                raise UserError(f"{_named(name, value)} is below {least}. Choose {least} or more")
         for name in (
             "pred_iou_thresh",
             "stability_score_thresh",
@@ -81,7 +81,7 @@ class EverythingSettings:
         ):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"`{name}={value}` is outside of 0..1. Choose a share")
+                raise UserError(f"{_named(name, value)} is outside of 0..1. Choose a share")
         if not (math.isfinite(self.stability_score_offset) and self.stability_score_offset >= 0):
             raise UserError(
                 f"`stability_score_offset={self.stability_score_offset}` must be 0 or more"
@@ -138,6 +138,11 @@ class EverythingSettings:
         grids = self.point_grids
         told = None if grids is None else [np.asarray(grid).tolist() for grid in grids]
         return {**vars(self), "point_grids": told}
+
+
+def _named(name: str, value: object) -> str:
+    """Write a parameter as messages do."""
+    return "`" + f"{name}={value}" + "`"
 
 
 def point_grid(side: int) -> np.ndarray:
