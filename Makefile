@@ -21,23 +21,24 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 $(VENV)/.demo-installed: pyproject.toml
-	$(call install,export,cpu)
+	$(call install,export cpu)
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml
-	$(call install,export,cpu,rtx,eval,dev)
+	$(call install,export cpu openvino rtx eval dev)
 	@touch $@ $(VENV)/.demo-installed
 
 # torch and torchvision come from one place in one step, because torchvision is compiled for one
 # torch build. UV_TORCH_BACKEND=cpu fetches the much smaller CPU builds where they can be reached.
 comma := ,
+empty :=
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: $(PYTHON) is older than 3.10. Install a newer Python, or say make PYTHON=python3.12" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { rm -rf $(VENV); echo "error: cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install --python $(BIN)/python --editable '.[$(1)$(if $(2),$(comma)$(2))$(if $(3),$(comma)$(3))$(if $(4),$(comma)$(4))$(if $(5),$(comma)$(5))]'
+	$(BIN)/python -m uv pip install --python $(BIN)/python --editable '.[$(subst $(empty) ,$(comma),$(1))]'
 endef
 
 clean:

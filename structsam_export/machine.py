@@ -14,8 +14,8 @@ from typing import Any
 _TIMEOUT = 60  # seconds
 _REPORTED_PACKAGES = (
     "structsam", "torch", "torchvision", "segment-anything", "safetensors", "onnx", "onnxscript",
-    "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings",
-    "numpy", "pillow",
+    "onnx-ir", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx",
+    "cuda-bindings", "numpy", "pillow",
 )  # fmt: skip
 
 _GEMM = """

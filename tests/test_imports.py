@@ -70,6 +70,7 @@ INFRASTRUCTURE = {
         "cuda_memory",
         "device_buffers",
         "device_tensor",
+        "openvino_cache",
         "runtime_cache",
         "tensorrt_contexts",
         "tensorrt_engine",

@@ -26,7 +26,8 @@ FAILED, INTERRUPTED = 2, 130
 EXTRA_OF = {
     "torch": "export", "torchvision": "export", "segment_anything": "export",
     "safetensors": "export", "onnx": "export", "onnxscript": "export", "onnx_ir": "export",
-    "onnxruntime": "cpu", "tensorrt": "tensorrt", "cuda": "tensorrt", "tensorrt_rtx": "rtx",
+    "onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "cuda": "tensorrt",
+    "tensorrt_rtx": "rtx",
     "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
     "pydicom": "eval", "polygraphy": "polygraphy", "onnx_graphsurgeon": "polygraphy",
 }  # fmt: skip

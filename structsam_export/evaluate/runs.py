@@ -165,12 +165,13 @@ def bundle_runs(
     runs = []
     for bundle in opened:
         backend_name = find_backend(backend, bundle).name
+        named = "" if backend_name == "onnxruntime" else f"-{backend_name.replace(':', '-')}"
         merging = dict(bundle.manifest["merging"])
         unmerged = not any(block["rate"] for block in merging["blocks"])
         flops, encoder = bundle.manifest["flops"], bundle.part("encoder").file
         runs.append(
             Run(
-                bundle.name if backend_name == "onnxruntime" else f"{bundle.name}-{backend_name}",
+                bundle.name + named,
                 _at_size("unmerged" if unmerged else label_of(merging), bundle.model),
                 None if unmerged else merging,
                 backend_name,

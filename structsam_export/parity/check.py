@@ -88,9 +88,10 @@ def check(
     options = options or RunOptions()
     if save_polygraphy is not None:
         polygraphy_files.require_polygraphy(Path(save_polygraphy))
-    names = (
-        [n for n, b in BACKENDS.items() if not b.needs_weights] if backend == "auto" else [backend]
-    )
+    names = [backend]
+    if backend == "auto":
+        names = [name for name, each in BACKENDS.items() if not each.needs_weights]
+        options = replace(options, keep_compiled=False)  # of backends that nobody may use
     names += [name for name in require if name not in names]
     chosen = [find_backend(name) for name in names]
     for name in require:  # judged first: the others may take minutes

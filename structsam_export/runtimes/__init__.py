@@ -10,6 +10,7 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.onnxruntime_backend import OnnxRuntimeBackend
+from structsam_export.runtimes.openvino_backend import OpenVinoBackend
 from structsam_export.runtimes.tensorrt_backend import TensorRTBackend
 from structsam_export.runtimes.tensorrt_module import FLAVOURS
 from structsam_export.runtimes.torch_backend import TorchBackend
@@ -20,6 +21,7 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt-rtx": TensorRTBackend(FLAVOURS["tensorrt-rtx"]),
     "onnxruntime-cuda": OnnxRuntimeBackend("onnxruntime-cuda", "CUDAExecutionProvider"),
     "onnxruntime": OnnxRuntimeBackend("onnxruntime", "CPUExecutionProvider"),
+    "openvino": OpenVinoBackend(),
     "torch": TorchBackend(),
     "torch-compile": TorchCompileBackend(),
 }
@@ -33,6 +35,7 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
     """Return the backend of that name; `auto` is the first one that runs here.
 
     Args:
+        name: a key of `BACKENDS`, or with a device behind a colon, such as `openvino:GPU`.
         bundle: what is to run; without it `auto` leaves out the backends that need an engine.
 
     Raises:
@@ -46,9 +49,10 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
                 return backend
             _log.debug("auto is not %s: %s", each, reason)
         raise UserError("no backend runs here. Install one with `pip install 'structsam[cpu]'`")
-    if name not in BACKENDS:
+    key, _, device = name.partition(":")
+    if key not in BACKENDS:
         raise UserError(f"unknown backend {name!r}. Choose one of: auto, {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    return BACKENDS[key].on(device) if device else BACKENDS[key]
 
 
 def _why_not(backend: Backend, bundle: Bundle | None) -> str | None:

@@ -37,12 +37,14 @@ class RunOptions:
         target: which engine to use, for example `sm89`; None takes the one for this GPU.
         for_timing: the runner is to be timed: `device_ms` can tell, and TensorRT-RTX compiles a
             kernel when it is first used, instead of in the background while others stand in.
+        keep_compiled: OpenVINO keeps what it compiled in the bundle, for the next process.
     """
 
     threads: int | None = None
     checkpoint: Path | None = None
     target: str | None = None
     for_timing: bool = False
+    keep_compiled: bool = True
 
 
 class Runner(ABC):
@@ -202,6 +204,14 @@ class Backend(ABC):
     @abstractmethod
     def why_unavailable(self) -> str | None:
         """Return None when this backend can run here, else the reason and what to install."""
+
+    def on(self, device: str) -> Backend:
+        """Return this backend on another device: what stands behind the colon of its name.
+
+        Raises:
+            UserError: it takes none.
+        """
+        raise UserError(f"backend {self.name} takes no device. Leave `:{device}` out")
 
     @abstractmethod
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:

@@ -54,12 +54,34 @@ print(int((found != 0).sum()))
 """
 
 
+RUN_OPENVINO = f"""
+import sys
+from pathlib import Path
+import numpy as np, openvino
+from structsam_export.bundle.folder import Bundle
+from structsam_export.runtimes import BACKENDS, RunOptions
+
+file, tiny = Path(sys.argv[1]), np.full({COUNT}, 1e-30, np.float32)
+if sys.argv[2] == "plain":
+    request = openvino.Core().compile_model(str(file), "CPU").create_infer_request()
+    found = list(request.infer({{"x": tiny}}).values())[0]
+else:
+    x, y = ([{{"name": name, "shape": [{COUNT}], "dtype": "float32"}}] for name in "xy")
+    part = {{"file": file.name, "inputs": x, "outputs": y, "profile": {{}}}}
+    bundle = Bundle(file.parent, {{"precision": {{"name": "fp32"}}, "encoder": part}})
+    with BACKENDS["openvino"].runner(bundle, "encoder", RunOptions(2)) as runner:
+        found = runner.run({{"x": tiny}})["y"]
+print(int((found != 0).sum()))
+"""
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("fast", 0), ("plain", COUNT)])
-def test_onnxruntime_flushes_them_in_a_fresh_process(
-    tmp_path: Path, mode: str, expected: int
+@pytest.mark.parametrize(("runtime", "code"), [("onnxruntime", RUN), ("openvino", RUN_OPENVINO)])
+def test_runtimes_flush_them_in_a_fresh_process(
+    tmp_path: Path, runtime: str, code: str, mode: str, expected: int
 ) -> None:
     """The calling thread too: ONNX Runtime lets the first session of a process decide for it."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip(runtime)
     onnx = pytest.importorskip("onnx")
     kind = onnx.TensorProto.FLOAT
     x, y = (onnx.helper.make_tensor_value_info(name, kind, [COUNT]) for name in "xy")
@@ -71,7 +93,7 @@ def test_onnxruntime_flushes_them_in_a_fresh_process(
         onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "tiny.onnx"
     )
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path / "tiny.onnx"), mode],
+        [sys.executable, "-c", code, str(tmp_path / "tiny.onnx"), mode],
         capture_output=True,
         text=True,
         check=True,

@@ -83,10 +83,12 @@ def reference(tiny_bundle: Bundle) -> Reference:
     return load_reference(read_photo(photo, tiny_bundle.preprocessing))
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
 def test_every_runtime_gives_the_plans_of_the_reference(
     tiny_bundle: Bundle, tiny_model: str, reference: Reference, backend: str
 ) -> None:
+    if reason := BACKENDS[backend].why_unavailable():
+        pytest.skip(reason)
     part = tiny_bundle.part("encoder")
     names = [spec.name for spec in part.plan_outputs]
     feeds = {"image": reference.photo.pixels}
