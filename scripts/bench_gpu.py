@@ -24,6 +24,7 @@ from pathlib import Path
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.merging.attention_forms import FORMS, KINDS
+from structsam.models import model_spec
 from structsam_export.bench.benchmark import Procedure, bench, make_baselines
 from structsam_export.bench.encoders import make_merged, prepare
 from structsam_export.bench.report import BenchReport, markdown
@@ -89,7 +90,8 @@ GROUPS = (
 def prepared(group: Group, folder: Path) -> list[Bundle]:
     """Return the group's encoders, merged ones first; those that are missing are made."""
     configs = [attention_for(config, group.backends[0], "fp16")[0] for config in group.configs]
-    bundles = list(make_merged(group.model, configs, "fp16", group.batch, folder, say))
+    spec = model_spec(group.model)
+    bundles = list(make_merged(spec, configs, "fp16", group.batch, folder, say))
     baselines = make_baselines(bundles, folder, say)
     return [*bundles, *(bundle for _, bundle in baselines)]
 

@@ -112,11 +112,14 @@ def bench(
 def make_baselines(
     bundles: Sequence[Bundle], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
-    """One stock encoder per model and batch, one unmerged per precision and attention, too."""
+    """One stock encoder per model and batch, one unmerged per precision and attention, too.
+
+    Both are at the trained input size, whatever those of the bundles.
+    """
     from structsam.merging.attention_forms import form_in_name
 
     seen = set()
-    for bundle in bundles:
+    for bundle in sorted(bundles, key=lambda bundle: bool(bundle.model.size)):
         model, batch = bundle.model.name, batch_of(bundle)
         many = f"-batch{batch}" if batch > 1 else ""
         named = form_in_name(attention_form_of(bundle))

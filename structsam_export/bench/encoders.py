@@ -24,10 +24,14 @@ from structsam_export.bundle.manifest import (
     SCHEMA_VERSION,
     Part,
 )
+from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.machine import tool_versions
 
 if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
     from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
 
 Say = Callable[[str], None]
 
@@ -40,7 +44,7 @@ UNMERGED = "unmerged"
 
 
 def make_merged(
-    model: str,
+    spec: ModelSpec,
     configs: Sequence[MergeConfig],
     precision: str,
     batch: int,
@@ -50,7 +54,7 @@ def make_merged(
     """Yield a bundle for every configuration, in `folder`; those that lie there are reused.
 
     Args:
-        model: key of `structsam.models.MODELS`.
+        spec: the model, at its trained input size or another.
         precision: `fp16` or `fp32`.
         batch: images that one call of the encoder takes.
     """
@@ -58,42 +62,49 @@ def make_merged(
 
     decoder: Path | None = None
     for config in configs:
-        name = bundle_name(model, config, precision) + (f"-batch{batch}" if batch > 1 else "")
-        bundle = _merged(model, config, precision, batch, folder / name, decoder, say)
+        name = bundle_name(spec.label, config, precision) + (f"-batch{batch}" if batch > 1 else "")
+        bundle = _merged(spec, config, precision, batch, folder / name, decoder, say)
         decoder = bundle.onnx_path("decoder")
         yield bundle
 
 
 def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
-    """Return the encoder of `like` at rate 0, with the same form of attention and precision."""
+    """Return the encoder of `like` at rate 0 and at the trained input size.
+
+    It has the same form of attention and precision.
+    """
     from structsam.config import MergeConfig
 
-    model, decoder = like.model.name, like.onnx_path("decoder")
+    spec, decoder = like.model.spec.trained, _decoder_at_trained_size(like)
     config = MergeConfig(rate=0.0, attention=attention_form_of(like))
-    return _merged(model, config, like.precision, batch_of(like), folder, decoder, say)
+    return _merged(spec, config, like.precision, batch_of(like), folder, decoder, say)
 
 
 def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
-    """Return the encoder of the segment-anything package as it is, in FP32.
+    """Return the encoder of the segment-anything package as it is, in FP32, at its trained size.
 
     Nothing of ours is in that graph: it is what `torch.onnx.export` makes by default.
     """
     from structsam.flops import unmerged_flops
-    from structsam.models import model_spec
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_stock_encoder
 
-    model, batch = like.model.name, batch_of(like)
-    spec = model_spec(model)
+    spec, batch, decoder = like.model.spec.trained, batch_of(like), _decoder_at_trained_size(like)
     merging = {"method": "none", "rate": 0.0, "layers": "all", "attention": "stock", "blocks": []}
 
     def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
-        part = export_stock_encoder(build_sam(spec).image_encoder, staged, ENCODER_ONNX, batch)
-        return part, _copied_decoder(like.onnx_path("decoder"), staged), merging
+        sam = build_sam(spec)
+        last = _write_decoder(sam, like.precision, decoder, staged)
+        return export_stock_encoder(sam.image_encoder, staged, ENCODER_ONNX, batch), last, merging
 
     flops = unmerged_flops(spec).to_dict()
-    wanted = _wanted(model, merging, "fp32", batch, flops, like.onnx_path("decoder"))
-    return _reused_or_made(folder, f"the stock {model} encoder", wanted, write, say)
+    wanted = _wanted(spec, merging, "fp32", batch, flops, decoder)
+    return _reused_or_made(folder, f"the stock {spec.name} encoder", wanted, write, say)
+
+
+def _decoder_at_trained_size(bundle: Bundle) -> Path | None:
+    """A bundle's decoder, or None where it is made for another input size than the trained one."""
+    return None if bundle.model.size else bundle.onnx_path("decoder")
 
 
 def is_made_here(bundle: Bundle) -> bool:
@@ -130,7 +141,7 @@ def prepare(bundle: Bundle, backend: str, say: Say, targets: Sequence[str] = ())
 
 
 def _merged(
-    model: str,
+    spec: ModelSpec,
     config: MergeConfig,
     precision: str,
     batch: int,
@@ -141,32 +152,26 @@ def _merged(
     from structsam.apply import apply_merging
     from structsam.block_table import block_table
     from structsam.flops import encoder_flops
-    from structsam.models import model_spec
     from structsam.models.load import build_sam
-    from structsam_export.graph.exporter import export_decoder, export_encoder
-    from structsam_export.graph.modules import DecoderModule, EncoderModule
-
-    spec = model_spec(model)
+    from structsam_export.graph.exporter import export_encoder
+    from structsam_export.graph.modules import EncoderModule
 
     def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
         sam = build_sam(spec)
-        if decoder is None:
-            last = export_decoder(DecoderModule(sam, precision), staged, DECODER_ONNX)
-        else:
-            last = _copied_decoder(decoder, staged)
+        last = _write_decoder(sam, precision, decoder, staged)
         encoder = apply_merging(sam.image_encoder, config)
         first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
         table = block_table(config, spec.grid, spec.window_sizes)
         return first, last, {"blocks": [row.to_dict() for row in table]}
 
     flops = encoder_flops(spec, config).to_dict()
-    wanted = _wanted(model, config.to_dict(), precision, batch, flops, decoder)
-    what = f"{folder.name}" if config.rate else f"{model} without merging"
+    wanted = _wanted(spec, config.to_dict(), precision, batch, flops, decoder)
+    what = f"{folder.name}" if config.rate else f"{spec.label} without merging"
     return _reused_or_made(folder, what, wanted, write, say)
 
 
 def _wanted(
-    model: str,
+    spec: ModelSpec,
     merging: dict[str, Any],
     precision: str,
     batch: int,
@@ -177,7 +182,9 @@ def _wanted(
     wanted: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "made_by": _MADE_BY,
-        "model": {"name": model, "weights": "random", "seed": 0, "checkpoint": None},
+        "model": ModelSource(spec.name, None, "random", 0, spec.image_size, spec.embedding)
+        .describe()
+        .to_dict(),
         "merging": merging,
         "precision": {"name": precision},
         "batch": batch,
@@ -257,6 +264,16 @@ def _refuse_to_replace(folder: Path) -> None:
             f"{folder} exists and was not made by `bench`, which would replace it. Choose another "
             "`keep=`, or move it away"
         )
+
+
+def _write_decoder(sam: Sam, precision: str, decoder: Path | None, folder: Path) -> Part:
+    """Write the decoder of `sam`, or copy one that is known to be the same."""
+    from structsam_export.graph.exporter import export_decoder
+    from structsam_export.graph.modules import DecoderModule
+
+    if decoder is not None:
+        return _copied_decoder(decoder, folder)
+    return export_decoder(DecoderModule(sam, precision), folder, DECODER_ONNX)
 
 
 def _copied_decoder(file: Path, folder: Path) -> Part:

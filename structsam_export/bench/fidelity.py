@@ -55,8 +55,9 @@ def add_fidelity(
             continue
         bundle = of_name.get(row.bundle) if row.role == "bundle" else None
         wanted = None if bundle is None else _settings(bundle.manifest["merging"])
+        size = {} if bundle is None else bundle.model.size
         for summary in summaries:
-            run = _find(summary, row, wanted) if _same_weights(summary, row, bundle) else None
+            run = _find(summary, row, wanted, size) if _same_weights(summary, row, bundle) else None
             if run is not None:
                 row.quality = _quality(run, summary)
                 row.fidelity = _words(row.quality)
@@ -83,12 +84,15 @@ def _settings(merging: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _find(summary: Summary, row: BenchRow, wanted: dict[str, Any] | None) -> RunSummary | None:
-    """The finished run of this merging, of the row's precision where there is one."""
+def _find(
+    summary: Summary, row: BenchRow, wanted: dict[str, Any] | None, size: dict[str, Any]
+) -> RunSummary | None:
+    """The finished run of this merging and size, of the row's precision where there is one."""
     found = [
         run
         for run in summary.runs
         if run.facts.get("complete") and _settings(run.facts.get("merging")) == wanted
+        and {k: run.facts[k] for k in ("image_size", "embedding") if k in run.facts} == size
         and any(metric.mean.value is not None for metric in run.metrics.values())
     ]  # fmt: skip
     found.sort(key=lambda run: run.facts.get("precision") != row.precision)

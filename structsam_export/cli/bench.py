@@ -19,6 +19,7 @@ from structsam_export.cli.arguments import (
     Devices,
     Json,
     Methods,
+    SizeOptions,
     Threads,
     make_terminal,
     rate_list,
@@ -27,6 +28,8 @@ from structsam_export.cli.arguments import (
 from structsam_export.cli.option_groups import option_names, takes_groups
 
 if TYPE_CHECKING:
+    from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
     from structsam_export.bench.benchmark import Procedure
     from structsam_export.bench.report import BenchReport
     from structsam_export.bundle.folder import Bundle
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoders:
+class Encoders(SizeOptions):
     """Merged encoders that are made here, with random weights: every combination."""
 
     methods: Methods = "structsam"
@@ -54,35 +57,48 @@ class Encoders:
 
     def make(self, model: str, backend: str, folder: Path, terminal: Terminal) -> list[Bundle]:
         """Return their bundles in `folder`, made for `backend`; what cannot be done is told."""
-        from structsam.merging.attention_forms import AUTO
-        from structsam.methods import choose_methods
-        from structsam.models import model_spec
         from structsam_export.bench.encoders import make_merged
         from structsam_export.graph.attention_choice import attention_for
         from structsam_export.graph.precisions import PRECISIONS
-        from structsam_export.merging_choices import merge_configs
 
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"unknown precision {self.precision!r}. Use one of: {', '.join(PRECISIONS)}"
             )
+        specs = self.specs(model)
+        asked = [self._configs(spec, terminal) for spec in specs]
+        if not any(asked):
+            raise UserError("nothing merges at rate 0. Use --rates 0.5 and --baselines beside it")
+        fitted = [[attention_for(c, backend, self.precision) for c in own] for own in asked]
+        for reason in dict.fromkeys(why for own in fitted for _, why in own if why):
+            terminal.say(reason)
+        made: list[Bundle] = []
+        for spec, told in zip(specs, fitted, strict=True):
+            configs = [config for config, _ in told]
+            made += make_merged(spec, configs, self.precision, self.batch, folder, terminal.say)
+        return made
+
+    def _configs(self, spec: ModelSpec, terminal: Terminal) -> list[MergeConfig]:
+        """Return the mergings at one input size; rate 0 is one where --baselines has none."""
+        from structsam.config import MergeConfig
+        from structsam.merging.attention_forms import AUTO
+        from structsam.methods import choose_methods
+        from structsam_export.merging_choices import merge_configs
+
+        rates, attentions = rate_list(self.rates), self.attention or [AUTO]
         configs, left_out = merge_configs(
-            model_spec(model),
+            spec,
             choose_methods(self.methods),
-            rate_list(self.rates),
+            rates,
             self.layers or ["all"],
             self.placement or ["attention"],
-            attentions=self.attention or [AUTO],
+            attentions=attentions,
         )
-        told = [attention_for(config, backend, self.precision) for config in configs]
-        for reason in dict.fromkeys(why for _, why in told if why):
-            terminal.say(reason)
         for entry in left_out:
             terminal.warn(f"{entry['name']} is left out: {entry['reason']}")
-        if not configs:
-            raise UserError("nothing merges at rate 0. Use --rates 0.5 and --baselines beside it")
-        configs = [config for config, _ in told]
-        return list(make_merged(model, configs, self.precision, self.batch, folder, terminal.say))
+        if 0.0 in rates and spec.size_suffix:
+            return [*(MergeConfig(rate=0.0, attention=form) for form in attentions), *configs]
+        return configs
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ def test_encoders_of_a_model_are_made_kept_and_measured_in_batches(
 
     def make() -> list[Bundle]:
         said.clear()
-        return list(make_merged(two_blocks.name, configs, "fp32", 2, tmp_path, said.append))
+        return list(make_merged(two_blocks, configs, "fp32", 2, tmp_path, said.append))
 
     first, second = make()
     assert len(said) == 2 and all("random weights" in line for line in said)
@@ -353,7 +353,7 @@ def stock_and_merged(
     with pytest.MonkeyPatch.context() as patch:
         take_graphs(patch, tiny_bundle_factory, "DecoderModule")
         patch.setitem(MODELS, spec.name, spec)
-        (merged,) = make_merged(spec.name, configs, "fp32", 1, folder / "m", lambda text: None)
+        (merged,) = make_merged(spec, configs, "fp32", 1, folder / "m", lambda text: None)
         return make_stock(merged, folder / "stock", lambda text: None), merged
 
 
@@ -486,7 +486,7 @@ def test_a_folder_that_bench_did_not_make_is_never_replaced(
     name = f"{tiny_model}-structsam-r0.50-fp32"
     bundle.path.rename(tmp_path / name)
     before = (tmp_path / name / "manifest.json").read_bytes()
-    made = make_merged(tiny_model, [MergeConfig()], "fp32", 1, tmp_path, lambda text: None)
+    made = make_merged(MODELS[tiny_model], [MergeConfig()], "fp32", 1, tmp_path, lambda text: None)
     with pytest.raises(UserError, match="was not made by `bench`"):
         list(made)
     assert (tmp_path / name / "manifest.json").read_bytes() == before
