@@ -38,6 +38,7 @@ FLOORS = (
     ("structsam_export.pipeline",),
     (
         "structsam_export.bench",
+        "structsam_export.bulk",
         "structsam_export.doctor",
         "structsam_export.evaluate",
         "structsam_export.inspect",

@@ -89,6 +89,10 @@ def predict_masks(
     backend: BackendName = "auto",
     all_masks: Annotated[bool, typer.Option(help="Keep all three masks of every prompt.")] = False,
     overlay: Annotated[bool, typer.Option(help="Draw masks and prompts on the photo.")] = True,
+    embedding: Annotated[
+        Path | None,
+        typer.Option(help="The photo's, from `segment --save-embeddings`; or their folder."),
+    ] = None,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
     json_only: Json = False,
@@ -111,6 +115,7 @@ def predict_masks(
         backend=backend,
         all_masks=all_masks,
         overlay=overlay,
+        embedding=embedding,
         threads=threads,
         checkpoint=checkpoint,
     )

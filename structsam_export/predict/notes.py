@@ -20,6 +20,11 @@ def bundle_notes(bundle: Bundle, boxes: Sequence[Box] | None) -> list[str]:
     Args:
         boxes: of the prompts; None where prompts have none by nature.
     """
+    return [*trust_notes(bundle), *([_which_box(boxes)] if bundle.takes_box else [])]
+
+
+def trust_notes(bundle: Bundle) -> list[str]:
+    """Say how far masks of this bundle can be trusted."""
     notes = []
     if bundle.has_random_weights:
         notes.append(RANDOM_WEIGHTS_CAPTION)
@@ -34,8 +39,6 @@ def bundle_notes(bundle: Bundle, boxes: Sequence[Box] | None) -> list[str]:
             "this bundle failed parity when it was checked last, so masks may differ from "
             "PyTorch's: see parity.html in its folder"
         )
-    if bundle.takes_box:
-        notes.append(_which_box(boxes))
     return notes
 
 

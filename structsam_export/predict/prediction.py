@@ -14,6 +14,7 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.embedding_file import load_embedding
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION, bundle_notes, low_scores
 from structsam_export.predict.output_folder import (
@@ -86,6 +87,7 @@ def predict_images(
     backend: str = "auto",
     all_masks: bool = False,
     overlay: bool = True,
+    embedding: str | Path | None = None,
     **options: Any,
 ) -> Iterator[Prediction | Refused]:
     """Predict the masks of image files, and write masks, an overlay and scores into a folder each.
@@ -103,6 +105,8 @@ def predict_images(
             stands for the current folder, where one photo has `<image-stem>-masks`, too.
         all_masks: write all three masks of every prompt instead of the best one.
         overlay: draw masks and prompts on the photo.
+        embedding: that of the photo, as `segment` saved it, or the folder of those of all photos,
+            `<image-name>.npz`; nothing is encoded then.
         options: further options of `Predictor`.
 
     Yields:
@@ -121,7 +125,7 @@ def predict_images(
         for image in map(Path, images):
             clock = StepClock()
             try:
-                photo = _read(bundle, image, prompts, clock)
+                photo = _read(bundle, image, prompts, embedding, clock)
                 folder = (
                     choose_folder(image, photo.sha256, _default_folder(image, out), taken)
                     if out is None or len(images) > 1
@@ -133,7 +137,7 @@ def predict_images(
             with clock.step("load"):
                 if predictor is None:
                     predictor = session.enter_context(bundle.predictor(backend, **options))
-                    predictor.open()
+                    predictor.open(("encoder", "decoder") if embedding is None else ("decoder",))
             try:
                 result = _predict(bundle, predictor, photo, folder, clock, overlay)
             except UserError as reason:
@@ -149,6 +153,7 @@ class _Photo:
     rgb: np.ndarray
     prompts: AskedPrompts
     notes: tuple[str, ...]
+    embedding: np.ndarray | None
 
 
 def known_of(bundle: Bundle, predictor: Predictor) -> dict[str, Any]:
@@ -172,7 +177,13 @@ def _default_folder(image: Path, out: str | Path | None) -> Path:
     return Path(out or "") / f"{image.stem}-masks"
 
 
-def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: StepClock) -> _Photo:
+def _read(
+    bundle: Bundle,
+    image: Path,
+    prompts: AskedPrompts,
+    embedding: str | Path | None,
+    clock: StepClock,
+) -> _Photo:
     """Read a photo, and refuse a prompt that does not fit it before the encoder runs."""
     notes: list[str] = []
     with clock.step("read"):
@@ -187,7 +198,23 @@ def _read(bundle: Bundle, image: Path, prompts: AskedPrompts, clock: StepClock) 
         )
     geometry = image_geometry(height, width, bundle.preprocessing)
     read_prompts(**prompts.arrays(), geometry=geometry)
-    return _Photo(image, sha256, rgb, prompts, (*bundle_notes(bundle, prompts.boxes), *notes))
+    values = None
+    if embedding is not None:
+        with clock.step("read"):
+            values = _embedding_of(bundle, image, (height, width), Path(embedding))
+    notes = [*bundle_notes(bundle, prompts.boxes), *notes]
+    return _Photo(image, sha256, rgb, prompts, tuple(notes), values)
+
+
+def _embedding_of(bundle: Bundle, image: Path, size: tuple[int, int], given: Path) -> np.ndarray:
+    file = given / f"{image.name}.npz" if given.is_dir() else given
+    values, own_size = load_embedding(file, bundle)
+    if own_size != size:
+        raise UserError(
+            f"{file} is of a photo of {own_size[1]} x {own_size[0]} pixels, and {image} has "
+            f"{size[1]} x {size[0]}. Give the photo that it was made of"
+        )
+    return values
 
 
 def _predict(
@@ -199,11 +226,15 @@ def _predict(
     overlay: bool,
 ) -> Prediction:
     prompts = photo.prompts
-    predictor.set_image(photo.rgb)
+    predictor.timings.clear()
+    if photo.embedding is None:
+        predictor.set_image(photo.rgb)
+    else:
+        predictor.set_embedding(photo.embedding, photo.rgb.shape[:2])
     scores, low_res = predictor.predict_low_res(
         **prompts.arrays(), multimask_output=prompts.multimask
     )
-    clock.steps |= {name: predictor.timings[name] for name in ("preprocess", "encode", "decode")}
+    clock.steps |= predictor.timings
     scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
     records = _records(prompts, scores)
     masks = _save_masks(folder, predictor, low_res, records, clock)

@@ -8,7 +8,7 @@ bundle the embedding belongs to one box, so the image is encoded again whenever 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PROMPT_BOX, PartName
 from structsam_export.predict.everything.generator import Progress, masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
-from structsam_export.predict.preprocessing import ImageGeometry, check_image, preprocess
+from structsam_export.predict.preprocessing import (
+    ImageGeometry,
+    check_image,
+    image_geometry,
+    preprocess,
+)
 from structsam_export.predict.prompts import Prompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
 from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
-from structsam_export.runtimes.device_tensor import DeviceTensor
+from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 
 
 class Predictor:
@@ -81,15 +86,40 @@ class Predictor:
         check_image(image)
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format is {image_format!r}. Choose one of: RGB, BGR")
-        self.reset_image()
         with self._timed("preprocess"):
             rgb = image if image_format == "RGB" else image[..., ::-1]
             network_input, geometry = preprocess(rgb, self.bundle.preprocessing)
+        self.set_preprocessed(network_input, geometry)
+
+    def set_preprocessed(self, network_input: np.ndarray, geometry: ImageGeometry) -> None:
+        """Do what `set_image` does with what `preprocess` returned."""
+        self.reset_image()
         if self.bundle.takes_box:
             self._network_input = network_input
         else:
             self._embedding = self._encode({"image": network_input})
         self.geometry = geometry
+
+    def set_embedding(self, embedding: np.ndarray, original_size: tuple[int, int]) -> None:
+        """Take the embedding of an image instead of computing it.
+
+        Args:
+            embedding: what `get_image_embedding` returned with this bundle.
+            original_size: the image's (H, W) in pixels.
+
+        Raises:
+            UserError: another shape, or this bundle's embeddings belong to one box.
+        """
+        if self.bundle.takes_box:
+            raise UserError(
+                "an embedding of a prompt-aware bundle belongs to one box. Use a bundle that was "
+                "exported without a prompt"
+            )
+        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
+        values = check_numbers("the embedding", embedding, tuple(map(int, shape)))
+        geometry = image_geometry(*original_size, self.bundle.preprocessing)
+        self.reset_image()
+        self._embedding, self.geometry = HostTensor(values.astype(np.float32)), geometry
 
     def _encode(self, feeds: dict[str, np.ndarray]) -> DeviceTensor:
         encoder = self._runner("encoder")
@@ -267,10 +297,10 @@ class Predictor:
             if image is not None:
                 self.reset_image()
 
-    def open(self) -> None:
-        """Open both networks now instead of on first use."""
-        self._runner("encoder")
-        self._runner("decoder")
+    def open(self, parts: Sequence[PartName] = ("encoder", "decoder")) -> None:
+        """Open networks now instead of on first use."""
+        for part in parts:
+            self._runner(part)
 
     def describe(self) -> dict[str, Any]:
         """Return the backend's name and what each opened network runs on, ready for JSON."""

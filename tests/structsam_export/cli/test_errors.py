@@ -38,6 +38,7 @@ WRONG_PATH = {
     "check": ["nowhere"],
     "predict": ["nowhere", "nowhere.png"],
     "everything": ["nowhere", "nowhere.png"],
+    "segment": ["nowhere", "nowhere", "--out", "out"],
     "lint": ["nowhere.onnx"],
     "list": ["nowhere"],  # takes none
     "doctor": ["nowhere"],  # takes none
@@ -57,6 +58,7 @@ WRONG_VALUE = {
     "check": ["nowhere", "--threads", "0"],
     "predict": ["nowhere", "nowhere.png", "--threads", "none"],
     "everything": ["nowhere", "nowhere.png", "--points-per-side", "0"],
+    "segment": ["nowhere", "nowhere", "--out", "out", "--readers", "0"],
     "lint": ["nowhere.onnx", "--json=x"],
     "list": ["--markdown=x"],
     "doctor": ["--json=x"],
@@ -168,6 +170,7 @@ def without_packages(
         "check": [bundle, "--require", "onnxruntime"],
         "predict": [bundle, tiny_photo],
         "everything": [bundle, tiny_photo],
+        "segment": [bundle, photos, "--everything", "--out", "segmented"],
         "download": ["vit_b", "--url", "http://127.0.0.1:9/vit_b.pth"],
         "lint": [bundle / "encoder.onnx"],
         "bench": [bundle, "--require", "onnxruntime"],

@@ -1,0 +1,210 @@
+"""Which photos, and what is asked of each: a folder, a pattern, a text or CSV file, or COCO's."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from structsam.errors import UserError
+from structsam_export.bundle.files import sha256_of
+from structsam_export.predict.prompts import AskedPrompts, Box, Point, parse_box, parse_point
+
+_PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+#: How columns of a CSV file may be called.
+_NAME_COLUMNS = ("image", "file", "file_name", "path")
+_BOX_COLUMNS, _POINT_COLUMNS = ("x0", "y0", "x1", "y1"), ("x", "y")
+OBJECT = {"id": 1, "name": "object"}
+
+
+@dataclass
+class Task:
+    """One photo of a source.
+
+    Args:
+        name: what the source calls it; unique.
+        path: its file.
+        points: (x, y, label) in pixels; all points of a photo are one prompt.
+        boxes: (x0, y0, x1, y1) in pixels; each is a prompt of its own.
+        labels: what an annotation says besides its box, by box: `category_id` and `source_id`.
+    """
+
+    name: str
+    path: Path
+    points: list[Point] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    labels: list[dict[str, Any]] = field(default_factory=list)
+
+    def prompts(self) -> AskedPrompts:
+        """Return its prompts as `predict` reads them.
+
+        Raises:
+            UserError: points with several boxes.
+        """
+        return AskedPrompts(tuple(self.points), tuple(self.boxes), all_masks=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Photos in the order in which they are written, and what else a source says.
+
+    Args:
+        tasks: one a photo.
+        digest: SHA-256 of the file that lists them; None for a folder or a pattern.
+        categories: of a COCO file; else one, `object`.
+    """
+
+    tasks: tuple[Task, ...]
+    digest: str | None = None
+    categories: tuple[dict[str, Any], ...] = (OBJECT,)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt is given for any photo."""
+        return any(task.points or task.boxes for task in self.tasks)
+
+
+def read_source(source: str | Path, photos: Path | None = None) -> Source:
+    """Read what is to be done.
+
+    Args:
+        source: a folder (with all below it), a pattern such as `photos/*.jpg` (`**` goes down), a
+            photo, or a file: `.txt` with a photo a line, followed by its prompts, all separated by
+            tabs, `x0,y0,x1,y1`, `x,y` or `x,y,label`; `.csv` with a column `image` and the columns
+            `x0`, `y0`, `x1`, `y1`, or `x`, `y` and perhaps `label`, a row for each prompt; `.json`
+            in COCO's form, whose boxes are the prompts.
+        photos: the folder that names in a file are relative to; None takes the file's own.
+
+    Raises:
+        UserError: nothing there, no photo, or a file that is not of its form.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _of_files(path, path.rglob("*"))
+    if not path.exists():
+        pattern = str(path)
+        if glob.has_magic(pattern):
+            above = Path(*_before_magic(path.parts))
+            return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)))
+        raise UserError(f"no photos at {path}: no such file or folder. Check the path")
+    if path.suffix.lower() in _PHOTOS:
+        return Source((Task(path.name, path),))
+    readers: dict[str, Callable[[Path, _Tasks], list[dict[str, Any]] | None]] = {
+        ".txt": _read_text,
+        ".csv": _read_csv,
+        ".json": _read_coco,
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(
+            f"{path} is no source of photos. Give a folder, a pattern, a .txt or .csv file, or a "
+            ".json file in COCO's form"
+        )
+    tasks = _Tasks(photos or path.parent)
+    try:
+        categories = readers[path.suffix.lower()](path, tasks)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Check it") from None
+    if not tasks.by_name:
+        raise UserError(f"{path} names no photo. Put at least one into it")
+    found = tuple(tasks.by_name.values())
+    return Source(found, sha256_of(path), tuple(categories or (OBJECT,)))
+
+
+class _Tasks:
+    """Tasks by name, in the order in which a file names them first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_name: dict[str, Task] = {}
+
+    def of(self, name: str) -> Task:
+        if name not in self.by_name:
+            self.by_name[name] = Task(name, self.folder / name)
+        return self.by_name[name]
+
+
+def _of_files(folder: Path, files: Iterable[Path]) -> Source:
+    photos = sorted(f for f in files if f.suffix.lower() in _PHOTOS and f.is_file())
+    if not photos:
+        raise UserError(
+            f"no photo in {folder}: looked for {', '.join(sorted(_PHOTOS))}. Check the path"
+        )
+    return Source(tuple(Task(photo.relative_to(folder).as_posix(), photo) for photo in photos))
+
+
+def _before_magic(parts: tuple[str, ...]) -> Iterator[str]:
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _read_text(path: Path, tasks: _Tasks) -> None:
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+        name, *prompts = line.split("\t")
+        if not name.strip() or name.startswith("#"):
+            continue
+        task = tasks.of(name.strip())
+        for prompt in filter(None, map(str.strip, prompts)):
+            try:
+                if prompt.count(",") == 3:
+                    task.boxes.append(parse_box(prompt))
+                else:
+                    task.points.append(parse_point(prompt))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+
+
+def _read_csv(path: Path, tasks: _Tasks) -> None:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        columns = rows.fieldnames or ()
+        key = next((name for name in _NAME_COLUMNS if name in columns), None)
+        if key is None:
+            raise UserError(
+                f"{path} has no column {' or '.join(_NAME_COLUMNS)} in its first line. Name the "
+                "columns, for example image,x0,y0,x1,y1"
+            )
+        for row in rows:
+            values = {name: (value or "").strip() for name, value in row.items() if name}
+            task = tasks.of(values[key])
+            try:
+                if any(values.get(name) for name in _BOX_COLUMNS):
+                    task.boxes.append(
+                        parse_box(",".join(values.get(name, "") for name in _BOX_COLUMNS))
+                    )
+                if any(values.get(name) for name in _POINT_COLUMNS):
+                    point = [values.get(name, "") for name in _POINT_COLUMNS]
+                    task.points.append(parse_point(",".join([*point, values.get("label") or "1"])))
+            except UserError as error:
+                raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _read_coco(path: Path, tasks: _Tasks) -> list[dict[str, Any]]:
+    try:
+        coco = json.loads(path.read_text("utf-8"))
+        names = {image["id"]: str(image["file_name"]) for image in coco["images"]}
+        for name in names.values():
+            tasks.of(name)
+        for annotation in coco.get("annotations", ()):
+            if "bbox" not in annotation:
+                continue
+            x, y, width, height = map(float, annotation["bbox"])
+            task = tasks.of(names[annotation["image_id"]])
+            task.boxes.append((x, y, x + width, y + height))
+            task.labels.append(
+                {
+                    "category_id": annotation.get("category_id", OBJECT["id"]),
+                    "source_id": annotation.get("id"),
+                }
+            )
+        return list(coco.get("categories", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} is not in COCO's form ({reason}). It needs `images` with `id` and `file_name`"
+        ) from None

@@ -1,0 +1,225 @@
+"""What is done to one photo, step by step; the steps of several photos run beside each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from structsam.errors import UserError
+from structsam_export.bulk.source import OBJECT, Task
+from structsam_export.bundle import atomic
+from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.embedding_file import save_embedding, to_half
+from structsam_export.predict.everything.runs import coco_rle, load_mask_tools, mask_of, runs_of
+from structsam_export.predict.everything.settings import EverythingSettings
+from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION
+from structsam_export.predict.overlay import draw_overlay
+from structsam_export.predict.predictor import Predictor
+from structsam_export.predict.preprocessing import ImageGeometry, Photo, read_photo
+from structsam_export.predict.prompts import read_prompts
+
+MASKS, OVERLAYS, EMBEDDINGS = "masks", "overlays", "embeddings"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be found and kept.
+
+    Args:
+        everything: how masks of everything are found; None for the source's prompts.
+        masks: a PNG for every mask.
+        overlays: a picture for every photo.
+        embeddings: FP16 embeddings for later prompts.
+    """
+
+    everything: EverythingSettings | None = None
+    masks: bool = False
+    overlays: bool = False
+    embeddings: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form."""
+        return {**vars(self), "everything": self.everything and self.everything.to_dict()}
+
+
+@dataclass
+class Item:
+    """One photo on its way; what a later step does not need is let go."""
+
+    task: Task
+    problem: str | None = None
+    photo: Photo | None = None
+    embedding: np.ndarray | None = None
+    half: np.ndarray | None = None
+    annotations: list[dict[str, Any]] | None = None
+    runs: list[np.ndarray] | None = None
+
+
+class Work:
+    """The steps: `read`, `encode`, `decode`, `write`.
+
+    Each predictor is used by one thread only. Where an embedding belongs to a box or to a crop,
+    `encode` does nothing, and `decode` encodes.
+
+    Args:
+        encoding: runs the encoder.
+        decoding: runs the decoder.
+        out: the folder of all that is written.
+    """
+
+    def __init__(
+        self, bundle: Bundle, wanted: Wanted, encoding: Predictor, decoding: Predictor, out: Path
+    ) -> None:
+        self._bundle, self._wanted, self._out = bundle, wanted, out
+        self._encoding, self._decoding = encoding, decoding
+        crops = wanted.everything is not None and wanted.everything.crop_n_layers > 0
+        self._encodes_ahead = not (bundle.takes_box or crops)
+
+    def open(self) -> None:
+        """Open the networks: what goes wrong there is no photo's problem."""
+        self._encoding.open(("encoder",) if self._encodes_ahead else ())
+        self._decoding.open(("decoder",) if self._encodes_ahead else ("encoder", "decoder"))
+
+    def read(self, task: Task) -> Item:
+        """Read and preprocess a photo, and check its prompts."""
+        item = Item(task)
+        with _problem_of(item):
+            item.photo = read_photo(task.path, self._bundle.preprocessing)
+            if self._asks(task):
+                read_prompts(**task.prompts().arrays(), geometry=item.photo.geometry)
+        return item
+
+    def encode(self, item: Item) -> Item:
+        """Compute the embedding."""
+        needed = self._wanted.everything or self._wanted.embeddings or self._asks(item.task)
+        if item.problem or not needed or not self._encodes_ahead:
+            return item
+        assert item.photo is not None
+        with _problem_of(item):
+            self._encoding.set_preprocessed(item.photo.pixels, item.photo.geometry)
+            item.embedding = self._encoding.get_image_embedding().copy()
+            if self._wanted.embeddings:
+                item.half = to_half(item.embedding)
+        return item
+
+    def decode(self, item: Item) -> Item:
+        """Find the masks."""
+        if item.problem:
+            return item
+        assert item.photo is not None
+        item.annotations, item.runs = [], []
+        with _problem_of(item):
+            if self._wanted.everything:
+                self._find_everything(item, self._wanted.everything)
+            elif self._asks(item.task):
+                self._find_prompted(item)
+        return item
+
+    def write(self, item: Item) -> dict[str, Any]:
+        """Write the files of a photo, and return the line that says that it is done."""
+        if item.problem:
+            return {"name": item.task.name, "problem": item.problem}
+        self._write_files(item)  # what goes wrong here would go wrong with the next one, too
+        assert item.photo is not None
+        height, width = item.photo.geometry.original_size
+        facts = {"name": item.task.name, "width": width, "height": height}
+        return {**facts, "annotations": item.annotations}
+
+    def _asks(self, task: Task) -> bool:
+        return not self._wanted.everything and bool(task.points or task.boxes)
+
+    def _set(self, item: Item) -> ImageGeometry:
+        assert item.photo is not None
+        if item.embedding is None:
+            self._decoding.set_preprocessed(item.photo.pixels, item.photo.geometry)
+        else:
+            self._decoding.set_embedding(item.embedding, item.photo.geometry.original_size)
+        return item.photo.geometry
+
+    def _find_everything(self, item: Item, settings: EverythingSettings) -> None:
+        assert item.photo is not None
+        image = None
+        if settings.crop_n_layers:
+            image = item.photo.rgb
+        else:
+            self._set(item)
+        mode = replace(settings, output_mode="uncompressed_rle")
+        for record in self._decoding.everything(image, **vars(mode)):
+            runs = np.array(record.pop("segmentation")["counts"])
+            scores = {k: record[k] for k in ("predicted_iou", "stability_score", "point_coords")}
+            self._add(item, runs, {"category_id": OBJECT["id"], **scores})
+
+    def _find_prompted(self, item: Item) -> None:
+        prompts = item.task.prompts()
+        size = self._set(item).original_size
+        scores, low_res = self._decoding.predict_low_res(
+            **prompts.arrays(), multimask_output=prompts.multimask
+        )
+        scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
+        for index, own in enumerate(scores):
+            best = int(own.argmax())
+            mask = self._decoding.upscale(low_res[index, best])
+            labels = item.task.labels[index] if item.task.labels else {"category_id": OBJECT["id"]}
+            self._add(
+                item, runs_of(mask, 0, 0, size), {**labels, "predicted_iou": float(own[best])}
+            )
+
+    def _add(self, item: Item, runs: np.ndarray, facts: dict[str, Any]) -> None:
+        assert item.photo is not None and item.annotations is not None and item.runs is not None
+        segmentation = coco_rle(runs, item.photo.geometry.original_size)
+        item.runs.append(runs)
+        item.annotations.append(
+            {
+                **facts,
+                "segmentation": segmentation,
+                "bbox": [int(side) for side in load_mask_tools().toBbox(segmentation)],
+                "area": int(runs[1::2].sum()),
+                "iscrowd": 0,
+            }
+        )
+
+    def _write_files(self, item: Item) -> None:
+        assert item.photo is not None and item.runs is not None
+        size, name = item.photo.geometry.original_size, safe_name(item.task.name)
+        if item.half is not None:
+            save_embedding(self._out / EMBEDDINGS / f"{name}.npz", self._bundle, item.half, size)
+        for index, runs in enumerate(item.runs if self._wanted.masks else ()):
+            pixels = mask_of(runs, size).astype(np.uint8) * 255
+            file = self._out / MASKS / name / f"mask_{index:04d}.png"
+            _save_png(file, Image.fromarray(pixels))
+        if self._wanted.overlays:
+            large_first = sorted(item.runs, key=lambda runs: -int(runs[1::2].sum()))
+            masks: Iterator[np.ndarray] = (mask_of(runs, size) for runs in large_first)
+            prompts = () if self._wanted.everything else item.task.boxes
+            caption = RANDOM_WEIGHTS_CAPTION if self._bundle.has_random_weights else None
+            picture = draw_overlay(item.photo.rgb, masks, boxes=prompts, caption=caption)
+            _save_png(self._out / OVERLAYS / f"{name}.png", picture)
+
+
+def safe_name(name: str) -> str:
+    """Return where a photo's files lie below a folder: its name, unless that leads elsewhere."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not path.is_absolute() and ".." not in path.parts and ":" not in name:
+        return path.as_posix()
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:12]}-{path.name}"
+
+
+@contextmanager
+def _problem_of(item: Item) -> Iterator[None]:
+    """Keep a `UserError` of the block as the item's problem."""
+    try:
+        yield
+    except UserError as error:
+        item.problem = str(error)
+
+
+def _save_png(file: Path, picture: Image.Image) -> None:
+    with atomic.staged_file(file) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1)

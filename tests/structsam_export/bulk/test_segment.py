@@ -1,0 +1,296 @@
+"""A folder of photos becomes one COCO file, whatever is broken, killed or called twice."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from structsam.errors import UserError
+from structsam.evaluation.mask_rle import decode
+from structsam_export.bulk import parts
+from structsam_export.bulk.segment import segment
+from structsam_export.bulk.work import Wanted
+from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.everything.settings import EverythingSettings
+from tests.structsam_export.sam_like_bundle import make_sam_like_bundle
+
+pytest.importorskip("onnxruntime")
+mask_tools = pytest.importorskip("pycocotools.mask")
+COUNT = 8
+SETTINGS = EverythingSettings(
+    points_per_side=2,
+    pred_iou_thresh=0.0,
+    stability_score_thresh=0.0,
+    box_nms_thresh=1.0,
+    output_mode="coco_rle",
+)
+EVERYTHING = Wanted(SETTINGS, masks=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_sam_like_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight photos in two folders, and one that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for index in range(COUNT):
+        pixels = np.full((20 + index, 30, 3), 30 * index, np.uint8)
+        Image.fromarray(pixels).save(folder / ("more" if index % 2 else ".") / f"{index}.png")
+    (folder / "broken.jpg").write_text("no photo")
+    return folder
+
+
+def content(out: Path) -> dict[str, Any]:
+    return json.loads((out / "annotations.json").read_text())
+
+
+def test_a_folder_becomes_one_coco_file(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    summary = segment(
+        bundle, photos, tmp_path / "out", EVERYTHING, progress=lambda *counts: told.append(counts)
+    )
+    assert (summary.photos, summary.problems, summary.done_now) == (COUNT, 1, COUNT + 1)
+    assert told == [(done, COUNT + 1) for done in range(COUNT + 2)]
+    found = content(tmp_path / "out")
+    names = [image["file_name"] for image in found["images"]]
+    assert names == sorted(f"{'more/' if i % 2 else ''}{i}.png" for i in range(COUNT))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in found["images"]}
+    assert len(sizes) == COUNT and summary.annotations == len(found["annotations"]) > COUNT
+    assert [a["id"] for a in found["annotations"]] == list(range(1, summary.annotations + 1))
+    for annotation in found["annotations"]:
+        mask = decode(**annotation["segmentation"])
+        assert mask.shape == sizes[annotation["image_id"]] and mask.sum() == annotation["area"]
+        assert annotation["bbox"] == list(mask_tools.toBbox(annotation["segmentation"]))
+    with (tmp_path / "out" / "problems.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["image"] == "broken.jpg" and "not an image" in row["problem"]
+    written = list((tmp_path / "out" / "masks").rglob("mask_*.png"))
+    assert len(written) == summary.annotations
+
+
+def test_the_masks_are_the_predictors(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    rows = ["image,x0,y0,x1,y1,x,y,label"]
+    rows += ["0.png,1,2,9,9,,,", "0.png,4,4,20,15,,,", "2.png,,,,,5,6,", "2.png,,,,,9,3,0"]
+    source = tmp_path / "prompts.csv"
+    source.write_text("\n".join(rows))
+    segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
+    found = content(tmp_path / "out")["annotations"]
+    predictor = bundle.predictor()
+    expected = []
+    for name, prompt in (
+        ("0.png", {"box": np.array([[1, 2, 9, 9], [4, 4, 20, 15]])}),
+        ("2.png", {"point_coords": [[5, 6], [9, 3]], "point_labels": [1, 0]}),
+    ):
+        predictor.set_image(np.array(Image.open(photos / name)))
+        masks, scores, _ = predictor.predict(**prompt, multimask_output=False)  # type: ignore[arg-type]
+        expected += list(zip(masks.reshape(-1, *masks.shape[-2:]), scores.ravel(), strict=True))
+    assert len(found) == len(expected) == 3
+    for annotation, (mask, score) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(decode(**annotation["segmentation"]), mask)
+        assert annotation["predicted_iou"] == pytest.approx(score)
+
+
+def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    from structsam_export.predict.prediction import predict_image
+
+    segment(bundle, photos / "0.png", tmp_path / "out", Wanted(embeddings=True))
+    file = tmp_path / "out" / "embeddings" / "0.png.npz"
+    assert np.load(file)["embedding"].dtype == np.float16
+    both = [
+        predict_image(bundle, photos / "0.png", [(5, 5, 1)], out=tmp_path / str(given), embedding=e)
+        for given, e in enumerate((None, file, file.parent))
+    ]
+    scores = [p.details["prompts"][0]["masks"][0]["score"] for p in both]
+    assert scores[1] == scores[2] == pytest.approx(scores[0], abs=1e-3)
+    assert both[1].details["timings_ms"]["encode"] == 0
+    with pytest.raises(UserError, match="is of a photo of 30 x 20 pixels"):
+        predict_image(bundle, photos / "2.png", out=tmp_path / "x", embedding=file)
+    other = make_sam_like_bundle(tmp_path / "other")
+    other.manifest["files"]["encoder.onnx"]["sha256"] = "0" * 64
+    with pytest.raises(UserError, match="another encoder"):
+        predict_image(other, photos / "0.png", out=tmp_path / "x", embedding=file)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        predict_image(bundle, photos / "0.png", out=tmp_path / "x", embedding=file)
+
+
+def test_a_second_call_does_what_is_left(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after three photos; then there is room, and the broken photo was mended."""
+    import shutil
+
+    own, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(photos, own)
+    whole = segment(bundle, own, tmp_path / "whole", EVERYTHING)
+    append, lines = parts.PartWriter.append, []
+
+    def full_after_three(self: Any, entry: dict[str, Any]) -> None:
+        if len(lines) == 3:
+            self._stream.write(b'{"name":"torn')
+            raise UserError(f"cannot write: {os.strerror(errno.ENOSPC)}")
+        lines.append(entry["name"])
+        append(self, entry)
+
+    monkeypatch.setattr(parts.PartWriter, "append", full_after_three)
+    with pytest.raises(UserError, match="No space left"):
+        segment(bundle, own, out, EVERYTHING)
+    assert not (out / "annotations.json").exists()
+    monkeypatch.undo()
+    again = segment(bundle, own, out, EVERYTHING)
+    problems = sum(name == "broken.jpg" for name in lines)
+    assert again.done_now == COUNT + 1 - 3 + problems
+    assert content(out) == content(tmp_path / "whole")
+    assert again.annotations == whole.annotations
+    shutil.copy(photos / "0.png", own / "broken.jpg")
+    mended = segment(bundle, own, out, EVERYTHING)
+    assert (mended.done_now, mended.problems, mended.photos) == (1, 0, COUNT + 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            Wanted(replace(SETTINGS, points_per_side=3), masks=True),
+            "points_per_side = 2, and now it",
+        ),
+        (Wanted(SETTINGS), "begun with masks = True, and now it is False"),
+    ],
+)
+def test_other_settings_are_refused(
+    bundle: Bundle, photos: Path, tmp_path: Path, changed: Wanted, message: str
+) -> None:
+    segment(bundle, photos / "0.png", tmp_path / "out", EVERYTHING)
+    with pytest.raises(UserError, match=message):
+        segment(bundle, photos / "0.png", tmp_path / "out", changed)
+
+
+def test_another_run_in_the_same_folder_is_refused(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    def second(done: int, total: int) -> None:
+        with pytest.raises(UserError, match="another `structsam-export segment` is at work"):
+            segment(bundle, photos, tmp_path / "out", EVERYTHING)
+
+    segment(bundle, photos / "0.png", tmp_path / "out", EVERYTHING, progress=second)
+
+
+def test_what_cannot_be_done_is_told_before_the_work(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no points or boxes"):
+        segment(bundle, photos, tmp_path / "out", Wanted())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        segment(bundle, photos, tmp_path / "taken", EVERYTHING)
+    crops = Wanted(EverythingSettings(crop_n_layers=1), embeddings=True)
+    with pytest.raises(UserError, match="belongs to one crop"):
+        segment(bundle, photos, tmp_path / "out", crops)
+    assert not (tmp_path / "out").exists()
+
+
+#: Forks children that segment, and kills 20 of them at moments of what one takes; a child goes on
+#: where the one before was killed, and those that end in time are followed by a new folder.
+KILLER = """
+import json, os, random, signal, sys, time
+import onnxruntime
+from structsam_export.bulk.segment import segment
+from structsam_export.bundle.folder import open_bundle
+from tests.structsam_export.bulk.test_segment import EVERYTHING
+
+def is_killed(out, delay):
+    child = os.fork()
+    if not child:
+        segment(open_bundle(bundle, verify=False), photos, out, EVERYTHING, threads=1)
+        os._exit(0)
+    end = time.monotonic() + delay
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            return bool(os.waitpid(child, 0))
+        time.sleep(0.001)
+    return False
+
+def lines(out):
+    return sum(open(part, "rb").read().count(b"\\n") for part in glob.glob(out + "/parts/*"))
+
+import glob
+bundle, photos, root = sys.argv[1:]
+begun = time.monotonic()
+assert not is_killed(root + "/first", 60)
+takes, chance, done, folders = time.monotonic() - begun, random.Random(0), [], 0
+for _ in range(200):
+    out = root + f"/out{folders}"
+    if is_killed(out, chance.uniform(0, takes)):
+        done.append(lines(out))
+    folders += os.path.exists(out + "/annotations.json")
+    if len(done) == 20:
+        break
+print(json.dumps(done))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_kills_at_twenty_moments_lose_and_double_nothing(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, bundle.path, photos, tmp_path],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout)
+    assert len(kills) == 20 and len(set(kills)) > 2  # with different numbers of photos done
+    whole = tmp_path / "first"
+    expected, masks = content(whole), sorted(p.relative_to(whole) for p in whole.rglob("*.png"))
+    folders = sorted(tmp_path.glob("out*"))
+    for out in folders:
+        segment(bundle, photos, out, EVERYTHING, threads=1)
+        assert content(out) == expected, out
+        assert sorted(path.relative_to(out) for path in out.rglob("*.png")) == masks
+
+
+def test_memory_is_flat(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all the arrays that photos become, only those on their way are alive."""
+    import gc
+    import weakref
+
+    from structsam_export.bulk import work
+
+    for index in range(40):
+        (tmp_path / f"{index}.png").write_bytes(b"")  # read below
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+    read = work.read_photo
+
+    def counted(path: Path, how: Any) -> Any:
+        nonlocal most
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+        photo = read(path, how)
+        alive.append(weakref.ref(photo))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return photo
+
+    monkeypatch.setattr(work, "read_photo", counted)
+    gc.collect()
+    segment(bundle, tmp_path / "*.png", tmp_path / "out", EVERYTHING)
+    assert len(alive) == 40 and 0 < most <= 14
