@@ -29,10 +29,13 @@ from structsam_export.engines.kernels import attention_note, attention_warning
 from structsam_export.engines.targets import ALL_TARGETS, can_build, choose_targets
 from structsam_export.graph.attention_choice import attention_for
 from structsam_export.graph.lint import require_clean
+from structsam_export.graph.precisions import PRECISION_MAPS, float_type, require_precision
 from structsam_export.machine import tool_versions
 from structsam_export.parity.check import check
 from structsam_export.parity.compare import ParityReport
+from structsam_export.parity.quantization import Count, encoder_feeds, quantization_cost
 from structsam_export.parity.reference import compute_reference
+from structsam_export.predict.calibration_photos import CalibrationPhotos
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import read_photo
 from structsam_export.runtimes import RunOptions
@@ -76,6 +79,7 @@ def export(
     image_size: int | None = None,
     embedding: Embedding = "native",
     precision: str = "fp16",
+    calibrate: str | Path | None = None,
     plan_outputs: bool = True,
     backend: str = "auto",
     targets: Sequence[str] = (),
@@ -85,6 +89,7 @@ def export(
     force: bool = False,
     say: Say = lambda text: None,
     build_progress: Callable[[Any], None] | None = None,
+    count: Count = lambda what, done, total: None,
     **choice: Any,
 ) -> ExportedBundle:
     """Turn a SAM checkpoint into a bundle.
@@ -96,7 +101,10 @@ def export(
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         image_size: another side of the input in pixels, a multiple of 16 from 256 to 2048.
         embedding: with it: `native`, a smaller embedding and decoder, or `upsample`.
-        precision: `fp16` or `fp32`, baked into the graph.
+        precision: `fp16`, `fp32`, `int8` (linear layers in INT8, the rest FP16, for GPUs) or
+            `int8-fp32` (the rest FP32, for CPUs), baked into the graph.
+        calibrate: folder of 16 to 128 photos that INT8 measures activations on; a quarter of them
+            is held out, for what INT8 costs.
         plan_outputs: the encoder also gives the slots of every block that merges, int32, which a
             check of parity follows; without them slots are not compared.
         backend: what parity runs on; an engine backend is also built for.
@@ -104,6 +112,7 @@ def export(
         images: photos for parity; a photo that comes with the package when none is given.
         out: folder to put the bundle into.
         force: replace a bundle of real weights by one of random weights.
+        count: told how many photos of calibration are done.
         choice: fields of `structsam.MergeConfig` in place of those of `config`, by name, such as
             `rate=0.5, layers="global"`.
 
@@ -112,17 +121,16 @@ def export(
     """
     from structsam.block_table import block_table
     from structsam.config import MergeConfig
-    from structsam_export.graph.precisions import PRECISIONS
 
     source = ModelSource(model, checkpoint, weights, seed, image_size, embedding)
     spec = source.spec
     config = MergeConfig.of(config, **choice)
     block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit the model
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}")
+    require_precision(precision, calibrate)
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo, say)
+    calibration = None if calibrate is None else CalibrationPhotos.of(calibrate, say)
     source.require()
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UserError(
@@ -143,7 +151,7 @@ def export(
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, described.to_dict())
         bundle = Bundle(folder, manifest)
-        _write_networks(bundle, sam, config, precision, photos, plan_outputs, clock)
+        _write_networks(bundle, sam, config, photos, plan_outputs, calibration, clock, count)
         del sam
         clock.step("checking the export rules")
         for part in ("encoder", "decoder"):
@@ -224,7 +232,6 @@ def _manifest(
 ) -> dict[str, Any]:
     from structsam.block_table import block_table
     from structsam.flops import encoder_flops
-    from structsam_export.graph.precisions import PRECISION_MAPS
 
     table = block_table(config, spec.grid, spec.window_sizes)
     return {
@@ -247,15 +254,18 @@ def _write_networks(
     bundle: Bundle,
     sam: Sam,
     config: MergeConfig,
-    precision: str,
     photos: Sequence[Path],
     plan_outputs: bool,
+    calibration: CalibrationPhotos | None,
     clock: _Clock,
+    count: Count,
 ) -> None:
     from structsam.apply import apply_merging
     from structsam_export.graph.exporter import export_decoder, export_encoder
     from structsam_export.graph.modules import DecoderModule, EncoderModule
+    from structsam_export.graph.quantized_encoder import export_quantized_encoder
 
+    rest = float_type(bundle.precision)
     manifest, folder = bundle.manifest, bundle.path
     apply_merging(sam, config)
     manifest["reference_images"] = []
@@ -266,15 +276,37 @@ def _write_networks(
             bundle.record_file(file.relative_to(folder).as_posix())
         manifest["reference_images"].append(f"{REFERENCE_FOLDER}/{photo.name}")
     clock.step("exporting the decoder to ONNX")
-    decoder = DecoderModule(sam, precision)
+    decoder = DecoderModule(sam, rest)
     manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
     clock.step("exporting the encoder to ONNX")
-    encoder = EncoderModule(sam.image_encoder, precision, plan_outputs)
-    manifest["encoder"] = export_encoder(encoder, folder, ENCODER_ONNX).to_dict()
+    if calibration is None:
+        encoder = EncoderModule(sam.image_encoder, rest, plan_outputs)
+        manifest["encoder"] = export_encoder(encoder, folder, ENCODER_ONNX).to_dict()
+    else:
+        feeds = encoder_feeds(
+            calibration.measured,
+            bundle.preprocessing,
+            bool(config.prompt_aware),
+            "calibrating",
+            count,
+        )
+        manifest["encoder"] = export_quantized_encoder(
+            sam.image_encoder,
+            bundle.precision,
+            (feed for _, feed in feeds),
+            folder,
+            ENCODER_ONNX,
+            plan_outputs=plan_outputs,
+            say=clock.step,
+        ).to_dict()
     for part in ("encoder", "decoder"):
         data = f"{manifest[part]['file']}.data"
         if (folder / data).is_file():
             bundle.record_file(data)
+    if calibration is not None:
+        clock.step("measuring what INT8 costs on photos held out")
+        cost = quantization_cost(bundle, sam, calibration.held_out, count)
+        manifest["calibration"] = {"method": "max", **calibration.to_dict(), "cost": vars(cost)}
 
 
 def _plan_engines(
@@ -309,7 +341,7 @@ def _plan_engines(
                 "; `targets=sm89` (or all) builds it here all the same" if can_build(name) else ""
             )
             notes.append(f"{name}: no engine: {reason}{hint}")
-    if ALL_TARGETS in targets and precision == "fp32":
+    if ALL_TARGETS in targets and float_type(precision) == "fp32":
         notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")
     return plan, notes
 

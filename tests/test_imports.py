@@ -30,11 +30,18 @@ NEEDS_TORCH = {
     "graph/exporter",
     "graph/mixed_precision",
     "graph/modules",
+    "graph/quantized_encoder",
     "parity/replay",
     "pipeline",
 }
 #: They read ONNX files; all others load where onnx is absent as well.
-NEEDS_ONNX = {"graph/lint", "graph/onnx_graph"}
+NEEDS_ONNX = {
+    "graph/activation_ranges",
+    "graph/lint",
+    "graph/onnx_graph",
+    "graph/quantization_rules",
+    "graph/quantize",
+}
 RUN_TIME = [
     path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / "structsam_export").rglob("*.py"))

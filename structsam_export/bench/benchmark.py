@@ -30,6 +30,7 @@ from structsam_export.bench.report import TIMED, BenchReport, BenchRow
 from structsam_export.bench.turns import AS_USUAL, Procedure, Say, measure
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PartName
+from structsam_export.graph.precisions import float_type
 from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
 from structsam_export.runtimes import find_backend
 
@@ -65,7 +66,7 @@ def bench(
     }
     names = list(dict.fromkeys(name for _, name in chosen))
     rates = {("cpu", "fp32"): gemm_rate(threads)}
-    for precision in {"fp32", *(bundle.precision for bundle in opened)}:
+    for precision in {"fp32", *(float_type(bundle.precision) for bundle in opened)}:
         rates["gpu", precision] = gpu_gemm_rate(precision)
     with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
         base = list(make_baselines(opened, keep or Path(scratch), say)) if baselines else []
@@ -192,7 +193,7 @@ def _compare(
         if decoder_ms is not None and row.batch == 1:
             row.with_decoder_ms = row.median_ms + decoder_ms
         on_cpu = row.runtime.get("device", row.backend) in _ON_CPU
-        rate = rates.get(("cpu", "fp32") if on_cpu else ("gpu", row.precision))
+        rate = rates.get(("cpu", "fp32") if on_cpu else ("gpu", float_type(row.precision)))
         if rate and card is not None:
             ms = row.device_ms or row.median_ms
             row.of_gemm_rate = 2e9 * card.executed_gmac * row.batch / rate * 1e3 / ms

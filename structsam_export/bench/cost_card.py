@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from structsam_export.bundle.folder import Bundle
+from structsam_export.graph.precisions import float_type
 
 _BYTES = {"fp32": 4, "fp16": 2}
 
@@ -74,7 +75,7 @@ def cost_card(bundle: Bundle, flop_rate: float | None = None) -> CostCard | None
     flops = bundle.manifest.get("flops")
     if not flops:
         return None
-    size = _BYTES[bundle.precision]
+    size = _BYTES[float_type(bundle.precision)]
     blocks = flops["blocks"]
     weights = _file_bytes(bundle)
     traffic = size * sum(block["traffic"] for block in blocks)

@@ -11,9 +11,11 @@ import typer
 from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
+    Calibrate,
     Images,
     Json,
     Model,
+    Precision,
     Targets,
     WeightOptions,
     make_terminal,
@@ -30,7 +32,8 @@ def export_model(
     model: Model,
     merging: MergingOptions,
     source: WeightOptions,
-    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    precision: Precision = "fp16",
+    calibrate: Calibrate = None,
     plan_outputs: Annotated[
         bool,
         typer.Option("--plan-outputs/--no-plan-outputs", help="Slots are outputs; for `check`."),
@@ -63,6 +66,7 @@ def export_model(
             image_size=weights.image_size,
             embedding=weights.embedding,
             precision=precision,
+            calibrate=calibrate,
             plan_outputs=plan_outputs,
             backend=backend,
             targets=target or (),
@@ -72,6 +76,7 @@ def export_model(
             force=force,
             say=begin,
             build_progress=terminal.build_event,
+            count=terminal.counted,
         )
     finally:
         terminal.close()

@@ -45,6 +45,7 @@ from structsam_export.engines.timing_cache import (
     save_timing_cache,
     timing_cache_file,
 )
+from structsam_export.graph.precisions import float_type
 from structsam_export.runtimes.runtime_cache import RUNTIME_CACHE_SUFFIX
 from structsam_export.runtimes.tensorrt_module import (
     FLAVOURS,
@@ -294,7 +295,7 @@ def _configure(parsed: _Network, bundle: Bundle, part: PartName, settings: Build
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     config.profiling_verbosity = parsed.trt.ProfilingVerbosity.DETAILED  # names of ONNX nodes
-    if bundle.precision == "fp32":
+    if float_type(bundle.precision) == "fp32":
         config.clear_flag(parsed.trt.BuilderFlag.TF32)  # its 10-bit mantissa misses FP32's gate
     contract = bundle.part(part)
     if contract.profile:

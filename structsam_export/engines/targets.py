@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from structsam.errors import UserError
+from structsam_export.graph.precisions import float_type
 from structsam_export.runtimes import BACKENDS
 from structsam_export.runtimes.base import BackendUnavailable
 from structsam_export.runtimes.cuda_memory import Gpu, open_cuda
@@ -68,7 +69,7 @@ def choose_targets(
         return [gpu.target], gpu.name
     known = ahead_of_time_targets(trt)
     if ALL_TARGETS in targets:
-        targets = [t for t in known if precision != "fp32" or t != _NO_FP32_MATMUL]
+        targets = [t for t in known if float_type(precision) != "fp32" or t != _NO_FP32_MATMUL]
     chosen = list(dict.fromkeys(targets)) or ([gpu.target] if gpu else list(DEFAULT_TARGETS))
     for target in chosen:
         if target not in known:
@@ -76,7 +77,7 @@ def choose_targets(
                 f"{flavour.title} {trt.__version__} cannot build for {target}. Choose from: "
                 f"{' '.join(known)}, or all; or use the backend tensorrt on a GPU of another kind"
             )
-        if target == _NO_FP32_MATMUL and precision == "fp32":
+        if target == _NO_FP32_MATMUL and float_type(precision) == "fp32":
             raise UserError(
                 f"{flavour.title} has no float32 matmul for {target} (Turing). "
                 "Export with `precision='fp16'`, or leave that target out"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from structsam_export.graph.precisions import float_type
+
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
 
@@ -50,7 +52,7 @@ def attention_for(
 
     Args:
         backend: key of `BACKENDS`; of several, the one that matters most.
-        precision: `fp16` or `fp32`.
+        precision: one of `PRECISIONS`; INT8 linear layers do not change the choice.
 
     Returns:
         `config` as it is, and None, where a form was asked for.
@@ -59,7 +61,7 @@ def attention_for(
 
     if config.attention != AUTO:
         return config, None
-    choice = AUTO_ATTENTION.get((backend, precision), _ELSEWHERE)
+    choice = AUTO_ATTENTION.get((backend, float_type(precision)), _ELSEWHERE)
     return (
         replace(config, attention=choice.attention),
         f"attention {choice.attention} for {backend} ({choice.reason})",

@@ -21,6 +21,7 @@ from structsam_export.graph.onnx_graph import (
     num_bytes,
     where,
 )
+from structsam_export.graph.quantization_rules import quantized_nodes
 
 MAX_OPSET = 20
 #: The first opset with `Attention`, and all that a graph with that node may have.
@@ -251,6 +252,12 @@ def plan_outputs(graph: Graph) -> Iterator[Violation]:
                 yield Violation("plan-outputs", f"block {block}", message)
 
 
+def quantization(graph: Graph) -> Iterator[Violation]:
+    """INT8 is symmetric, with constant scales, and around the blocks' linear layers alone."""
+    for place, problem in quantized_nodes(graph):
+        yield Violation("quantization", place, problem)
+
+
 def opset_limit(graph: Graph) -> Iterator[Violation]:
     """ONNX opset at most 20, which TensorRT 10.3 reads; 23 where `Attention` needs it."""
     has_attention = any(node.op_type == "Attention" for node in graph.nodes)
@@ -287,6 +294,7 @@ RULES: tuple[Callable[[Graph], Iterator[Violation]], ...] = (
     no_fp64,
     int64_indices,
     plan_outputs,
+    quantization,
     opset_limit,
     external_data,
 )

@@ -30,10 +30,11 @@ from structsam_export.bundle.manifest import (
 )
 from structsam_export.parity import polygraphy_files
 from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
+from structsam_export.parity.quantization import cost_of
 from structsam_export.parity.reference import (
     Reference,
     compute_reference,
-    decoder_feed,
+    decode,
     load_reference,
     prompt_grid,
 )
@@ -52,7 +53,7 @@ _GET_REFERENCES = (
 
 #: Where slots differ: the share of tokens of a block that PyTorch would have to send to the same
 #: destination, from the same input. FP16 rounds energies to 1e-3, so more of them tie.
-LEAST_SAME_SLOT = {"fp32": 0.995, "fp16": 0.98}
+LEAST_SAME_SLOT = {"fp32": 0.995, "fp16": 0.98, "int8": 0.9, "int8-fp32": 0.9}
 
 
 def check(
@@ -106,6 +107,7 @@ def check(
         say(f"inputs and reference outputs for Polygraphy: {save_polygraphy}")
     report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
     report.slots = _why_not_compared(bundle, references)
+    report.cost = cost_of(bundle)
     shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
     for engine in chosen:
         try:
@@ -212,7 +214,7 @@ class _ReferenceModel:
         from structsam_export.runtimes.torch_backend import TorchBackend, load_merged_sam
 
         if self._sam is None:
-            TorchBackend().runner(self._bundle, "encoder", self._options)
+            TorchBackend().require_weights(self._bundle, self._options)
             self._sam = load_merged_sam(self._bundle, self._options)
         return self._sam
 
@@ -240,7 +242,7 @@ def _rows(
             embedding = outputs.pop("image_embeddings")
             plan = outputs if encoder.plan_outputs else None
             prompts = prompt_grid(reference.photo.geometry)
-            masks, scores = _decode(runner.run, embedding, *prompts)
+            masks, scores = decode(runner.run, embedding, *prompts)
             metrics, same = compare(reference, embedding, masks, scores, plan)
             good = keeps_gates(metrics, bundle.precision)
             row = ParityRow(
@@ -294,16 +296,3 @@ def _with_same_slots(
         f"the same input it chooses at least {100 * least:.2f} % of a block's slots alike"
     )
     return replace(row, status="passed", reason=told)
-
-
-def _decode(
-    run: Callable[[Arrays], Arrays], embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks and scores of all prompts through a bundle's decoder, a few prompts at a time."""
-    masks, scores = [], []
-    for start in range(0, len(coords), 5):
-        some = slice(start, start + 5)
-        outputs = run(decoder_feed(embedding, coords[some], labels[some]))
-        masks.append(outputs["low_res_masks"] > 0)
-        scores.append(outputs["iou_predictions"])
-    return np.concatenate(masks), np.concatenate(scores)

@@ -33,6 +33,13 @@ GATES: dict[str, dict[str, tuple[str, float]]] = {
         "max_score_error": ("max", 0.05),
     },
 }
+_INT8_GATES: dict[str, tuple[str, float]] = {
+    "cosine": ("min", 0.999),
+    "mean_mask_iou": ("min", 0.95),
+    "min_mask_iou": ("min", 0.8),
+    "max_score_error": ("max", 0.1),
+}
+GATES |= {"int8": _INT8_GATES, "int8-fp32": _INT8_GATES}
 
 
 def compare(
@@ -132,6 +139,7 @@ class ParityReport:
 
     Args:
         slots: that slots are not compared, and why; empty where they are.
+        cost: of an INT8 bundle what INT8 costs against FP32, beside the verdict.
         page: the written report.
     """
 
@@ -140,6 +148,7 @@ class ParityReport:
     random_weights: bool
     rows: list[ParityRow] = field(default_factory=list)
     slots: str = ""
+    cost: str = ""
     page: Path | None = None
 
     def __bool__(self) -> bool:
@@ -161,13 +170,14 @@ class ParityReport:
             "precision": self.precision,
             "random_weights": self.random_weights,
             "slots": self.slots or "compared",
+            "cost": self.cost,
             "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
             "rows": [_strict(asdict(row)) for row in self.rows],
         }
 
     def verdict(self) -> str:
         """Say in one line how it ended, and which values are off their gates."""
-        note = f"; {self.slots}" if self.slots else ""
+        note = "".join(f"; {each}" for each in (self.slots, self.cost) if each)
         if self:
             ties = dict.fromkeys(row.image for row in self.rows if row.followed)
             told = f"; ties ranked otherwise on {', '.join(ties)}" if ties else ""

@@ -20,6 +20,7 @@ from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName
+from structsam_export.graph.precisions import float_type
 from structsam_export.parity.compare import GATES, MIN_MASK_AREA, judged_iou
 from structsam_export.parity.reference import Reference, decoder_feed, prompt_grid
 
@@ -162,7 +163,7 @@ def _readme(bundle: Bundle, references: Sequence[Reference]) -> str:
     words = {"max": "at most", "min": "at least"}
     gates = [f"{name} {words[way]} {value:g}" for name, (way, value) in GATES[precision].items()]
     no_tf32 = f" --trt-config-postprocess-script {_SCRIPT}:without_tf32"
-    on_rtx = f"--trt{no_tf32 if precision == 'fp32' else ''}"
+    on_rtx = f"--trt{no_tf32 if float_type(precision) == 'fp32' else ''}"
     return _README_TEXT.format(
         title=_TITLE,
         photos=f"{count} photo{'s' if count > 1 else ''}",

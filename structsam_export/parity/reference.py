@@ -7,6 +7,7 @@ checked later on a machine that has neither.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,22 @@ def decoder_feed(
         "mask_input": np.zeros((len(coords), 1, height, width), np.float32),
         "has_mask_input": np.zeros(len(coords), np.float32),
     }
+
+
+def decode(
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    embedding: np.ndarray,
+    coords: np.ndarray,
+    labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] from a bundle's decoder, a few prompts a call."""
+    masks, scores = [], []
+    for start in range(0, len(coords), 5):
+        some = slice(start, start + 5)
+        outputs = run(decoder_feed(embedding, coords[some], labels[some]))
+        masks.append(outputs["low_res_masks"] > 0)
+        scores.append(outputs["iou_predictions"])
+    return np.concatenate(masks), np.concatenate(scores)
 
 
 def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:

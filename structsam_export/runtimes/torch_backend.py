@@ -13,6 +13,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import Part, PartName, TensorSpec
+from structsam_export.graph.precisions import is_quantized
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.device_tensor import DeviceTensor, Feed, Feeds
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from structsam.models import Preprocessing
 
+NO_INT8 = "PyTorch rebuilds the model from its weights, and INT8 is in the bundle's ONNX alone"
 _INSTALL = "install it with `pip install 'structsam[export]'`"
 
 
@@ -160,11 +162,14 @@ class TorchBackend(Backend):
 
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
         """Return a runner that rebuilds the model; see `load_merged_sam`."""
-        self._require_weights(bundle, options)
+        self.require_weights(bundle, options)
+        if is_quantized(bundle.precision):
+            raise BackendUnavailable(NO_INT8)
         load = partial(load_merged_sam, bundle, options)
         return TorchRunner(bundle.part(part), part, load, bundle.precision, options.threads)
 
-    def _require_weights(self, bundle: Bundle, options: RunOptions) -> None:
+    def require_weights(self, bundle: Bundle, options: RunOptions) -> None:
+        """Raise `BackendUnavailable` unless torch and a bundle's weights are here."""
         if reason := self.why_unavailable():
             raise BackendUnavailable(reason)
         if bundle.needs_checkpoint and options.checkpoint is None:

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PartName
+from structsam_export.graph.precisions import is_quantized
 from structsam_export.runtimes.base import BackendUnavailable, RunOptions
-from structsam_export.runtimes.torch_backend import TorchBackend, TorchRunner, load_merged_sam
+from structsam_export.runtimes.torch_backend import (
+    NO_INT8,
+    TorchBackend,
+    TorchRunner,
+    load_merged_sam,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +66,9 @@ class TorchCompileBackend(TorchBackend):
 
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> TorchCompileRunner:
         """Return a runner of the rebuilt model. A prompt-aware encoder is refused."""
-        self._require_weights(bundle, options)
+        self.require_weights(bundle, options)
+        if is_quantized(bundle.precision):
+            raise BackendUnavailable(NO_INT8)
         if bundle.takes_box:
             raise BackendUnavailable("torch-compile takes no prompt-aware encoder; use torch")
         load = partial(load_merged_sam, bundle, options)

@@ -44,6 +44,21 @@ def tiny_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def calibration_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen small scenes, each of one bright box on a slope, and a file that is no photo."""
+    folder, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(0)
+    rows, columns = np.mgrid[:48, :64]
+    for index in range(16):
+        slopes = np.stack([columns * rng.uniform(1, 4) + rows * rng.uniform(0, 2)] * 3, -1)
+        pixels = (slopes + rng.uniform(0, 40, 3)).clip(0, 255).astype(np.uint8)
+        top, left = rng.integers(4, 24, 2)
+        pixels[top : top + 16, left : left + 24] = rng.integers(0, 255, 3)
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    (folder / "LICENSE.txt").write_text("no photo")
+    return folder
+
+
 @pytest.fixture
 def tiny_model(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name under which `MODELS` knows the tiny SAM during a test."""
@@ -66,9 +81,13 @@ def tiny_export_factory(
     one_torch_thread: None,
     tiny_spec: ModelSpec,
     tiny_photo: Path,
+    calibration_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Exported]:
-    """`make("fp32" or "fp16")`: the one real export of that precision, rate 0.5, seed 0."""
+    """`make(precision)`: the one real export of that precision, rate 0.5, seed 0.
+
+    Those of INT8 take the graphs that they quantise from the others.
+    """
     pytest.importorskip("onnxruntime")
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -89,6 +108,10 @@ def tiny_export_factory(
         steps: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(MODELS, tiny_spec.name, tiny_spec)
+            more = {}
+            if precision.startswith("int8"):
+                take_graphs(patch, opened, "EncoderModule", "DecoderModule")
+                more["calibrate"] = calibration_folder
             with contextlib.redirect_stdout(io.StringIO()) as stdout:
                 result = export(
                     tiny_spec.name,
@@ -99,8 +122,12 @@ def tiny_export_factory(
                     images=[tiny_photo],
                     out=folder,
                     say=steps.append,
+                    **more,
                 )
         return Exported(result.path, result.parity, stdout.getvalue(), tuple(steps))
+
+    def opened(precision: str = "fp32") -> Bundle:
+        return open_bundle(make(precision).path, verify=False)
 
     return make
 

@@ -1,0 +1,54 @@
+"""An encoder in INT8: its FP32 graph is calibrated on photos, then quantised as FP32 or FP16."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+
+from structsam_export.bundle.manifest import Part
+from structsam_export.graph.activation_ranges import measure_ranges
+from structsam_export.graph.exporter import export_encoder
+from structsam_export.graph.modules import EncoderModule
+from structsam_export.graph.precisions import float_type
+from structsam_export.graph.quantize import quantize_linear_layers
+
+
+def export_quantized_encoder(
+    encoder: ImageEncoderViT,
+    precision: str,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    folder: Path,
+    file: str,
+    batch: int = 1,
+    plan_outputs: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Part:
+    """Write a merged encoder's quantised ONNX into `folder` and return its contract.
+
+    Args:
+        precision: a quantised one of `PRECISIONS`.
+        feeds: the encoder's inputs on calibration photos; see `measure_ranges`.
+        say: is told every step.
+
+    Raises:
+        UserError: no photo, or activations that are no numbers.
+    """
+    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
+        source = Path(scratch) / "fp32"
+        source.mkdir()
+        part = export_encoder(EncoderModule(encoder, "fp32", plan_outputs), source, file, batch)
+        say("measuring activations on the calibration photos")
+        ranges = measure_ranges(source / file, feeds)
+        if (rest := float_type(precision)) != "fp32":
+            say("exporting the encoder to ONNX once more, typed as FP16")
+            source = Path(scratch) / rest
+            source.mkdir()
+            part = export_encoder(EncoderModule(encoder, rest, plan_outputs), source, file, batch)
+        say("quantising the linear layers")
+        quantize_linear_layers(source / file, folder / file, ranges)
+    return replace(part, file=file)
