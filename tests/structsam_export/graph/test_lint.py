@@ -93,9 +93,10 @@ def test_a_clean_graph_has_no_violations(planted) -> None:
 
 
 def test_every_rule_has_its_planted_violation_here() -> None:
+    """Those of `quantization` are in test_quantize.py."""
     assert {rule.__name__ for rule in RULES} == {
         "static_shapes", "forbidden_ops", "scatter_reduction", "topk_limit", "onehot_shapes",
-        "no_fp64", "int64_indices", "plan_outputs", "opset_limit", "external_data",
+        "no_fp64", "int64_indices", "plan_outputs", "quantization", "opset_limit", "external_data",
     }  # fmt: skip
 
 
