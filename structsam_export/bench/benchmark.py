@@ -125,9 +125,14 @@ def make_baselines(
         many = f"-batch{batch}" if batch > 1 else ""
         named = form_in_name(attention_form_of(bundle))
         form = f"-{named}" if named else ""
+        kind = float_type(bundle.precision)
         for role, make, key in (
             (STOCK, make_stock, f"{STOCK}-{model}{many}"),
-            (UNMERGED, make_unmerged, f"{UNMERGED}-{model}-{bundle.precision}{form}{many}"),
+            (
+                UNMERGED,
+                make_unmerged,
+                f"{UNMERGED}-{model}-{kind}{form}{many}",
+            ),
         ):
             if key not in seen:
                 seen.add(key)
@@ -210,4 +215,5 @@ _ON_CPU = ("cpu", "onnxruntime")
 
 def _key(role: str, row: BenchRow) -> tuple[Any, ...]:
     """What a baseline and the rows it is compared with have in common."""
-    return role, row.model, row.backend, row.batch, None if role == STOCK else row.precision
+    kind = None if role == STOCK else float_type(row.precision)
+    return role, row.model, row.backend, row.batch, kind

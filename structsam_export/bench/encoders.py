@@ -25,15 +25,23 @@ from structsam_export.bundle.manifest import (
     Part,
 )
 from structsam_export.bundle.weights_source import ModelSource
+from structsam_export.graph.precisions import float_type
 from structsam_export.machine import tool_versions
+from structsam_export.parity.quantization import encoder_feeds
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from structsam.config import MergeConfig
     from structsam.models import ModelSpec
+    from structsam_export.predict.calibration_photos import CalibrationPhotos
 
 Say = Callable[[str], None]
+
+
+def _count_nothing(what: str, done: int, total: int) -> None:
+    """Tell nothing: an encoder of random weights is calibrated on few photos."""
+
 
 _MADE_BY = "bench"
 #: What writes a graph: another version of these may write another one.
@@ -50,20 +58,22 @@ def make_merged(
     batch: int,
     folder: Path,
     say: Say,
+    calibration: CalibrationPhotos | None = None,
 ) -> Iterator[Bundle]:
     """Yield a bundle for every configuration, in `folder`; those that lie there are reused.
 
     Args:
         spec: the model, at its trained input size or another.
-        precision: `fp16` or `fp32`.
+        precision: one of `PRECISIONS`.
         batch: images that one call of the encoder takes.
+        calibration: of INT8: the photos to measure activations on.
     """
     from structsam_export.pipeline import bundle_name
 
     decoder: Path | None = None
     for config in configs:
         name = bundle_name(spec.label, config, precision) + (f"-batch{batch}" if batch > 1 else "")
-        bundle = _merged(spec, config, precision, batch, folder / name, decoder, say)
+        bundle = _merged(spec, config, precision, batch, folder / name, decoder, say, calibration)
         decoder = bundle.onnx_path("decoder")
         yield bundle
 
@@ -71,13 +81,14 @@ def make_merged(
 def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
     """Return the encoder of `like` at rate 0 and at the trained input size.
 
-    It has the same form of attention and precision.
+    It has the same form of attention and the same float type: INT8 is a lever, too.
     """
     from structsam.config import MergeConfig
 
     spec, decoder = like.model.spec.trained, _decoder_at_trained_size(like)
     config = MergeConfig(rate=0.0, attention=attention_form_of(like))
-    return _merged(spec, config, like.precision, batch_of(like), folder, decoder, say)
+    precision = float_type(like.precision)
+    return _merged(spec, config, precision, batch_of(like), folder, decoder, say)
 
 
 def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
@@ -94,7 +105,7 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
 
     def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
         sam = build_sam(spec)
-        last = _write_decoder(sam, like.precision, decoder, staged)
+        last = _write_decoder(sam, float_type(like.precision), decoder, staged)
         return export_stock_encoder(sam.image_encoder, staged, ENCODER_ONNX, batch), last, merging
 
     flops = unmerged_flops(spec).to_dict()
@@ -148,6 +159,7 @@ def _merged(
     folder: Path,
     decoder: Path | None,
     say: Say,
+    calibration: CalibrationPhotos | None = None,
 ) -> Bundle:
     from structsam.apply import apply_merging
     from structsam.block_table import block_table
@@ -155,17 +167,27 @@ def _merged(
     from structsam.models.load import build_sam
     from structsam_export.graph.exporter import export_encoder
     from structsam_export.graph.modules import EncoderModule
+    from structsam_export.graph.quantized_encoder import export_quantized_encoder
 
     def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
         sam = build_sam(spec)
-        last = _write_decoder(sam, precision, decoder, staged)
+        last = _write_decoder(sam, float_type(precision), decoder, staged)
         encoder = apply_merging(sam.image_encoder, config)
-        first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
+        if calibration is None:
+            first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
+        else:
+            box, how = bool(config.prompt_aware), spec.preprocessing
+            photos = encoder_feeds(calibration.measured, how, box, "calibrating", _count_nothing)
+            first = export_quantized_encoder(
+                encoder, precision, (feed for _, feed in photos), staged, ENCODER_ONNX, batch
+            )
         table = block_table(config, spec.grid, spec.window_sizes)
         return first, last, {"blocks": [row.to_dict() for row in table]}
 
     flops = encoder_flops(spec, config).to_dict()
     wanted = _wanted(spec, config.to_dict(), precision, batch, flops, decoder)
+    if calibration is not None:
+        wanted["calibration"] = {"method": "max", **calibration.to_dict()}
     what = f"{folder.name}" if config.rate else f"{spec.label} without merging"
     return _reused_or_made(folder, what, wanted, write, say)
 

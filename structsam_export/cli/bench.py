@@ -15,10 +15,12 @@ import typer
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.cli.arguments import (
+    Calibrate,
     Checkpoint,
     Devices,
     Json,
     Methods,
+    Precision,
     SizeOptions,
     Threads,
     make_terminal,
@@ -52,19 +54,21 @@ class Encoders(SizeOptions):
         list[str] | None,
         typer.Option(help="With --model: auto (of the first backend), or a form; repeat it."),
     ] = None
-    precision: Annotated[str, typer.Option(help="With --model: fp16 or fp32.")] = "fp16"
+    precision: Precision = "fp16"
+    calibrate: Calibrate = None
     batch: Annotated[int, typer.Option(min=1, help="With --model: images per call.")] = 1
 
     def make(self, model: str, backend: str, folder: Path, terminal: Terminal) -> list[Bundle]:
         """Return their bundles in `folder`, made for `backend`; what cannot be done is told."""
         from structsam_export.bench.encoders import make_merged
         from structsam_export.graph.attention_choice import attention_for
-        from structsam_export.graph.precisions import PRECISIONS
+        from structsam_export.graph.precisions import require_precision
+        from structsam_export.predict.calibration_photos import CalibrationPhotos
 
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"unknown precision {self.precision!r}. Use one of: {', '.join(PRECISIONS)}"
-            )
+        require_precision(self.precision, self.calibrate)
+        photos = None
+        if self.calibrate is not None:
+            photos = CalibrationPhotos.of(self.calibrate, terminal.say)
         specs = self.specs(model)
         asked = [self._configs(spec, terminal) for spec in specs]
         if not any(asked):
@@ -75,7 +79,9 @@ class Encoders(SizeOptions):
         made: list[Bundle] = []
         for spec, told in zip(specs, fitted, strict=True):
             configs = [config for config, _ in told]
-            made += make_merged(spec, configs, self.precision, self.batch, folder, terminal.say)
+            made += make_merged(
+                spec, configs, self.precision, self.batch, folder, terminal.say, photos
+            )
         return made
 
     def _configs(self, spec: ModelSpec, terminal: Terminal) -> list[MergeConfig]:

@@ -110,6 +110,11 @@ def model_runs(
     from structsam.flops import encoder_flops, unmerged_flops
     from structsam_export.pipeline import bundle_name
 
+    if precision not in ("fp32", "fp16"):
+        raise UserError(
+            f"a model is evaluated in fp32 or fp16, and not in {precision}. Export a bundle of "
+            "that precision, and evaluate the bundle"
+        )
     spec, models, record = source.spec, models or LatestModel(), source.describe()
 
     @contextmanager

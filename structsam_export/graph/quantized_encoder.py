@@ -32,7 +32,8 @@ def export_quantized_encoder(
 
     Args:
         precision: a quantised one of `PRECISIONS`.
-        feeds: the encoder's inputs on calibration photos; see `measure_ranges`.
+        feeds: the encoder's inputs on calibration photos, one each; see `measure_ranges`.
+        batch: images of one call; every photo is repeated to fill it.
         say: is told every step.
 
     Raises:
@@ -43,7 +44,8 @@ def export_quantized_encoder(
         source.mkdir()
         part = export_encoder(EncoderModule(encoder, "fp32", plan_outputs), source, file, batch)
         say("measuring activations on the calibration photos")
-        ranges = measure_ranges(source / file, feeds)
+        many = ({n: np.repeat(array, batch, 0) for n, array in feed.items()} for feed in feeds)
+        ranges = measure_ranges(source / file, many)
         if (rest := float_type(precision)) != "fp32":
             say("exporting the encoder to ONNX once more, typed as FP16")
             source = Path(scratch) / rest

@@ -66,8 +66,8 @@ class QuantizationCost:
 
 def cost_of(bundle: Bundle) -> str:
     """Say what INT8 costs in this bundle, as it was measured at export; empty without INT8."""
-    calibration = bundle.manifest.get("calibration")
-    return str(QuantizationCost(**calibration["cost"])) if calibration else ""
+    cost = bundle.manifest.get("calibration", {}).get("cost")  # encoders of `bench` have none
+    return str(QuantizationCost(**cost)) if cost else ""
 
 
 def quantization_cost(
