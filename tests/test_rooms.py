@@ -42,6 +42,7 @@ FLOORS = (
         "structsam_export.doctor",
         "structsam_export.evaluate",
         "structsam_export.inspect",
+        "structsam_export.serve",
         "structsam_export.tune",
     ),
     ("structsam_export.cli",),

@@ -19,6 +19,7 @@ from structsam_export.cli.inventory import list_everything
 from structsam_export.cli.logs import Verbose, set_verbose, takes_verbose, verbose_by_environment
 from structsam_export.cli.run import check_bundle, predict_masks
 from structsam_export.cli.segment import segment_photos
+from structsam_export.cli.serve import serve_bundle
 from structsam_export.cli.study import count_flops, inspect, measure_spectrum
 from structsam_export.cli.tune import tune
 
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict_masks,
     "everything": mask_everything,
     "segment": segment_photos,
+    "serve": serve_bundle,
     "lint": lint_onnx,
     "list": list_everything,
     "doctor": examine_machine,

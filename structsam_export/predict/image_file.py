@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +36,7 @@ def read_image(path: str | Path, note: Note | None = None) -> np.ndarray:
     """
     file = Path(path).expanduser()
     _check_file(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
-        rgb, bits = _decode(file)
+    rgb, bits = _decode(file, str(file), MAX_PIXELS)
     brightest = int(rgb.max())
     if note is not None and bits == 16 and brightest < _DARK:
         note(
@@ -46,6 +45,21 @@ def read_image(path: str | Path, note: Note | None = None) -> np.ndarray:
             "0..65535 and save it again"
         )
     return rgb
+
+
+def read_image_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read the content of an image file as `read_image` does.
+
+    Args:
+        name: what messages call it.
+        max_pixels: it may have.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes). Send the image again")
+    return _decode(io.BytesIO(data), name, max_pixels)[0]
 
 
 def _check_file(file: Path) -> None:
@@ -60,11 +74,19 @@ def _check_file(file: Path) -> None:
         raise UserError(f"cannot read {file}: {error.strerror}. Check the path") from None
 
 
-def _decode(file: Path) -> tuple[np.ndarray, int]:
-    """Return the pixels, and the bits of a channel in the file."""
+def _decode(source: Path | io.BytesIO, file: str, max_pixels: int) -> tuple[np.ndarray, int]:
+    """Return the pixels, and the bits of a channel; `file` is what messages call it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
+        return _decode_quietly(source, file, max_pixels)
+
+
+def _decode_quietly(
+    source: Path | io.BytesIO, file: str, max_pixels: int
+) -> tuple[np.ndarray, int]:
     try:
-        with Image.open(file) as image:
-            _check_size(file, *image.size)
+        with Image.open(source) as image:
+            _check_size(file, image.width, image.height, max_pixels)
             _check_mode(file, image.mode)
             bits = 16 if ";16" in str(image.tile) else 8  # the raw mode: "I;16B", "RGB;16B"
             return _to_rgb(file, ImageOps.exif_transpose(image)), bits
@@ -76,7 +98,7 @@ def _decode(file: Path) -> tuple[np.ndarray, int]:
             "Convert it to PNG or JPEG"
         ) from None
     except Image.DecompressionBombError as error:
-        raise _too_large(file, str(error).partition(" exceeds")[0]) from None
+        raise _too_large(file, str(error).partition(" exceeds")[0], max_pixels) from None
     except PermissionError:
         raise UserError(f"cannot read {file}: no permission. Make it readable") from None
     except MemoryError:
@@ -88,14 +110,15 @@ def _decode(file: Path) -> tuple[np.ndarray, int]:
         ) from None
 
 
-def _check_size(file: Path, width: int, height: int) -> None:
+def _check_size(file: str, width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UserError(f"{file} is {width} x {height} pixels: it holds no picture")
-    if width * height > MAX_PIXELS:
-        raise _too_large(file, f"{width} x {height} = {width * height / 1e6:.0f} Mpx")
+    if width * height > max_pixels:
+        found = f"{width} x {height} = {width * height / 1e6:.0f} Mpx"
+        raise _too_large(file, found, max_pixels)
 
 
-def _check_mode(file: Path, mode: str) -> None:
+def _check_mode(file: str, mode: str) -> None:
     if mode == "F":
         raise UserError(
             f"{file} has floating-point pixels, which have no fixed range. "
@@ -103,7 +126,7 @@ def _check_mode(file: Path, mode: str) -> None:
         )
 
 
-def _to_rgb(file: Path, image: Image.Image) -> np.ndarray:
+def _to_rgb(file: str, image: Image.Image) -> np.ndarray:
     if image.mode in _GREY_16 or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -117,9 +140,9 @@ def _to_rgb(file: Path, image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _too_large(file: Path, found: str) -> UserError:
+def _too_large(file: str, found: str, max_pixels: int) -> UserError:
     return UserError(
-        f"{file} is too large ({found}): the limit is {MAX_PIXELS / 1e6:.0f} Mpx. Downscale it; "
+        f"{file} is too large ({found}): the limit is {max_pixels / 1e6:.4g} Mpx. Downscale it; "
         "SAM looks at 1024 pixels on the long side anyway"
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PROMPT_BOX, PartName
+from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.generator import Progress, masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.preprocessing import (
@@ -139,6 +140,34 @@ class Predictor:
         prompt_box = geometry.to_input(corners).reshape(1, 4)
         self._embedding = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
         self.prompt_box = wanted
+
+    @property
+    def encoded_image(self) -> EncodedImage:
+        """The current image, to be taken up again by `set_encoded_image`, here or elsewhere.
+
+        It holds after other images are set: what a runtime would overwrite comes to the host.
+
+        Raises:
+            UserError: no image is set.
+        """
+        embedding, geometry = self._current()
+        kept = None if embedding is None else embedding.kept()
+        return EncodedImage(geometry, kept, self._network_input, self.prompt_box)
+
+    def set_encoded_image(self, image: EncodedImage) -> None:
+        """Take up what `encoded_image` of a predictor with the same bundle returned.
+
+        Raises:
+            UserError: its embedding has another shape than this bundle's.
+        """
+        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
+        if image.embedding is not None and image.embedding.shape != tuple(shape):
+            raise UserError(
+                f"the embedding has shape {image.embedding.shape}, and {self.bundle.name} takes "
+                f"{tuple(shape)}. Encode the image with this bundle"
+            )
+        self._network_input, self._embedding = image.network_input, image.embedding
+        self.prompt_box, self.geometry = image.prompt_box, image.geometry
 
     def reset_image(self) -> None:
         """Forget the current image."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError
-from structsam_export.runtimes.device_tensor import DeviceTensor
+from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 
 
 class DeviceBuffers:
@@ -130,3 +130,7 @@ class BufferTensor(DeviceTensor):
         """Return a copy in host memory; raises as `address`."""
         assert self.address
         return self._buffers.fetch(self._name, self.shape, self.dtype, self._stream)
+
+    def kept(self) -> HostTensor:
+        """Return a copy in host memory: the buffers belong to the next run."""
+        return HostTensor(self.numpy())

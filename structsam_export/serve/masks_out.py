@@ -1,0 +1,74 @@
+"""Masks as they travel: run lengths, a PNG, packed bits; logits as FP16."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import time
+
+import numpy as np
+from PIL import Image
+
+from structsam.evaluation.mask_rle import encode
+from structsam_export.serve.refusals import Refusal
+from structsam_export.serve.schemas import Mask, MaskFormat, MasksAnswer
+from structsam_export.serve.service import FoundMasks
+
+
+def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: bool) -> MasksAnswer:
+    """Put the masks of all prompts, or the best of each, into the form that was asked for."""
+    masks, start = [], time.perf_counter()
+    for prompt, scores in enumerate(found.scores):
+        for place in [int(scores.argmax())] if best else range(len(scores)):
+            mask = found.mask(prompt, place)
+            masks.append(
+                Mask(
+                    prompt=prompt,
+                    score=float(scores[place]),
+                    area=int(mask.sum()),
+                    counts=encode(mask) if kind == "rle" else None,
+                    data=None if kind == "rle" else _base64(_file_of(mask, kind)),
+                    logits=_base64(found.low_res[prompt, place].astype("<f2").tobytes())
+                    if with_logits
+                    else None,
+                )
+            )
+    return MasksAnswer(
+        size=list(found.geometry.original_size),
+        format=kind,
+        masks=masks,
+        decode_ms=found.decode_ms,
+        upscale_ms=(time.perf_counter() - start) * 1e3,
+    )
+
+
+def read_logits(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the logits of an earlier answer as float32 `shape`. Raises `Refusal` for another."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(422, "mask_input is no base64. Give `logits` of an earlier answer") from None
+    wanted = 2 * int(np.prod(shape))
+    if len(data) != wanted:
+        raise Refusal(
+            422,
+            f"mask_input holds {len(data)} bytes, and {wanted} are expected: FP16 of the shape "
+            f"{list(shape)}. Give `logits` of an earlier answer",
+        )
+    logits = np.frombuffer(data, "<f2").astype(np.float32).reshape(shape)
+    if not np.isfinite(logits).all():
+        raise Refusal(422, "mask_input holds NaN or infinity. Give `logits` of an earlier answer")
+    return logits
+
+
+def _file_of(mask: np.ndarray, kind: MaskFormat) -> bytes:
+    if kind == "bits":
+        return np.packbits(mask).tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(mask).convert("L").save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
