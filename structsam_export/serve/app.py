@@ -35,7 +35,7 @@ from structsam_export.serve.schemas import (
 from structsam_export.serve.service import Service
 
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="`id` of POST /v1/images.")]
-_LOGIT_SHAPE = "mask_input"
+_BEARER = HTTPBearer(auto_error=False)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -145,7 +145,7 @@ def _images(service: Service, token: str | None) -> APIRouter:
         earlier = None
         if asked.mask_input is not None:
             specs = service.bundle.part("decoder").inputs
-            shape = next(spec.shape[1:] for spec in specs if spec.name == _LOGIT_SHAPE)
+            shape = next(spec.shape[1:] for spec in specs if spec.name == "mask_input")
             earlier = read_logits(asked.mask_input, tuple(map(int, shape)))
         found = service.masks(image_id, prompts, multimask, earlier)
         return masks_answer(found, asked.format, asked.best, asked.logits)
@@ -187,7 +187,7 @@ def _about(service: Service) -> APIRouter:
     def health() -> HealthAnswer:
         facts = service.describe()
         return HealthAnswer(
-            status="ok" if service.is_ready else "starting",
+            status=service.state,
             bundle=facts["bundle"],
             backend=facts["backend"],
         )
@@ -200,7 +200,7 @@ def _about(service: Service) -> APIRouter:
     @router.get("/readyz", summary="It can work", responses={503: {"model": HealthAnswer}})
     def readyz(response: Response) -> HealthAnswer:
         """Answer 200 once both networks have run, 503 before and while it stops."""
-        if not service.is_ready:
+        if service.state != "ok":
             response.status_code = 503
         return health()
 
@@ -213,10 +213,8 @@ def _about(service: Service) -> APIRouter:
 
 
 def _guard(token: str | None) -> Callable[..., None]:
-    bearer = HTTPBearer(auto_error=False)
-
     def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None,
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
     ) -> None:
         found = "" if given is None else given.credentials
         if token is not None and not hmac.compare_digest(found.encode(), token.encode()):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from structsam_export.serve.settings import ServeSettings
 from structsam_export.serve.worker import Worker
 
 _ID_DIGITS = 32
+State = Literal["starting", "ok", "stopping"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Service:
         self._decoding = Worker("prompts", self._decode, 4 * settings.queue, most)
         self._in_work: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
-        self.is_ready = False
+        self.state: State = "starting"
         self.measures.watch(self.cache, {"encoder": self._encoding, "decoder": self._decoding})
 
     def warm(self) -> None:
@@ -112,11 +113,11 @@ class Service:
         self._decoder.predict_low_res(np.array([[side / 2, side / 2]]), np.array([1]))
         self._encoder.reset_image()
         self._decoder.reset_image()
-        self.is_ready = True
+        self.state = "ok"
 
     def stop(self) -> None:
         """Answer what waits, and close the networks."""
-        self.is_ready = False
+        self.state = "stopping"
         self._encoding.stop()
         self._decoding.stop()
         self._encoder.close()

@@ -1,0 +1,259 @@
+"""The routes, as clients see them: answers, refusals with a reason, and never a 500."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from structsam.evaluation.mask_rle import decode
+from structsam_export.bundle.folder import Bundle
+from structsam_export.serve.app import make_app
+from structsam_export.serve.service import Service
+from structsam_export.serve.settings import ServeSettings
+
+
+def client_of(bundle: Bundle, token: str | None = None, **settings: Any) -> TestClient:
+    service = Service(bundle, "onnxruntime", ServeSettings(**settings), threads=1)
+    return TestClient(make_app(service, token, ("testserver",)))
+
+
+@pytest.fixture(scope="module")
+def client(tiny_bundle: Bundle) -> Iterator[TestClient]:
+    with client_of(tiny_bundle, max_body_mb=1, max_pixels=200_000, max_prompts=8) as client:
+        deadline = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def image_id(client: TestClient, photo: bytes) -> str:
+    answer = client.post("/v1/images", content=photo)
+    assert answer.status_code == 200
+    return str(answer.json()["id"])
+
+
+def error_of(answer: Any, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    message = str(answer.json()["error"])
+    assert "\n" not in message
+    return message
+
+
+def test_a_photo_as_body_or_as_form_is_the_same_photo(client: TestClient, photo: bytes) -> None:
+    first = client.post("/v1/images", content=photo).json()
+    again = client.post("/v1/images", files={"image": ("x.png", photo, "image/png")}).json()
+    assert (first["width"], first["height"]) == (128, 96)
+    assert again["id"] == first["id"] and again["cached"] and again["encode_ms"] == 0
+
+
+def test_the_forms_of_masks_hold_the_same_mask(client: TestClient, image_id: str) -> None:
+    def ask(kind: str) -> dict[str, Any]:
+        asked = {"boxes": [[30, 20, 70, 50]], "format": kind}
+        answer = client.post(f"/v1/images/{image_id}/masks", json=asked)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        assert found["size"] == [96, 128] and found["format"] == kind
+        (mask,) = found["masks"]
+        return dict(mask)
+
+    rle = decode(ask("rle")["counts"], (96, 128))
+    png = np.asarray(Image.open(io.BytesIO(base64.b64decode(ask("png")["data"]))))
+    bits = np.frombuffer(base64.b64decode(ask("bits")["data"]), np.uint8)
+    assert np.array_equal(png, 255 * rle.astype(np.uint8))
+    assert np.array_equal(np.unpackbits(bits)[: 96 * 128].reshape(96, 128).astype(bool), rle)
+    assert ask("rle")["area"] == rle.sum()
+
+
+def test_a_single_point_has_three_masks_or_the_best(client: TestClient, image_id: str) -> None:
+    url = f"/v1/images/{image_id}/masks"
+    three = client.post(url, json={"points": [[50, 35]]}).json()["masks"]
+    best = client.post(url, json={"points": [[50, 35]], "best": True}).json()["masks"]
+    assert len(three) == 3
+    assert best == [max(three, key=lambda mask: mask["score"])]
+    one = client.post(url, json={"points": [[50, 35]], "multimask": False}).json()["masks"]
+    assert len(one) == 1
+    labelled = {"points": [[50, 35], [3, 3]], "labels": [1, 0]}
+    assert len(client.post(url, json=labelled).json()["masks"]) == 1
+
+
+def test_an_earlier_mask_is_refined(client: TestClient, image_id: str) -> None:
+    url = f"/v1/images/{image_id}/masks"
+    asked: dict[str, Any] = {"points": [[50, 35]], "best": True, "logits": True}
+    (first,) = client.post(url, json=asked).json()["masks"]
+    asked |= {"mask_input": first["logits"], "multimask": False}
+    (second,) = client.post(url, json=asked).json()["masks"]
+    assert second["score"] != first["score"]
+
+
+def test_the_embedding_travels_as_fp16(client: TestClient, image_id: str) -> None:
+    answer = client.get(f"/v1/images/{image_id}/embedding")
+    shape = [int(side) for side in answer.headers["x-shape"].split(",")]
+    found = np.frombuffer(answer.content, "<f2").reshape(shape)
+    assert found.shape == (1, 256, 16, 16) and np.isfinite(found).all() and found.std() > 0.1
+
+
+def test_a_photo_is_forgotten(client: TestClient, photo: bytes) -> None:
+    image_id = client.post("/v1/images", content=photo + b"\0").json()["id"]
+    assert client.delete(f"/v1/images/{image_id}").status_code == 204
+    assert "Send the photo again" in error_of(client.delete(f"/v1/images/{image_id}"), 404)
+    asked = {"boxes": [[1, 1, 9, 9]]}
+    error_of(client.post(f"/v1/images/{image_id}/masks", json=asked), 404)
+    error_of(client.get(f"/v1/images/{image_id}/embedding"), 404)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "no prompt: give `points`"),
+        ({"points": [[1]]}, r"points\.0"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, "2 labels for 1 points"),
+        ({"points": [[1, 2]], "labels": [2]}, r"labels\.0"),
+        ({"boxes": [[0, 0, 500, 9]]}, "outside the image of 128 x 96"),
+        ({"boxes": [[9, 9, 1, 1]]}, "empty or inverted"),
+        ({"boxes": [[1, 1, 2, 2]] * 9}, "more than 8 points or boxes"),
+        ({"points": [[1, 2]] * 8, "boxes": [[1, 1, 2, 2]] * 2}, "8 points with 2 boxes"),
+        ({"points": [[1, 2]], "mask_input": "###"}, "no base64"),
+        ({"points": [[1, 2]], "mask_input": "AAAA"}, "3 bytes, and 8192 are expected"),
+        ({"points": [[1, 2]], "multimasks": True}, "multimasks"),
+        ({"points": [[1, 2]], "format": "gif"}, "format"),
+    ],
+)
+def test_masks_that_cannot_be(
+    client: TestClient, image_id: str, asked: dict[str, Any], message: str
+) -> None:
+    import re
+
+    answer = client.post(f"/v1/images/{image_id}/masks", json=asked)
+    assert re.search(message, error_of(answer, 422))
+
+
+def test_bodies_that_are_no_json_or_no_number(client: TestClient, image_id: str) -> None:
+    url = f"/v1/images/{image_id}/masks"
+    error_of(client.post(url, content=b"{"), 422)
+    error_of(client.post(url, content=b'{"points": [[NaN, 1]]}'), 422)
+    error_of(client.post(url, content=b'{"points": [[1e999, 1]]}'), 422)
+    error_of(client.post("/v1/images/XYZ/masks", json={}), 422)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "empty"), (b"GIF89a nothing", "not an image|damaged")]
+)
+def test_what_is_no_photo(client: TestClient, data: bytes, message: str) -> None:
+    import re
+
+    assert re.search(message, error_of(client.post("/v1/images", content=data), 422))
+
+
+def test_a_photo_of_too_many_pixels_or_bytes(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1000, 300)).save(buffer, "PNG")
+    assert "the limit is 0.2 Mpx" in error_of(
+        client.post("/v1/images", content=buffer.getvalue()), 422
+    )
+    large = b"x" * ((1 << 20) + 1)
+    assert "more than 1 MiB" in error_of(client.post("/v1/images", content=large), 413)
+    pieces = iter([b"x" * 65536] * 17)  # chunked: no length is announced
+    error_of(client.post("/v1/images", content=pieces), 413)
+    error_of(client.post("/v1/images", files={"image": ("x.png", large, "image/png")}), 413)
+
+
+def test_forms_without_a_photo(client: TestClient, photo: bytes) -> None:
+    wrong = client.post("/v1/images", files={"photo": ("x.png", photo, "image/png")})
+    assert "no file in the field 'image'" in error_of(wrong, 400)
+    text = client.post("/v1/images", files={"image": (None, "text")})
+    error_of(text, 400)
+    broken = {"content-type": "multipart/form-data"}  # no boundary
+    error_of(client.post("/v1/images", content=b"--x", headers=broken), 400)
+
+
+def test_what_prometheus_reads(client: TestClient, image_id: str) -> None:
+    client.get("/nowhere")
+    client.post(f"/v1/images/{image_id}/masks", json={"points": [[50, 35]]})
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    for line in (
+        'structsam_requests_total{method="POST",route="/v1/images/{image_id}/masks",status="200"}',
+        'structsam_requests_total{method="none",route="none",status="404"}',
+        'structsam_cache_lookups_total{found="miss"}',
+        'structsam_queue{worker="encoder"} 0.0',
+        "structsam_cache_bytes",
+        "structsam_decode_seconds_count",
+    ):
+        assert line in answer.text
+
+
+def test_with_a_token_only_who_bears_it_comes_in(tiny_bundle: Bundle, photo: bytes) -> None:
+    with client_of(tiny_bundle, token="secret") as client:
+        assert client.get("/healthz").status_code == 200
+        refused = client.post("/v1/images", content=photo)
+        assert "send `Authorization: Bearer TOKEN`" in error_of(refused, 401)
+        assert refused.headers["www-authenticate"] == "Bearer"
+        wrong = {"Authorization": "Bearer sécret".encode()}
+        error_of(client.post("/v1/images", content=photo, headers=wrong), 401)
+        right = {"Authorization": "Bearer secret"}
+        assert client.post("/v1/images", content=photo, headers=right).status_code == 200
+
+
+def test_another_host_name_is_refused(client: TestClient) -> None:
+    """A page elsewhere could have its name point here (DNS rebinding)."""
+    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_it_says_when_it_is_ready_and_when_it_stops(tiny_bundle: Bundle) -> None:
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+    client = TestClient(make_app(service))  # not entered: nothing is warmed
+    assert client.get("/healthz").json()["status"] == "starting"
+    assert client.get("/readyz").status_code == 503
+    service.warm()
+    assert client.get("/readyz").json() == {
+        "status": "ok", "bundle": tiny_bundle.name, "backend": "onnxruntime",
+    }  # fmt: skip
+    service.stop()
+    assert client.get("/readyz").json()["status"] == "stopping"
+    assert "is stopping" in error_of(client.post("/v1/images", content=b"x"), 503)
+
+
+def test_one_who_cannot_be_warmed_says_why(tiny_bundle: Bundle) -> None:
+    failures: list[Exception] = []
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+
+    def broken() -> None:
+        raise RuntimeError("no engine")
+
+    service.warm = broken  # type: ignore[method-assign]
+    with TestClient(make_app(service, on_failure=failures.append)):
+        pass
+    assert [str(error) for error in failures] == ["no engine"]
+
+
+def test_openapi_finds_no_5xx(client: TestClient, image_id: str) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="comes with the extra `dev`")
+    from hypothesis import HealthCheck, given, settings
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    answered = set()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            if "image_id" in (case.path_parameters or {}) and case.method != "DELETE":
+                case.path_parameters["image_id"] = image_id
+            answer = case.call()
+            answered.add((case.method, answer.status_code))
+            assert answer.status_code < 500, answer.text
+
+        ask()
+    assert {("GET", 200), ("POST", 422), ("DELETE", 404)} <= answered
