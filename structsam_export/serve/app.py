@@ -27,6 +27,9 @@ from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.request_body import read_image_body
 from structsam_export.serve.schemas import (
     ErrorAnswer,
+    EverythingAnswer,
+    EverythingMask,
+    EverythingRequest,
     HealthAnswer,
     ImageAnswer,
     MasksAnswer,
@@ -149,6 +152,17 @@ def _images(service: Service, token: str | None) -> APIRouter:
             earlier = read_logits(asked.mask_input, tuple(map(int, shape)))
         found = service.masks(image_id, prompts, multimask, earlier)
         return masks_answer(found, asked.format, asked.best, asked.logits)
+
+    @router.post("/{image_id}/everything", responses=_errors(404, 429))
+    def find_everything(image_id: ImageId, asked: EverythingRequest) -> EverythingAnswer:
+        """Find a mask of everything, as SAM's automatic mask generator without crops."""
+        records, spent = service.everything(image_id, **asked.model_dump())
+        masks = [
+            EverythingMask(counts=record.pop("segmentation")["counts"], **record)
+            for record in records
+        ]
+        size = service.image(image_id).geometry.original_size
+        return EverythingAnswer(size=list(size), masks=masks, ms=spent)
 
     @router.get(
         "/{image_id}/embedding",

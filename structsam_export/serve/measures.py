@@ -32,6 +32,12 @@ class Measures:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.everything = Histogram(
+            "structsam_everything_seconds",
+            "Masks of everything, a photo",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self.decoded_together = Histogram(
             "structsam_requests_per_decode",
             "Requests that shared a call of the decoder",

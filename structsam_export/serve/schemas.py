@@ -82,8 +82,8 @@ class EverythingRequest(_Strict):
     """Settings of SAM's automatic mask generator, with its names and defaults."""
 
     points_per_side: int = Field(32, ge=1, le=128)
-    pred_iou_thresh: Number = 0.88
-    stability_score_thresh: Number = 0.95
+    pred_iou_thresh: Number = Field(0.88, ge=0, le=1)
+    stability_score_thresh: Number = Field(0.95, ge=0, le=1)
     box_nms_thresh: Number = Field(0.7, ge=0, le=1)
     min_mask_region_area: int = Field(0, ge=0)
 
@@ -97,6 +97,7 @@ class EverythingMask(BaseModel):
     predicted_iou: float
     stability_score: float
     point_coords: list[list[float]]
+    crop_box: list[float] = Field(description="[x, y, width, height] that it was found in.")
 
 
 class EverythingAnswer(BaseModel):

@@ -14,6 +14,7 @@ import numpy as np
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.encoded_image import EncodedImage
+from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import ImageGeometry
@@ -69,8 +70,9 @@ class FoundMasks:
 class Service:
     """Encodes photos once and answers prompts. Safe to use from several threads.
 
-    One thread encodes, another decodes, each with a predictor of its own; prompts for one image
-    that wait together share a call of the decoder.
+    One thread encodes, another decodes, a third finds masks of everything, which takes long; each
+    has a predictor of its own. Prompts for one image that wait together share a call of the
+    decoder.
 
     Args:
         backend, options: as of `Predictor`.
@@ -94,13 +96,16 @@ class Service:
         )
         self._encoder = Predictor(bundle, backend, **options)
         self._decoder = Predictor(bundle, self._encoder.backend, **options)
+        self._finder = Predictor(bundle, self._encoder.backend, **options)
         most = bundle.part("decoder").profile["P"][2]
         self._encoding = Worker("photos", self._encode, settings.queue)
         self._decoding = Worker("prompts", self._decode, 4 * settings.queue, most)
+        self._finding = Worker("photos", self._find, max(1, settings.queue // 4))
         self._in_work: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
         self.state: State = "starting"
-        self.measures.watch(self.cache, {"encoder": self._encoding, "decoder": self._decoding})
+        workers = {"encoder": self._encoding, "decoder": self._decoding}
+        self.measures.watch(self.cache, workers | {"everything": self._finding})
 
     def warm(self) -> None:
         """Open both networks and run them once: the first request then waits for nothing."""
@@ -118,10 +123,10 @@ class Service:
     def stop(self) -> None:
         """Answer what waits, and close the networks."""
         self.state = "stopping"
-        self._encoding.stop()
-        self._decoding.stop()
-        self._encoder.close()
-        self._decoder.close()
+        for worker in (self._encoding, self._decoding, self._finding):
+            worker.stop()
+        for predictor in (self._encoder, self._decoder, self._finder):
+            predictor.close()
 
     def describe(self) -> dict[str, Any]:
         """Return which bundle and runtime serve, ready for JSON."""
@@ -193,6 +198,36 @@ class Service:
         future = self._decoding.submit(kind, (image, several, multimask), count)
         scores, low_res, spent = future.result()
         return FoundMasks(scores, low_res, image.geometry, spent)
+
+    def everything(self, image_id: str, **settings: Any) -> tuple[list[dict[str, Any]], float]:
+        """Find a mask of everything in a kept image; see `Predictor.everything`.
+
+        Returns:
+            The records with COCO's run lengths, and the milliseconds that it took.
+
+        Raises:
+            Refusal: an unknown image, or too many wait.
+        """
+        chosen = EverythingSettings(**settings, output_mode="coco_rle")
+        image = self.image(image_id)
+        found: tuple[list[dict[str, Any]], float] = self._finding.submit(
+            None, (image, chosen)
+        ).result()
+        return found
+
+    def _find(
+        self, works: Sequence[tuple[EncodedImage, EverythingSettings]]
+    ) -> list[tuple[list[dict[str, Any]], float]]:
+        ((image, settings),) = works
+        start = time.perf_counter()
+        self._finder.set_encoded_image(image)
+        try:
+            records = self._finder.everything(**vars(settings))
+        finally:
+            self._finder.reset_image()
+        spent = time.perf_counter() - start
+        self.measures.everything.observe(spent)
+        return [(records, spent * 1e3)]
 
     def _encode(self, works: Sequence[tuple[str, bytes]]) -> list[tuple[EncodedImage, float]]:
         ((image_id, data),) = works

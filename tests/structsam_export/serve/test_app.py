@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from structsam.evaluation.mask_rle import decode
 from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.image_file import read_image
 from structsam_export.serve.app import make_app
 from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
@@ -94,6 +96,23 @@ def test_an_earlier_mask_is_refined(client: TestClient, image_id: str) -> None:
     asked |= {"mask_input": first["logits"], "multimask": False}
     (second,) = client.post(url, json=asked).json()["masks"]
     assert second["score"] != first["score"]
+
+
+def test_everything_is_what_the_predictor_finds(
+    client: TestClient, image_id: str, tiny_bundle: Bundle, tiny_photo: Path
+) -> None:
+    loose = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 4}
+    answer = client.post(f"/v1/images/{image_id}/everything", json=loose)
+    assert answer.status_code == 200, answer.text
+    with tiny_bundle.predictor("onnxruntime", threads=1) as predictor:
+        expected = predictor.everything(read_image(tiny_photo), **loose)
+    found = answer.json()["masks"]
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(decode(ours["counts"], (96, 128)), theirs["segmentation"])
+        assert (ours["area"], ours["bbox"]) == (theirs["area"], theirs["bbox"])
+    error_of(client.post(f"/v1/images/{image_id}/everything", json={"points_per_side": 0}), 422)
+    error_of(client.post(f"/v1/images/{'0' * 32}/everything", json={}), 404)
 
 
 def test_the_embedding_travels_as_fp16(client: TestClient, image_id: str) -> None:
@@ -251,6 +270,9 @@ def test_openapi_finds_no_5xx(client: TestClient, image_id: str) -> None:
         def ask(case: Any) -> None:
             if "image_id" in (case.path_parameters or {}) and case.method != "DELETE":
                 case.path_parameters["image_id"] = image_id
+            if case.path.endswith("everything"):  # 128 points a side would take minutes
+                if isinstance(case.body, dict):
+                    case.body["points_per_side"] = 2
             answer = case.call()
             answered.add((case.method, answer.status_code))
             assert answer.status_code < 500, answer.text

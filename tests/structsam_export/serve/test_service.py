@@ -156,11 +156,11 @@ def test_a_broken_photo_is_told_and_leaves_nothing(service: Service, photo: byte
 
 
 def test_a_prompt_aware_bundle_encodes_for_every_box() -> None:
-    from tests.structsam_export.predict.test_predictor import PHOTO, FakeBackend, fake_bundle
-
     import io
 
     from PIL import Image
+
+    from tests.structsam_export.predict.test_predictor import PHOTO, FakeBackend, fake_bundle
 
     buffer = io.BytesIO()
     Image.fromarray(PHOTO).save(buffer, "PNG")

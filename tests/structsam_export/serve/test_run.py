@@ -1,0 +1,88 @@
+"""Starting and stopping for real, and what stands in the way of a start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from structsam.errors import UserError
+from structsam_export.bundle.folder import Bundle
+from structsam_export.serve.run import is_local, serve
+
+
+def test_a_port_in_use(tiny_bundle: Bundle) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use"):
+            serve(tiny_bundle, port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("0.0.0.0", 0, r"others can reach 0\.0\.0\.0: give a `token="),
+        ("192.0.2.1", 0, "others can reach"),
+        ("127.0.0.1", 70000, "port 70000 is out of range"),
+    ],
+)
+def test_addresses_that_are_refused(
+    tiny_bundle: Bundle, host: str, port: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        serve(tiny_bundle, host, port)
+
+
+def test_an_address_that_is_not_this_machine(tiny_bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.1"):
+        serve(tiny_bundle, "192.0.2.1", 0, token="x")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("x.y", False)],
+)
+def test_who_can_reach_it(host: str, local: bool) -> None:
+    assert is_local(host) is local
+
+
+def test_it_serves_until_it_is_told_to_stop(
+    tiny_bundle: Bundle, photo: bytes, tmp_path: Path
+) -> None:
+    log = (tmp_path / "log").open("w")
+    command = ["serve", str(tiny_bundle.path), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "structsam_export.cli.main", *command],
+        stdout=subprocess.PIPE, stderr=log, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = line.split(" at ")[1].split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/readyz", timeout=10)
+                break
+            except urllib.error.HTTPError as error:
+                assert error.code == 503 and time.monotonic() < deadline
+                time.sleep(0.1)
+        request = urllib.request.Request(f"{address}/v1/images", photo)
+        assert json.load(urllib.request.urlopen(request, timeout=30))["width"] == 128
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM, 143)
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        log.close()
