@@ -25,7 +25,7 @@ $(VENV)/.demo-installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml
-	$(call install,export cpu openvino rtx eval dev)
+	$(call install,export cpu openvino rtx eval serve dev)
 	@touch $@ $(VENV)/.demo-installed
 
 # torch and torchvision come from one place in one step, because torchvision is compiled for one

@@ -29,7 +29,9 @@ EXTRA_OF = {
     "onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "cuda": "tensorrt",
     "tensorrt_rtx": "rtx",
     "matplotlib": "eval", "scipy": "eval", "pycocotools": "eval",
-    "pydicom": "eval", "polygraphy": "polygraphy", "onnx_graphsurgeon": "polygraphy",
+    "pydicom": "eval", "transformers": "hf",
+    "fastapi": "serve", "uvicorn": "serve", "python_multipart": "serve",
+    "prometheus_client": "serve", "polygraphy": "polygraphy", "onnx_graphsurgeon": "polygraphy",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
     Checkpoint,
+    Json,
     Threads,
     make_terminal,
     random_note,
@@ -36,6 +38,7 @@ def serve_bundle(
     max_body_mb: Annotated[int, typer.Option(min=1, help="Of a photo's file, MiB.")] = 64,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
+    json_only: Json = False,
 ) -> None:
     """Serve masks and a page to click in at http://127.0.0.1:8000; see /docs there."""
     terminal = make_terminal()
@@ -52,6 +55,13 @@ def serve_bundle(
     settings = ServeSettings(cache_mb=cache_mb, spill=spill, queue=queue, max_body_mb=max_body_mb)
     if opened.has_random_weights:
         terminal.warn(random_note())
+
+    def tell(address: str) -> None:
+        if json_only:
+            print(json.dumps({"bundle": opened.name, "address": address}), flush=True)
+        else:
+            terminal.print(f"{opened.name} at {address} (Ctrl-C stops it)")
+
     try:
         serve(
             opened,
@@ -60,7 +70,7 @@ def serve_bundle(
             token=token or os.environ.get(_TOKEN),
             backend=backend,
             settings=settings,
-            say=lambda address: terminal.print(f"{opened.name} at {address} (Ctrl-C stops it)"),
+            say=tell,
             threads=threads,
             checkpoint=checkpoint,
         )

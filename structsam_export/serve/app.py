@@ -7,6 +7,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import structsam
 from structsam.errors import UserError
 from structsam_export.predict.prompts import AskedPrompts
 from structsam_export.serve.masks_out import masks_answer, read_logits
@@ -75,7 +75,7 @@ def make_app(
     app = FastAPI(
         title="structsam",
         description="Segment Anything: send a photo once, then ask for masks.",
-        version=structsam.__version__,
+        version=version("structsam"),
         lifespan=life,
     )
     if hosts is not None:

@@ -10,7 +10,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from structsam.evaluation.mask_rle import encode
+from structsam_export.predict.everything.runs import coco_rle, runs_of
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.schemas import Mask, MaskFormat, MasksAnswer
 from structsam_export.serve.service import FoundMasks
@@ -27,7 +27,7 @@ def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: b
                     prompt=prompt,
                     score=float(scores[place]),
                     area=int(mask.sum()),
-                    counts=encode(mask) if kind == "rle" else None,
+                    counts=_counts(mask) if kind == "rle" else None,
                     data=None if kind == "rle" else _base64(_file_of(mask, kind)),
                     logits=_base64(found.low_res[prompt, place].astype("<f2").tobytes())
                     if with_logits
@@ -60,6 +60,11 @@ def read_logits(text: str, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise Refusal(422, "mask_input holds NaN or infinity. Give `logits` of an earlier answer")
     return logits
+
+
+def _counts(mask: np.ndarray) -> str:
+    size = mask.shape[0], mask.shape[1]
+    return str(coco_rle(runs_of(mask, 0, 0, size), size)["counts"])
 
 
 def _file_of(mask: np.ndarray, kind: MaskFormat) -> bytes:

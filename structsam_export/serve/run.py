@@ -80,9 +80,10 @@ def require_packages() -> None:
     """Refuse before any work where the extra `serve` is not installed. Raises `UserError`."""
     try:
         import fastapi  # noqa: F401
-        import multipart  # type: ignore[import-untyped]  # noqa: F401
         import prometheus_client  # noqa: F401
         import pycocotools  # noqa: F401
+        import python_multipart  # noqa: F401
+        import scipy  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(

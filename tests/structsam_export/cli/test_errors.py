@@ -39,6 +39,7 @@ WRONG_PATH = {
     "predict": ["nowhere", "nowhere.png"],
     "everything": ["nowhere", "nowhere.png"],
     "segment": ["nowhere", "nowhere", "--out", "out"],
+    "serve": ["nowhere"],
     "lint": ["nowhere.onnx"],
     "list": ["nowhere"],  # takes none
     "doctor": ["nowhere"],  # takes none
@@ -59,6 +60,7 @@ WRONG_VALUE = {
     "predict": ["nowhere", "nowhere.png", "--threads", "none"],
     "everything": ["nowhere", "nowhere.png", "--points-per-side", "0"],
     "segment": ["nowhere", "nowhere", "--out", "out", "--readers", "0"],
+    "serve": ["nowhere", "--port", "70000"],
     "lint": ["nowhere.onnx", "--json=x"],
     "list": ["--markdown=x"],
     "doctor": ["--json=x"],
@@ -171,6 +173,7 @@ def without_packages(
         "predict": [bundle, tiny_photo],
         "everything": [bundle, tiny_photo],
         "segment": [bundle, photos, "--everything", "--out", "segmented"],
+        "serve": [bundle, "--port", 0],
         "download": ["vit_b", "--url", "http://127.0.0.1:9/vit_b.pth"],
         "lint": [bundle / "encoder.onnx"],
         "bench": [bundle, "--require", "onnxruntime"],
