@@ -2,7 +2,8 @@
 
 Every run appends to a part of its own, a line of JSON for a photo, written when all else that the
 photo leaves behind is there. A run that was killed leaves at most one torn line, at the end of its
-part, and nothing is appended behind it. Of several lines about a photo the last one counts.
+part, and nothing is appended behind it. Of several lines about a photo one with masks counts, or
+the last one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from structsam.errors import UserError
 from structsam_export.bundle.atomic import as_user_error
 
 _FOLDER = "parts"
+#: Files that Ray writes, of lines {"name": ..., "line": ...}.
+RAY_PARTS = "parts/ray"
 _SYNC_SECONDS = 1.0
 
 
@@ -34,7 +37,7 @@ class PartWriter:
         folder = out / _FOLDER
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            numbers = [int(path.stem) for path in _parts(out)]
+            numbers = [int(path.stem) for path in _parts(out) if path.stem.isdigit()]
             self.path = folder / f"{max(numbers, default=0) + 1:06d}.jsonl"
             self._stream = self.path.open("xb", buffering=0)
         except OSError as error:
@@ -72,8 +75,11 @@ class Done:
         self._failed: set[str] = set()
         for number, file in enumerate(self._files):
             for offset, entry in _lines(file):
-                self._at[entry["name"]] = (number, offset)
-                (self._failed.add if "problem" in entry else self._failed.discard)(entry["name"])
+                name = entry["name"]
+                if "problem" in entry and name in self:
+                    continue
+                self._at[name] = (number, offset)
+                (self._failed.add if "problem" in entry else self._failed.discard)(name)
 
     def __contains__(self, name: str) -> bool:
         """Whether a photo has its masks; one that had a problem is tried again."""
@@ -87,14 +93,25 @@ class Done:
                 if name in self._at:
                     number, offset = self._at[name]
                     streams[number].seek(offset)
-                    yield json.loads(streams[number].readline())
+                    yield _entry(streams[number].readline())
         finally:
             for stream in streams:
                 stream.close()
 
 
 def _parts(out: Path) -> list[Path]:
-    return sorted(path for path in (out / _FOLDER).glob("*.jsonl") if path.stem.isdigit())
+    own = sorted(path for path in (out / _FOLDER).glob("*.jsonl") if path.stem.isdigit())
+    return [*own, *sorted((out / RAY_PARTS).glob("*.json"))]
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return what a line says; raises `ValueError`, `KeyError` or `TypeError` for a damaged one."""
+    entry = json.loads(line)
+    if "line" in entry:
+        entry = json.loads(entry["line"])
+    if not isinstance(entry["name"], str):
+        raise TypeError
+    return dict(entry)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,9 +122,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return  # torn
             try:
-                entry = json.loads(line)
-                if not isinstance(entry["name"], str):
-                    raise TypeError
+                entry = _entry(line)
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{file} is damaged at byte {offset}. Delete it: its photos are done again"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from structsam.errors import UserError
 from structsam_export.bulk.coco import ANNOTATIONS, PROBLEMS, merge_parts
 from structsam_export.bulk.parts import Done, PartWriter
 from structsam_export.bulk.pipeline import Stage, pipelined
-from structsam_export.bulk.source import Source, read_source
+from structsam_export.bulk.source import Source, Task, read_source
 from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
@@ -61,6 +62,7 @@ def segment(
     photos: str | Path | None = None,
     backend: str = "auto",
     readers: int = 2,
+    ray: str | None = None,
     progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> Summary:
@@ -75,6 +77,7 @@ def segment(
         out: a new folder, or that of an earlier call with the same arguments.
         photos: the folder that names in a source's file are relative to.
         readers: threads that read photos.
+        ray: do it on Ray: `local`, `auto` or an address; see `run_on_ray`.
         options: further options of `Predictor`.
 
     Raises:
@@ -92,25 +95,49 @@ def segment(
         before, total = len(listed.tasks) - len(todo), len(listed.tasks)
         del done
         start = time.perf_counter()
-        if todo:
-            with (
-                bundle.predictor(backend, **options) as encoding,
-                bundle.predictor(backend, **options) as decoding,
-            ):
-                work = Work(bundle, wanted, encoding, decoding, folder)
-                work.open()
-                stages = [Stage(work.read, readers), Stage(work.encode), Stage(work.decode)]
-                progress(before, total)
-                part = PartWriter(folder)
-                with closing(part), closing(pipelined(todo, stages)) as items:
-                    for count, item in enumerate(items, 1):
-                        part.append(work.write(item))
-                        progress(before + count, total)
+        if todo and ray is not None:
+            from structsam_export.bulk.ray_job import run_on_ray
+
+            how = {"backend": backend, "readers": readers, **options}
+            run_on_ray(bundle.path, todo, folder, wanted, address=ray, **how)
+        elif todo:
+            told = partial(_tell, progress, before, total)
+            _run_here(bundle, todo, folder, wanted, backend, readers, told, options)
         names = [task.name for task in listed.tasks]
         counts = merge_parts(folder, names, listed.categories, {"description": "masks", **run})
     seconds = time.perf_counter() - start
     files = folder / ANNOTATIONS, folder / PROBLEMS
     return Summary(*files, *counts, done_now=len(todo), seconds=seconds)
+
+
+def _tell(progress: Progress, before: int, total: int, count: int) -> None:
+    progress(before + count, total)
+
+
+def _run_here(
+    bundle: Bundle,
+    todo: Sequence[Task],
+    folder: Path,
+    wanted: Wanted,
+    backend: str,
+    readers: int,
+    told: Callable[[int], None],
+    options: dict[str, Any],
+) -> None:
+    """Do the tasks in this process; `told` hears how many are done."""
+    with (
+        bundle.predictor(backend, **options) as encoding,
+        bundle.predictor(backend, **options) as decoding,
+    ):
+        work = Work(bundle, wanted, encoding, decoding, folder)
+        work.open()
+        stages = [Stage(work.read, readers), Stage(work.encode), Stage(work.decode)]
+        told(0)
+        part = PartWriter(folder)
+        with closing(part), closing(pipelined(todo, stages)) as items:
+            for count, item in enumerate(items, 1):
+                part.append(work.write(item))
+                told(count)
 
 
 def _check(bundle: Bundle, source: Source, wanted: Wanted) -> None:

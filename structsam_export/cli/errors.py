@@ -32,6 +32,7 @@ EXTRA_OF = {
     "pydicom": "eval", "transformers": "hf",
     "fastapi": "serve", "uvicorn": "serve", "python_multipart": "serve",
     "prometheus_client": "serve", "polygraphy": "polygraphy", "onnx_graphsurgeon": "polygraphy",
+    "ray": "ray",
 }  # fmt: skip
 
 

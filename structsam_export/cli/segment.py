@@ -49,6 +49,12 @@ def segment_photos(
         bool, typer.Option("--save-embeddings", help="Also FP16 embeddings, for later prompts.")
     ] = False,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read photos.")] = 2,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Work on Ray: local, auto (a running cluster), or its address."
+        ),
+    ] = None,
     backend: BackendName = "auto",
     checkpoint: Checkpoint = None,
     threads: Threads = None,
@@ -74,6 +80,7 @@ def segment_photos(
         photos=photos,
         backend=backend,
         readers=readers,
+        ray=ray,
         progress=lambda done, total: terminal.counted("photos", done, total),
         threads=threads,
         checkpoint=checkpoint,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode
-from structsam_export.bulk import parts
+from structsam_export.bulk import coco, parts
 from structsam_export.bulk.segment import segment
 from structsam_export.bulk.work import Wanted
 from structsam_export.bundle.folder import Bundle
@@ -160,6 +160,23 @@ def test_a_second_call_does_what_is_left(
     shutil.copy(photos / "0.png", own / "broken.jpg")
     mended = segment(bundle, own, out, EVERYTHING)
     assert (mended.done_now, mended.problems, mended.photos) == (1, 0, COUNT + 1)
+
+
+def test_a_merge_that_fails_leaves_no_half_file(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_late(section: str, entry: dict[str, Any], image_id: int) -> Any:
+        if section == "annotations":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "annotations.json")
+        return items(section, entry, image_id)
+
+    items = coco._items
+    monkeypatch.setattr(coco, "_items", fails_late)
+    with pytest.raises(UserError, match="No space left"):
+        segment(bundle, photos, tmp_path / "out", EVERYTHING)
+    assert not list((tmp_path / "out").glob("*annotations*"))
+    monkeypatch.undo()
+    assert segment(bundle, photos, tmp_path / "out", EVERYTHING).done_now == 1  # the broken one
 
 
 @pytest.mark.parametrize(

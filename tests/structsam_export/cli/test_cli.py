@@ -627,6 +627,32 @@ def test_everything(
     assert cli("everything", tiny_bundle.path, photo, "--points-per-side", "2").code == 0
 
 
+def test_segment(cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path) -> None:
+    pytest.importorskip("pycocotools")
+    Path("list.txt").write_text(f"{photo}\t30,20,70,50\t50,35\nabsent.png\t5,5\n")
+    command = ("segment", tiny_bundle.path, "list.txt", "--out", "a", "--backend", "onnxruntime")
+    ended = cli(*command, "--overlays", "--save-embeddings", "--json")
+    assert ended.code == 0 and ended.err.count("masks carry no meaning") == 1
+    assert (ended.json["photos"], ended.json["problems"]) == (1, 1)
+    (mask,) = json.loads(Path("a/annotations.json").read_text())["annotations"]
+    assert mask["image_id"] == 1 and "no image at" in Path("a/problems.csv").read_text()
+    assert len(list(Path("a/overlays").iterdir())) == len(list(Path("a/embeddings").iterdir())) == 1
+    ended = cli(*command, "--overlays")
+    assert ended.code == 2 and "begun with embeddings = True, and now it is False" in ended.err
+    ended = cli(*command, "--overlays", "--save-embeddings")
+    assert ended.code == 0 and "1 masks of 1 photos" in ended.out
+    assert "1 photos gave no masks: see a/problems.csv" in ended.err
+    box = ("--box", "30,20,70,50", "--point", "50,35", "--out", "b", "--json")
+    ended = cli("predict", tiny_bundle.path, photo, *box, "--embedding", "a/embeddings")
+    assert ended.code == 2 and f"no embedding at a/embeddings/{photo.name}.npz" in ended.err
+    (file,) = Path("a/embeddings").iterdir()
+    ended = cli("predict", tiny_bundle.path, photo, *box, "--embedding", file)
+    assert ended.code == 0 and ended.json["timings_ms"]["encode"] == 0
+    score = ended.json["prompts"][0]["masks"][0]["score"]
+    assert score == pytest.approx(mask["predicted_iou"], abs=0.01)
+    assert cli("segment", tiny_bundle.path, photo.parent, "--out", "c").code == 2
+
+
 def test_unusual_images(
     cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
 ) -> None:

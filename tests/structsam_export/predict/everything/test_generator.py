@@ -13,6 +13,7 @@ import pytest
 
 from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode
+from structsam.models import MODELS
 from structsam_export.predict.everything.generator import masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.preprocessing import image_geometry
@@ -159,6 +160,25 @@ def test_crops_that_cut_masks_lose_them(segmenter: TorchSegmenter, sam: Any) -> 
     expected = segment_anything.SamAutomaticMaskGenerator(sam, **chosen).generate(image)
     found = masks_of_everything(segmenter, image, EverythingSettings(**chosen))
     assert [r["crop_box"] for r in found] == [r["crop_box"] for r in expected]
+
+
+def test_of_masks_that_become_alike_one_that_needed_no_mending_stays() -> None:
+    """Two equal discs, the better one with a far speck that widens its box."""
+    pytest.importorskip("scipy")
+    low_res = np.full((1, 3, 64, 64), -9.0, np.float32)
+    rows, columns = np.mgrid[:64, :64]
+    low_res[0, :2, (rows - 30) ** 2 + (columns - 20) ** 2 < 150] = 9
+    low_res[0, 0, 60:63, 60:63] = 9
+    segmenter = SimpleNamespace(
+        geometry=image_geometry(64, 64, replace(MODELS["vit_b"].preprocessing, image_size=256)),
+        timings={},
+        predict_low_res=lambda coords, labels: (np.array([[0.9, 0.8, 0.0]]), low_res),
+    )
+    settings = EverythingSettings(points_per_side=1, pred_iou_thresh=0.5, min_mask_region_area=40)
+    (record,) = masks_of_everything(segmenter, None, settings)
+    assert record["predicted_iou"] == pytest.approx(0.8)
+    unmended = masks_of_everything(segmenter, None, replace(settings, min_mask_region_area=0))
+    assert [r["predicted_iou"] for r in unmended] == pytest.approx([0.9, 0.8])
 
 
 def test_the_three_forms_hold_the_same_masks(segmenter: TorchSegmenter, image: np.ndarray) -> None:
