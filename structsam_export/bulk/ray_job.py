@@ -141,6 +141,6 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"no Ray cluster at {address!r} ({reason}). Start one with `ray start --head`, or use "
+            f"no Ray cluster at {address!r} ({reason}). Start one (docs/bulk.md), or use "
             "`ray='local'`"
         ) from None
