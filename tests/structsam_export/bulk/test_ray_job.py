@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam_export.bulk import ray_job
+from structsam_export.bulk.parts import RAY_PARTS, Done
 from structsam_export.bulk.segment import segment
 from structsam_export.bulk.work import Wanted
 from tests.structsam_export.bulk.test_segment import EVERYTHING, content
@@ -29,6 +31,18 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     bundle = make_sam_like_bundle(tmp_path / "bundle")
     with pytest.raises(UserError, match=r"pip install 'structsam\[ray\]'"):
         segment(bundle, tmp_path / "a.png", tmp_path / "out", Wanted(embeddings=True), ray="local")
+
+
+def test_what_ray_wrote_counts_in_any_order(tmp_path: Path) -> None:
+    """A photo that was mended is done, whichever of its two files comes last."""
+    folder = tmp_path / RAY_PARTS
+    folder.mkdir(parents=True)
+    for name, said in (("a", {"annotations": []}), ("b", {"problem": "broken"})):
+        line = json.dumps({"name": "1.png", **said})
+        (folder / f"{name}.json").write_text(json.dumps({"name": "1.png", "line": line}) + "\n")
+    done = Done(tmp_path)
+    assert "1.png" in done
+    assert list(done.entries(iter(["0.png", "1.png"]))) == [{"name": "1.png", "annotations": []}]
 
 
 def workers(mark: str) -> list[int]:
