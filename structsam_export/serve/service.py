@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,16 +108,17 @@ class Service:
         self.measures.watch(self.cache, workers | {"everything": self._finding})
 
     def warm(self) -> None:
-        """Open both networks and run them once: the first request then waits for nothing."""
+        """Open both networks and run them once: the first request then waits for nothing.
+
+        It waits its turn among requests that came first.
+        """
         side = self.bundle.preprocessing.image_size
         grey = np.full((side, side, 3), 127, np.uint8)
-        self._encoder.set_image(grey)
-        if self.bundle.takes_box:
-            self._encoder.get_image_embedding()
-        self._decoder.set_encoded_image(self._encoder.encoded_image)
-        self._decoder.predict_low_res(np.array([[side / 2, side / 2]]), np.array([1]))
-        self._encoder.reset_image()
-        self._decoder.reset_image()
+        image, _ = self._encoding.submit(None, (None, lambda: grey)).result()
+        middle = {
+            "point_coords": np.full((1, 1, 2), side / 2), "point_labels": np.ones((1, 1)),
+        }  # fmt: skip
+        self._decoding.submit(None, (image, middle, True)).result()
         self.state = "ok"
 
     def stop(self) -> None:
@@ -139,6 +140,7 @@ class Service:
             Refusal: no photo, too large, or too many are waiting.
         """
         image_id = hashlib.sha256(data).hexdigest()[:_ID_DIGITS]
+        most = self.settings.max_pixels
         known = self.cache.get(image_id)
         self.measures.lookups.labels("hit" if known else "miss").inc()
         if known is not None:
@@ -146,7 +148,9 @@ class Service:
         with self._lock:
             future = self._in_work.get(image_id)
             if future is None:
-                future = self._encoding.submit(None, (image_id, data))
+                future = self._encoding.submit(
+                    None, (image_id, lambda: read_image_bytes(data, "the photo", most))
+                )
                 self._in_work[image_id] = future
                 future.add_done_callback(lambda _: self._in_work.pop(image_id, None))
         image, spent = future.result()
@@ -229,9 +233,11 @@ class Service:
         self.measures.everything.observe(spent)
         return [(records, spent * 1e3)]
 
-    def _encode(self, works: Sequence[tuple[str, bytes]]) -> list[tuple[EncodedImage, float]]:
-        ((image_id, data),) = works
-        rgb = read_image_bytes(data, "the photo", self.settings.max_pixels)
+    def _encode(
+        self, works: Sequence[tuple[str | None, Callable[[], np.ndarray]]]
+    ) -> list[tuple[EncodedImage, float]]:
+        ((image_id, read),) = works
+        rgb = read()
         start = time.perf_counter()
         self._encoder.set_image(rgb)
         if not self.bundle.takes_box:
@@ -240,7 +246,8 @@ class Service:
         spent = time.perf_counter() - start
         self._encoder.reset_image()
         self.measures.encode.observe(spent)
-        self.cache.put(image_id, image)
+        if image_id is not None:
+            self.cache.put(image_id, image)
         return [(image, spent * 1e3)]
 
     def _decode(

@@ -58,6 +58,25 @@ def test_masks_are_those_of_predict(service: Service, photo: bytes, predictor: A
     assert np.array_equal(found.scores[0], scores)
 
 
+def test_requests_that_come_while_it_warms_are_answered(
+    tiny_bundle: Bundle, photo: bytes, predictor: Any
+) -> None:
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+    try:
+        image_id = service.add(photo).image_id
+        with ThreadPoolExecutor(8) as pool:
+            warming = [pool.submit(service.warm) for _ in range(3)]
+            found = list(
+                pool.map(lambda _: service.masks(image_id, boxes(BOXES[0]), False), "1234")
+            )
+            for each in warming:
+                each.result()
+        _, low_res = predictor.predict_low_res(box=np.array(BOXES[:1]), multimask_output=False)
+        assert all(np.allclose(each.low_res, low_res, atol=1e-3) for each in found)
+    finally:
+        service.stop()
+
+
 def test_a_photo_is_encoded_once(tiny_bundle: Bundle, photo: bytes) -> None:
     service = Service(tiny_bundle, "onnxruntime", threads=1)
     try:

@@ -1,0 +1,46 @@
+// The server's routes. Every failure is an Error whose message is the server's own sentence.
+
+const TOKEN = "structsam-token";
+
+export class Unreachable extends Error {}
+
+export async function sendPhoto(blob) {
+  return (await ask("v1/images", { method: "POST", body: blob })).json();
+}
+
+export async function findMasks(id, prompt, signal) {
+  const body = JSON.stringify({ ...prompt, best: true, format: "rle" });
+  const headers = { "Content-Type": "application/json" };
+  return (await ask(`v1/images/${id}/masks`, { method: "POST", body, headers, signal })).json();
+}
+
+export async function findEverything(id) {
+  const headers = { "Content-Type": "application/json" };
+  return (await ask(`v1/images/${id}/everything`, { method: "POST", body: "{}", headers })).json();
+}
+
+async function ask(path, options) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable("The server does not answer. It is asked again with the next click.");
+  }
+  if (answer.status === 401) {
+    const given = window.prompt("Token of this server:");
+    if (given) {
+      sessionStorage.setItem(TOKEN, given);
+      return ask(path, options);
+    }
+  }
+  if (!answer.ok) {
+    const told = await answer.json().catch(() => ({}));
+    const error = new Error(told.error || `The server answered ${answer.status}.`);
+    error.status = answer.status;
+    throw error;
+  }
+  return answer;
+}

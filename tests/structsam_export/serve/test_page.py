@@ -1,0 +1,272 @@
+"""The page in a real browser: what a hand does, and what lies on the canvas then."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from structsam.evaluation.mask_rle import decode
+from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.image_file import read_image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="comes with the extra `dev`")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium: apt install chromium, or the like"
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SIZE = (96, 128)
+#: What is on in the canvas of masks, as one bool for every pixel.
+READ = """() => {
+  const canvas = document.getElementById("masks");
+  const picture = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return [canvas.width, canvas.height, Array.from(picture.data).filter((_, at) => at % 4 === 3)];
+}"""
+
+
+class Server:
+    """A server in a thread, which can go away and come back at the same port."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.port = bundle, 0
+        self.start()
+
+    def start(self) -> None:
+        import uvicorn
+
+        from structsam_export.serve.app import make_app
+        from structsam_export.serve.run import _listen
+        from structsam_export.serve.service import Service
+
+        service = Service(self.bundle, "onnxruntime", threads=1)
+        config = uvicorn.Config(make_app(service), log_level="error")
+        listener = _listen("127.0.0.1", self.port)
+        self.port = listener.getsockname()[1]
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Bundle) -> Iterator[Server]:
+    server = Server(tiny_bundle)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_at(browser: Any, server: Server, width: int = 1000) -> Iterator[Any]:
+    """Yield the page; nothing may go wrong in its scripts, and nothing may come from elsewhere."""
+    page = browser.new_page(viewport={"width": width, "height": 700})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((server.address, "blob:", "data:"))
+            else wrong.append(request.url)
+        ),
+    )
+    page.goto(server.address)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def choose(page: Any, photo: Path) -> None:
+    page.set_input_files("#file", str(photo))
+    said(page, "encoded in|known already")
+
+
+def said(page: Any, pattern: str) -> str:
+    text = page.locator("#status")
+    playwright.expect(text).to_have_text(re.compile(pattern), timeout=60_000)
+    return str(text.inner_text())
+
+
+def click(page: Any, x: float, y: float, **more: Any) -> None:
+    """Click a place of the photo, in its pixels."""
+    box = page.locator("#masks").bounding_box()
+    position = {"x": x * box["width"] / SIZE[1], "y": y * box["height"] / SIZE[0]}
+    page.locator("#masks").click(position=position, **more)
+
+
+def canvas_mask(page: Any) -> np.ndarray:
+    """Return what is on, without the dots, in the photo's size."""
+    wide, high, alpha = page.evaluate(READ)
+    drawn = np.array(alpha).reshape(high, wide) > 0
+    rows = ((np.arange(SIZE[0]) + 0.5) * high / SIZE[0]).astype(int)
+    columns = ((np.arange(SIZE[1]) + 0.5) * wide / SIZE[1]).astype(int)
+    return drawn[rows][:, columns]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+def downloaded(page: Any, button: str) -> bytes:
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return Path(download.value.path()).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_bundle: Bundle, tiny_photo: Path) -> Iterator[Any]:
+    with tiny_bundle.predictor("onnxruntime", threads=1) as predictor:
+        predictor.set_image(read_image(tiny_photo))
+        yield predictor
+
+
+def test_a_click_draws_the_mask_of_predict(
+    browser: Any, server: Server, tiny_photo: Path, predictor: Any
+) -> None:
+    with page_at(browser, server) as page:
+        choose(page, tiny_photo)
+        click(page, 50, 35)
+        said(page, "Score")
+        found = json.loads(downloaded(page, "#coco"))
+        (annotation,) = found["annotations"]
+        mask = decode(annotation["segmentation"]["counts"], SIZE)
+        # the place that was clicked, to the pixel of the screen
+        masks, scores, _ = predictor.predict(np.array([[50, 35]]), np.array([1]))
+        assert iou(mask, masks[scores.argmax()]) >= 0.999
+        drawn = canvas_mask(page)
+        dot = np.hypot(*(np.mgrid[: SIZE[0], : SIZE[1]] - np.array([35, 50])[:, None, None])) < 4
+        assert iou(drawn & ~dot, mask & ~dot) >= 0.999
+        assert annotation["area"] == mask.sum()
+        ys, xs = np.nonzero(mask)
+        box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+        assert annotation["bbox"] == [int(side) for side in box]
+        labels = np.asarray(Image.open(io.BytesIO(downloaded(page, "#png"))).convert("L"))
+        assert np.array_equal(labels == 1, mask) and set(np.unique(labels)) == {0, 1}
+
+
+def test_hovering_shows_a_mask_and_leaving_takes_it_away(
+    browser: Any, server: Server, tiny_photo: Path
+) -> None:
+    with page_at(browser, server) as page:
+        choose(page, tiny_photo)
+        box = page.locator("#masks").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+        said(page, "Decoded in")
+        assert canvas_mask(page).any()
+        page.mouse.move(5, 5)
+        page.wait_for_timeout(200)
+        assert not canvas_mask(page).any()
+
+
+def test_box_subtract_undo_objects_and_clear(
+    browser: Any, server: Server, tiny_photo: Path, predictor: Any
+) -> None:
+    with page_at(browser, server) as page:
+        choose(page, tiny_photo)
+        box = page.locator("#masks").bounding_box()
+        across, down = box["width"] / SIZE[1], box["height"] / SIZE[0]
+        page.mouse.move(box["x"] + 30 * across, box["y"] + 20 * down)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 70 * across, box["y"] + 50 * down, steps=4)
+        page.mouse.up()
+        said(page, "Score")
+        (boxed,) = json.loads(downloaded(page, "#coco"))["annotations"]
+        mask = decode(boxed["segmentation"]["counts"], SIZE)
+        expected, _, _ = predictor.predict(box=np.array([30, 20, 70, 50]), multimask_output=False)
+        assert iou(mask, expected[0]) >= 0.99  # the drag ends within a pixel of the screen
+        click(page, 35, 25, modifiers=["Shift"])
+        said(page, "Score")
+        (less,) = json.loads(downloaded(page, "#coco"))["annotations"]
+        assert less["segmentation"] != boxed["segmentation"]
+        page.keyboard.press("z")
+        said(page, "Undone")
+        (again,) = json.loads(downloaded(page, "#coco"))["annotations"]
+        assert again["segmentation"] == boxed["segmentation"]
+        page.keyboard.press("n")
+        click(page, 100, 70)
+        said(page, "Score")
+        assert len(json.loads(downloaded(page, "#coco"))["annotations"]) == 2
+        assert page.locator("#objects li").count() == 2
+        page.keyboard.press("Escape")
+        assert page.locator("#objects li").count() == 0 and not canvas_mask(page).any()
+
+
+def test_everything_by_its_button(browser: Any, server: Server, tiny_photo: Path) -> None:
+    with page_at(browser, server) as page:
+        choose(page, tiny_photo)
+        few = json.dumps({"points_per_side": 4})
+        page.route("**/everything", lambda route: route.continue_(post_data=few))
+        page.locator("#everything").click()
+        said(page, r"\d+ masks in")
+
+
+def test_a_large_photo(browser: Any, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    columns = np.arange(5472, dtype=np.uint8)
+    pixels = np.broadcast_to(columns[None, :, None], (3648, 5472, 3))
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, quality=60)
+    with page_at(browser, server, width=400) as page:
+        choose(page, path)
+        page.locator("#masks").click(position={"x": 100, "y": 100})
+        said(page, "Score")
+
+
+def test_what_is_no_photo_is_told(browser: Any, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "text.jpg"
+    path.write_text("this is text")
+    with page_at(browser, server) as page:
+        page.set_input_files("#file", str(path))
+        said(page, r"text\.jpg is no photo that this browser can read")
+
+
+def test_the_server_goes_and_comes_back(
+    browser: Any, tiny_bundle: Bundle, tiny_photo: Path
+) -> None:
+    server = Server(tiny_bundle)
+    try:
+        with page_at(browser, server) as page:
+            choose(page, tiny_photo)
+            server.stop()
+            click(page, 50, 35)
+            said(page, "The server does not answer")
+            server.start()  # it has forgotten the photo
+            click(page, 52, 36)
+            said(page, "Score")
+    finally:
+        server.stop()
+
+
+def test_it_fits_a_phone(browser: Any, server: Server, tiny_photo: Path) -> None:
+    with page_at(browser, server, width=360) as page:
+        choose(page, tiny_photo)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        box = page.locator("#masks").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["width"] > 200
