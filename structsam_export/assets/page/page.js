@@ -125,14 +125,14 @@ maskCanvas.addEventListener("pointerleave", () => { [hover, wanted] = [null, nul
 
 // One request at a time; when it ends, the latest place is asked for.
 async function lookUnderPointer() {
-  if (asking || !wanted || !photo.id || objects[active]?.points.length) return;
+  if (asking || !wanted || !photo.id || active >= 0) return;
   const at = wanted;
   wanted = null;
   asking = findMasks(photo.id, { points: [at] });
   try {
     const start = performance.now();
     const found = await asking;
-    if (!objects[active]?.points.length && !drag) {
+    if (active < 0 && !drag) {
       hover = maskOf(found, 0);
       tell(`Decoded in ${Math.round(found.decode_ms)} ms, ${since(start)} in all.`);
     }
