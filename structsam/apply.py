@@ -128,8 +128,8 @@ def _require_relative_positions(block: Any, grid: tuple[int, int]) -> None:
     if lengths != expected:
         raise UserError(
             f"a block has relative position tables of {lengths[0]} and {lengths[1]} rows, and its "
-            f"{grid[0]}x{grid[1]} tokens need {expected[0]} and {expected[1]}. Build the model "
-            "for the image size of its checkpoint"
+            f"{grid[0]}x{grid[1]} tokens need {expected[0]} and {expected[1]}. Load the model with "
+            "`structsam.load_sam(..., image_size=...)`, which resizes them"
         )
 
 

@@ -18,10 +18,8 @@ from structsam.models.spec import Embedding, ModelSpec
 
 #: Smallest side in pixels; models of tests are trained at less.
 SMALLEST = 256
-#: Largest side in pixels, tested: above it, methods that rank all tokens break TensorRT's TopK.
+#: Largest side: the graphs of all methods keep to the export rules up to it; not tried above.
 LARGEST = 2048
-#: Sides of a few whole windows: no padding, which is 16 % of the window tokens at 1024.
-WHOLE_WINDOWS = (896, 672, 448)
 
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 

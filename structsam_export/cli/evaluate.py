@@ -59,6 +59,7 @@ def evaluate(
     terminal = make_terminal()
     if bundle:
         refuse_beside(context, "a bundle", _OF_A_MODEL)
+    sources = [] if bundle else source.of_sizes(model, terminal)
     setting = scoring.setting(data, source.seed, workers=workers, strict=strict)
     from structsam_export.evaluate.runs import (
         LatestModel,
@@ -72,7 +73,7 @@ def evaluate(
         facts, runs = bundle_runs(bundle, backend, threads)
     else:
         runs, models = [], LatestModel()
-        for weights in source.of_sizes(model, terminal):
+        for weights in sources:
             configs, refused = compared.configs(weights.spec)
             facts, of_size = model_runs(weights, configs, precision, threads, models)
             runs += of_size

@@ -126,4 +126,5 @@ def tune(
     terminal.table(tune_table(report))
     for file in report.files:
         terminal.print(str(file))
-    terminal.print(f"use it: structsam-export export --model {model} --schedule {report.files[0]}")
+    used = f"--model {model}{source.typed} --schedule {report.files[0]}"
+    terminal.print(f"use it: structsam-export export {used}")

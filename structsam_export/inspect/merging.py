@@ -73,7 +73,7 @@ def inspect_merging(
     chosen = _checked_blocks(block, spec)
     described = source.describe()
     atomic.require_writable(Path(out))
-    say(f"loading {spec.name}")
+    say(f"loading {spec.label}")
     sam = source.load()
     found: list[Inspected] = []
     for choice in merging:

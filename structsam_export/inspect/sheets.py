@@ -91,7 +91,7 @@ def draw_inspection(
     start = f"{image.stem}_rate{f'{rate:g}' if isinstance(rate, (int, float)) else 's-by-block'}"
     given = _suffix({name: value for one in found for name, value in one.options.items()})
     alarm = _RANDOM if random else None
-    about = f"{image.name}, {spec.name}, {weights}"
+    about = f"{image.name}, {spec.label}, {weights}"
     gradient = photo_gradient(photo, geometry, spec.patch_size)
     rows: dict[tuple[str, int], InspectRow] = {}
     pictures, sheets = [], []
@@ -122,7 +122,7 @@ def draw_inspection(
             sheets.append(out / f"{start}_depth_{one.method}{_suffix(one.options)}.png")
             _write(sheets[-1], contact_sheet(tiles, heading, _DEPTH_COLUMNS, alarm))
     return Inspection(
-        model=spec.name,
+        model=spec.label,
         weights=weights,
         image=image.name,
         rate=rate,

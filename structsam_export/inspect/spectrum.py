@@ -73,12 +73,12 @@ def run(
     pixels = [preprocess(read_image(photo), spec.preprocessing)[0] for photo in photos]
     described = source.describe()
     atomic.require_writable(Path(out))
-    say(f"loading {spec.name}")
+    say(f"loading {spec.label}")
     rows = spectrum_study(source.load(), pixels, merging, graph, say)
     say("writing the report")
     layers = next(choice.config.layers for choice in merging if choice.config)
     report = SpectrumReport(
-        model=spec.name,
+        model=spec.label,
         weights=described.title,
         graph=graph,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),

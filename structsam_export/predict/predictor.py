@@ -179,7 +179,7 @@ class Predictor:
         return self.geometry is not None
 
     def get_image_embedding(self) -> np.ndarray:
-        """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM.
+        """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM at 1024.
 
         That of a prompt-aware bundle belongs to `prompt_box`.
 
@@ -217,7 +217,8 @@ class Predictor:
             point_coords: [N, 2], or [P, K, 2], (x, y) in pixels of the image.
             point_labels: [N] or [P, K], 1 for foreground and 0 for background.
             box: [4], or [P, 4], (x0, y0, x1, y1) in pixels of the image.
-            mask_input: [1, 256, 256], or [P, 1, 256, 256]: logits of an earlier prediction.
+            mask_input: [1, 256, 256], or [P, 1, 256, 256]: logits of an earlier prediction. At
+                another input size 256 is a quarter of it, unless the embedding is upsampled.
             multimask_output: three masks for an ambiguous prompt instead of one.
             return_logits: float32 logits instead of bool masks; a mask is where they exceed 0.
 

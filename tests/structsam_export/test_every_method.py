@@ -19,6 +19,7 @@ from structsam.config import MergeConfig
 from structsam.methods import METHODS
 from structsam.methods.fixed_destinations import FixedDestinations
 from structsam.models import MODELS
+from structsam.models.image_size import resized
 from structsam.models.load import build_sam
 from structsam_export import export
 from structsam_export.bundle.folder import open_bundle
@@ -107,20 +108,26 @@ def test_options_of_merging_are_kept_in_the_bundle(
 
 
 @pytest.mark.parametrize(
-    ("method", "placement"),
-    [*((name, "attention") for name in METHODS), ("structsam", "block"), ("structsam", "stage")],
+    ("method", "placement", "size", "embedding"),
+    [
+        *((name, "attention", 1024, "native") for name in METHODS),
+        ("structsam", "block", 896, "native"),
+        ("structsam", "stage", 768, "upsample"),
+    ],
 )
 def test_window_and_global_block_at_fp16_build_for_turing(
-    method: str, placement: str, tmp_path: Path, one_torch_thread
+    method: str, placement: str, size: int, embedding: Any, tmp_path: Path, one_torch_thread
 ) -> None:
     """The strictest target, on 25 windows, 9 of them padded, and on 4096 tokens.
 
-    Nothing may need a sort or a TopK of that many. A stage is two window blocks.
+    Nothing may need a sort or a TopK of that many. A stage is two window blocks. At 896 pixels no
+    window is padded, at 768 some are.
     """
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
     windows = 2 if placement == "stage" else 1
     small = {"depth": windows + 1, "global_blocks": (windows,), "embedded": None}
-    encoder = build_sam(replace(MODELS["vit_t"], name="small", **small)).image_encoder
+    spec = replace(MODELS["vit_t"], name="small", **small)
+    encoder = build_sam(resized(spec, size, embedding)).image_encoder
     apply_merging(encoder, method=method, rate=0.5, placement=placement)
     module = EncoderModule(encoder, "fp16")
     part = export_encoder(module, tmp_path, ENCODER_ONNX)
