@@ -30,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str, Path | 
 
     def merged(
         spec: ModelSpec, config: Any, precision: str, batch: int, folder: Path,
-        decoder: Path | None, say: Any,
+        decoder: Path | None, say: Any, *more: Any,
     ) -> Any:  # fmt: skip
         calls.append((spec.label, config.rate, folder.name, decoder))
         return bundle_of(spec, folder)
