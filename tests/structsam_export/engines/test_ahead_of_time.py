@@ -98,8 +98,8 @@ def export_and_build(
         out=out,
     )
     assert bundle.parity, bundle.parity.verdict()
-    (ran,) = [row for row in bundle.parity.rows if row.status != "not run"]
-    assert (ran.backend, ran.status) == ("onnxruntime", "passed")
+    ran = next(row for row in bundle.parity.rows if row.backend == "onnxruntime")
+    assert ran.status == "passed"
     assert ran.metrics["same_slot"] > 0.99
     assert targets_of(bundle.engines) == {"encoder": [target], "decoder": [target]}
     for part in ("encoder", "decoder"):
