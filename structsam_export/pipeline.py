@@ -95,9 +95,10 @@ def export(
     """Turn a SAM checkpoint into a bundle.
 
     Args:
-        model: key of `structsam.models.MODELS`.
+        model: key of `structsam.models.MODELS`, or `auto` for what the checkpoint holds.
         config: what merges where; the default one when None.
-        checkpoint: official `.pth`, or `.safetensors` with the same keys; vit_t needs none.
+        checkpoint: `.pth`, `.safetensors`, or the folder of a Hugging Face `SamModel`; vit_t needs
+            none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
         image_size: another side of the input in pixels, a multiple of 16 from 256 to 2048.
         embedding: with it: `native`, a smaller embedding and decoder, or `upsample`.
@@ -121,7 +122,12 @@ def export(
     """
     from structsam.block_table import block_table
     from structsam.config import MergeConfig
+    from structsam.models.checkpoint_file import read_checkpoint
+    from structsam.models.load import recognised_model
 
+    if model == "auto":
+        model, told = recognised_model(checkpoint)
+        say(told)
     source = ModelSource(model, checkpoint, weights, seed, image_size, embedding)
     spec = source.spec
     config = MergeConfig.of(config, **choice)
@@ -147,6 +153,8 @@ def export(
     clock = _Clock(say)
     clock.step(f"loading {spec.label}")
     described = source.describe()
+    if checkpoint is not None:
+        say(f"{Path(checkpoint).name}: {read_checkpoint(checkpoint, spec).title}")
     sam = source.load()
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, described.to_dict())

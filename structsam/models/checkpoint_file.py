@@ -185,12 +185,11 @@ def check_state_dict(
         )
 
 
-def model_of(path: str | Path) -> str:
-    """The entry of `MODELS` whose geometry a checkpoint has: `--model auto`.
+def model_of(checkpoint: Checkpoint, path: str | Path) -> str:
+    """The entry of `MODELS` whose geometry a checkpoint has.
 
     Of models that share one (vit_b and medsam), the first. Raises `UserError` where none fits.
     """
-    checkpoint = read_checkpoint(path)
     width_and_depth = _width_and_depth(checkpoint.state)
     names = [s.name for s in MODELS.values() if (s.embed_dim, s.depth) == width_and_depth]
     if not names:

@@ -13,6 +13,7 @@ from structsam.errors import UserError
 from structsam.models import model_spec
 from structsam.models.checkpoint_file import (
     check_state_dict,
+    model_of,
     read_checkpoint,
     refuse_foreign_official,
 )
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("structsam")
 
+#: The name of whatever model a checkpoint holds.
+AUTO = "auto"
 _PROMPT_DIM = 256
 _PROMPT_TABLES = ("gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens")
 _TRANSPOSED = tuple(f"mask_decoder.output_upscaling.{layer}.weight" for layer in (0, 3))
@@ -41,8 +44,9 @@ def load_sam(
 ) -> Sam:
     """The `segment_anything.modeling.Sam` called `name`, in eval mode and without gradients.
 
-    One source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file, or
-    `weights="random"` with `seed`. With neither, a model whose weights come with the package
+    One source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file or the
+    folder of a Hugging Face `SamModel`, or `weights="random"` with `seed`. The name `auto` takes
+    the model from the checkpoint. With neither, a model whose weights come with the package
     (vit_t) gets those. Parameters read from a checkpoint stay mapped from its file: do not
     overwrite that file in place while the model lives.
 
@@ -54,10 +58,28 @@ def load_sam(
     Raises `UserError` for an unknown name, a size that there is not, no or two sources, a
     checkpoint that does not fit, or missing packages.
     """
+    if name == AUTO:
+        name, _ = recognised_model(checkpoint)
     spec = resized(model_spec(name), image_size, embedding)
     path = weights_file(spec, checkpoint, weights)
     _log.debug("%s with %s", spec.label, path or f"random weights of seed {seed}")
     return build_sam(spec, seed) if path is None else _sam_from_checkpoint(spec, path)
+
+
+def recognised_model(checkpoint: str | Path | None) -> tuple[str, str]:
+    """What `model="auto"` stands for: the entry of `MODELS` that a checkpoint holds.
+
+    Returns its name, and a sentence on what was recognised. Raises `UserError` for no checkpoint,
+    or one of an unknown geometry.
+    """
+    if checkpoint is None:
+        raise UserError(
+            "model='auto' takes the model from a checkpoint, and none is given: pass "
+            "`checkpoint=FILE`, or name the model."
+        )
+    found = read_checkpoint(checkpoint)
+    name = model_of(found, checkpoint)
+    return name, f"{Path(checkpoint).name} holds {name}, {found.title}"
 
 
 def weights_file(

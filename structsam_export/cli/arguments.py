@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from structsam_export.bundle.weights_source import ModelSource
     from structsam_export.cli.terminal import Terminal
 
-Model = Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")]
+Model = Annotated[
+    str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t; auto: what --checkpoint holds.")
+]
 Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
 Methods = Annotated[str, typer.Option(help="all, or methods such as structsam,tome.")]
 Rate = Annotated[str, typer.Option(help="Share of tokens to remove; or one per block: 0.5,0,...")]
@@ -130,6 +132,16 @@ class WeightOptions(SizeOptions):
     checkpoint: Checkpoint = None
     weights: Weights = None
     seed: Seed = 0
+
+    def named(self, model: str, terminal: Terminal) -> str:
+        """Return the model's name: that of what the checkpoint holds for `auto`, which is said."""
+        if model != "auto":
+            return model
+        from structsam.models.load import recognised_model
+
+        found, told = recognised_model(self.checkpoint)
+        terminal.say(told)
+        return found
 
     def of(self, model: str, terminal: Terminal) -> ModelSource:
         """Return the model with these weights; says what random ones are good for."""

@@ -59,7 +59,7 @@ def evaluate(
     terminal = make_terminal()
     if bundle:
         refuse_beside(context, "a bundle", _OF_A_MODEL)
-    sources = [] if bundle else source.of_sizes(model, terminal)
+    sources = [] if bundle else source.of_sizes(source.named(model, terminal), terminal)
     setting = scoring.setting(data, source.seed, workers=workers, strict=strict)
     from structsam_export.evaluate.runs import (
         LatestModel,

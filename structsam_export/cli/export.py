@@ -48,6 +48,7 @@ def export_model(
 ) -> None:
     """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
     terminal = make_terminal()
+    model = source.named(model, terminal)
     config, weights = merging.config(context, model), source.of(model, terminal)
     from structsam_export.pipeline import export
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from structsam.errors import UserError
 from structsam.models import MODELS, ModelSpec
-from structsam.models.checkpoint_file import identify_checkpoint, model_of, read_checkpoint
+from structsam.models.checkpoint_file import identify_checkpoint, read_checkpoint
 from structsam.models.checkpoint_keys import HUGGING_FACE, recognise
-from structsam.models.load import _meta_sam, load_sam
+from structsam.models.load import _meta_sam, load_sam, recognised_model
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
 
@@ -133,7 +133,15 @@ def test_the_same_embedding_and_masks_as_transformers(model: Any, folder: Path) 
 def test_what_it_is_gets_said(folder: Path) -> None:
     checkpoint = read_checkpoint(folder)
     assert checkpoint.title == f"Hugging Face names, {len(checkpoint.state)} tensors"
-    assert model_of(folder) == "tiny"
+    name, said = recognised_model(folder)
+    assert name == "tiny"
+    assert said == f"sam-tiny holds tiny, {checkpoint.title}"
+    assert load_sam("auto", checkpoint=folder).image_encoder.img_size == 256
+
+
+def test_auto_without_a_checkpoint() -> None:
+    with pytest.raises(UserError, match="takes the model from a checkpoint, and none is given"):
+        load_sam("auto")
 
 
 def test_shards_are_one_model(model: Any, folder: Path, tmp_path: Path) -> None:
@@ -213,4 +221,4 @@ def test_no_model_has_this_geometry(tiny_spec: ModelSpec, tmp_path: Path) -> Non
     wide = replace(tiny_spec, embed_dim=2 * tiny_spec.embed_dim, num_heads=2)
     torch.save(hugging_face_model(wide).state_dict(), path)
     with pytest.raises(UserError, match=rf"is {wide.embed_dim} wide and has {wide.depth} blocks"):
-        model_of(path)
+        recognised_model(path)

@@ -1,0 +1,52 @@
+"""From a Hugging Face folder to a bundle with a verdict: the main job through another door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from structsam.models import MODELS, ModelSpec
+from structsam_export import export
+from structsam_export.predict.image_file import read_image
+from tests.structsam.models.test_hugging_face import hugging_face_model
+
+transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+
+
+def test_a_folder_becomes_a_bundle_that_passes_parity(
+    tiny_spec: ModelSpec, tiny_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setitem(MODELS, "tiny", tiny_spec)
+    model = hugging_face_model(tiny_spec)
+    folder = tmp_path / "sam-tiny"
+    model.save_pretrained(folder)
+    said: list[str] = []
+    bundle = export(
+        "auto",
+        rate=0.5,
+        checkpoint=folder,
+        precision="fp32",
+        backend="onnxruntime",
+        images=[tiny_photo],
+        out=tmp_path,
+        say=said.append,
+    )
+    assert bundle.parity, bundle.parity.verdict()
+    assert any(line.startswith("sam-tiny holds tiny, Hugging Face names") for line in said)
+    assert bundle.model.name == "tiny" and bundle.model.title == "sam-tiny"
+    # merged in transformers itself, the same photo has the same embedding
+    import structsam
+
+    with bundle.predictor("onnxruntime", threads=1) as predictor:
+        predictor.set_image(read_image(tiny_photo))
+        found = predictor.get_image_embedding()
+    from structsam_export.predict.preprocessing import preprocess
+
+    pixels, _ = preprocess(read_image(tiny_photo), tiny_spec.preprocessing)
+    structsam.apply_merging(model, rate=0.5)
+    expected = model.get_image_embeddings(torch.from_numpy(pixels)).numpy()
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
