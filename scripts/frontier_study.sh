@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# The frontier: input size x rate x placement x precision, what each costs and what it loses.
+#
+#   scripts/frontier_study.sh --root DATA --out OUT [--model M] [--checkpoint FILE]
+#       [--images N] [--calibrate DIR] [--large DIR] [--threads N] [PART...]
+#
+# DATA holds images and masks as `evaluate --dataset folder` takes them (or name another layout with
+# --dataset); with folders SET/images and SET/masks every set is shown by itself. Parts:
+#   native    sizes 1024 to 512, StructSAM at 0.25, 0.5 and 0.7, attention and stage; box prompts
+#   upsample  the same with the embedding upsampled to the trained size
+#   other     the strongest other method (tomesd) at the same sizes, rates and placements
+#   int8      the same points as `native` with INT8 linear layers, on ONNX Runtime; needs --calibrate
+#   clicks    `native` with one click instead of a box
+#   large     disagreement with the unmerged model at 1024 on the photos of --large, no annotation
+#   latency   encoders timed in pairs beside the stock export
+# Default: all that the arguments allow. Interrupted, the same command goes on where it stopped.
+# Tables and the chart are OUT/frontier.md and OUT/frontier.png.
+set -euo pipefail
+
+usage() { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+root='' out='' dataset=folder images=60 calibrate='' large='' threads=''
+model=(--model vit_t) weights=()
+parts=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --root) root=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    --dataset) dataset=$2; shift 2 ;;
+    --model) model=(--model "$2"); shift 2 ;;
+    --checkpoint) weights=(--checkpoint "$2"); shift 2 ;;
+    --images) images=$2; shift 2 ;;
+    --calibrate) calibrate=$2; shift 2 ;;
+    --large) large=$2; shift 2 ;;
+    --threads) threads=$2; shift 2 ;;
+    -*) usage ;;
+    *) parts+=("$1"); shift ;;
+  esac
+done
+[ -n "$root" ] && [ -n "$out" ] || usage
+if [ ${#parts[@]} -eq 0 ]; then
+  parts=(native upsample other)
+  [ -n "$calibrate" ] && parts+=(int8)
+  parts+=(clicks)
+  [ -n "$large" ] && parts+=(large)
+  parts+=(latency)
+fi
+
+sizes=1024,896,768,640,512 rates=0.25,0.5,0.7
+places=(--placement attention --placement stage)
+scored=(--max-objects 5 --metrics iou,boundary_iou ${threads:+--threads "$threads"})
+mkdir -p "$out"
+
+evaluate() {
+  structsam-export evaluate --dataset "$dataset" --root "$root" --limit "$images" "${scored[@]}" "$@"
+}
+points() {  # the points of the frontier, as `evaluate` makes them in PyTorch
+  evaluate "${model[@]}" "${weights[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" "$@"
+}
+bundle() {  # SIZE RATE PLACE PRECISION -> its folder; one that is there is kept
+  local name=$4-$1-$2-$3
+  if [ ! -f "$out/bundles/$name/manifest.json" ]; then
+    local more=()
+    [ "$4" = fp32 ] || more=(--calibrate "$calibrate")
+    # exit 1: parity failed, which is a finding and no reason to stop
+    structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --rate "$2" \
+      --placement "$3" --precision "$4" "${more[@]}" --backend onnxruntime --no-plan-outputs \
+      --out "$out/bundles" --name "$name" >&2 || [ $? -eq 1 ]
+  fi
+  echo "$out/bundles/$name"
+}
+int8_bundles() {  # the baseline in FP32, then every point in INT8
+  bundle 1024 0 attention fp32
+  for size in ${sizes//,/ }; do
+    bundle "$size" 0 attention int8-fp32
+    for rate in ${rates//,/ }; do
+      for place in attention stage; do bundle "$size" "$rate" "$place" int8-fp32; done
+    done
+  done
+}
+
+for part in "${parts[@]}"; do
+  case $part in
+    native) points --out "$out/box" --methods structsam ;;
+    upsample) points --out "$out/box" --methods structsam --embedding upsample ;;
+    other) points --out "$out/box" --methods tomesd ;;
+    clicks) points --out "$out/click" --methods structsam --prompt click ;;
+    int8)
+      [ -n "$calibrate" ] || { echo "int8 needs --calibrate DIR" >&2; exit 2; }
+      mapfile -t bundles < <(int8_bundles)
+      evaluate "${bundles[@]}" --backend onnxruntime --out "$out/int8"
+      ;;
+    large)
+      [ -n "$large" ] || { echo "large needs --large DIR" >&2; exit 2; }
+      [ -d "$out/large-masks" ] || python "$(dirname "$0")/pseudo_masks.py" "$large" "$out/large-masks" \
+        "${model[@]}" "${weights[@]}"
+      for prompt in box click; do
+        structsam-export evaluate --dataset folder --root "$out/large-masks" "${scored[@]}" \
+          "${model[@]}" "${weights[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" \
+          --methods structsam --prompt "$prompt" --out "$out/large-$prompt"
+      done
+      ;;
+    latency)
+      for precision in fp32 int8-fp32; do
+        [ "$precision" = fp32 ] || [ -n "$calibrate" ] || continue
+        structsam-export bench "${model[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" \
+          --precision "$precision" $([ "$precision" = fp32 ] || echo --calibrate "$calibrate") \
+          --baselines --backend onnxruntime ${threads:+--threads "$threads"} --out "$out/latency-$precision"
+      done
+      ;;
+    *) echo "unknown part $part" >&2; exit 2 ;;
+  esac
+done
+python "$(dirname "$0")/frontier_tables.py" "$out"

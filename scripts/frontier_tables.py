@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""The tables and the chart of `frontier_study.sh`: OUT/frontier.md and OUT/frontier.png.
+
+    python scripts/frontier_tables.py OUT
+
+Every folder of results below OUT is one chapter: all points against the unmerged model at the
+trained size, paired, with 95 % bootstrap intervals over images; then each set by itself, worst
+first. The chart shows the points that no other beats in both GMAC and the measure as a line.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fidelity_tables import by_set, main_table
+
+from structsam.errors import UserError
+from structsam.evaluation.bootstrap import Estimate
+from structsam.evaluation.summary import RunSummary, Summary, summarise
+from structsam_export.bundle.atomic import write_bytes, write_text
+from structsam_export.plot_style import png_of
+
+FOLDERS = {
+    "box": "Box prompts", "click": "One click",
+    "int8": "INT8 linear layers, ONNX Runtime, box prompts",
+    "large-box": "Large photos, box prompts: the truth is the unmerged model's mask at 1024",
+    "large-click": "Large photos, one click",
+}  # fmt: skip
+#: What is drawn up: (title, how to read it of a run); points, higher is better.
+MEASURES = ("mIoU", "boundary IoU", "agreement")
+SIZE_COLORS = {1024: "C0", 896: "C2", 768: "C1", 640: "C3", 512: "C4"}
+MARKERS = {None: "*", "attention": "o", "stage": "s"}
+
+
+def size_of(run: RunSummary) -> int:
+    return int(run.facts.get("image_size") or 1024)
+
+
+def measured(run: RunSummary, measure: str) -> Estimate | None:
+    """Return the difference to the baseline in shares; of agreement, 0 is the same mask."""
+    if measure == "agreement":
+        moved = run.disagreement
+        if moved is None or moved.value is None:
+            return None
+        low = None if moved.high is None else -moved.high
+        high = None if moved.low is None else -moved.low
+        return Estimate(-moved.value, low, high, moved.images, moved.masks)
+    metric = run.metrics.get("iou" if measure == "mIoU" else "boundary_iou")
+    return None if metric is None else metric.difference
+
+
+def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no cheaper one reaches, by cost.
+
+    >>> frontier([(3, 1), (1, -2), (2, -3), (4, 0)])
+    [(1, -2), (3, 1)]
+    """
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or value > best[-1][1]:
+            best.append((cost, value))
+    return best
+
+
+def draw(chapters: dict[str, Summary]) -> bytes:
+    """One row of panels for every folder, one column for every measure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6 * len(chapters)), layout="constrained")
+    panels = figure.subplots(len(chapters), len(MEASURES), squeeze=False)
+    for row, (name, summary) in zip(panels, chapters.items(), strict=True):
+        for axes, measure in zip(row, MEASURES, strict=True):
+            draw_panel(axes, summary, measure)
+            axes.set_title(f"{FOLDERS[name].split(':')[0]}: {measure}", fontsize=10)
+    return bytes(png_of(figure, dpi=90))
+
+
+def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
+    points, shown = [], set()
+    for run in summary.runs:
+        if run.baseline:
+            points.append((float(run.facts["gmac"]), 0.0))
+            axes.plot(
+                *points[-1], "*", color="black", markersize=12, label="unmerged, trained size"
+            )
+            continue
+        found = measured(run, measure)
+        if found is None or found.value is None:
+            continue
+        gmac, value = float(run.facts["gmac"]), 100 * found.value
+        low, high = (
+            100 * (end if end is not None else found.value) for end in (found.low, found.high)
+        )
+        merging = run.facts.get("merging") or {}
+        hollow = run.facts.get("embedding") == "upsample" or merging.get("method") == "tomesd"
+        size = size_of(run)
+        color = SIZE_COLORS.get(size, "0.4")
+        label = f"{size} pixels" if size not in shown else None
+        shown.add(size)
+        axes.errorbar(
+            [gmac], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]],
+            marker=MARKERS.get(merging.get("placement") if merging else None, "o"), color=color,
+            markerfacecolor="white" if hollow else color, elinewidth=0.6, alpha=0.9, label=label,
+            linestyle="",
+        )  # fmt: skip
+        points.append((gmac, value))
+    line = frontier(points)
+    axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
+    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("encoder, GMAC")
+    axes.set_ylabel("points against unmerged")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def chapter(folder: Path, summary: Summary, title: str) -> list[str]:
+    runs = [run for run in summary.runs if not run.baseline and run.metrics]
+    runs.sort(key=lambda run: -float(run.facts["gmac"]))
+    lines = [f"## {title}", "", *main_table(summary, runs), ""]
+    sets = by_set(folder, summary, runs)
+    rows = sets[2:]
+    if len(rows) > len(runs):
+        worst: dict[str, str] = {}
+        for row in rows:
+            run = row.split("|")[1].strip()
+            loss = float(row.split("|")[5].split()[0])
+            if run not in worst or loss < float(worst[run].split("|")[5].split()[0]):
+                worst[run] = row
+        lines += ["The worst set of every run, by mIoU:", "", *sets[:2], *worst.values(), ""]
+        lines += ["<details><summary>Set by set</summary>", "", *sets, "", "</details>", ""]
+    return lines
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    out = Path(sys.argv[1])
+    try:
+        chapters = {
+            name: summarise(out / name)
+            for name in FOLDERS
+            if (out / name / "evaluation.json").is_file()
+        }
+        if not chapters:
+            raise UserError(f"{out} holds no results. Run scripts/frontier_study.sh first")
+        for name, summary in chapters.items():
+            if summary.baseline is None:
+                raise UserError(f"{out / name} has no unmerged run to compare with")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    lines = ["# The frontier", "", "![GMAC against what is lost](frontier.png)", ""]
+    lines += [
+        "Full: native StructSAM. Hollow: upsampled embeddings, tomesd. Circles: attention; "
+        "squares: stage; stars: unmerged.",
+        "",
+    ]
+    for name, summary in chapters.items():
+        lines += chapter(out / name, summary, FOLDERS[name])
+    write_text(out / "frontier.md", "\n".join(lines))
+    write_bytes(out / "frontier.png", draw(chapters))
+    print(out / "frontier.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
