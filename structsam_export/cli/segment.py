@@ -81,7 +81,7 @@ def segment_photos(
         backend=backend,
         readers=readers,
         ray=ray,
-        progress=lambda done, total: terminal.counted("photos", done, total),
+        progress=lambda done, total: terminal.counted("photos", done, total, with_rate=True),
         threads=threads,
         checkpoint=checkpoint,
     )

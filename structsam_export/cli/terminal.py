@@ -90,22 +90,25 @@ class Terminal:
         """Show the progress of a download."""
         self._bar("download", done, total, DownloadColumn())
 
-    def counted(self, title: str, done: int, total: int) -> None:
-        """Show how much of a long step is done."""
+    def counted(self, title: str, done: int, total: int, with_rate: bool = False) -> None:
+        """Show how much of a long step is done, with the time left and perhaps the rate."""
         if title != self._title:
             self.close()
             self._title, self._first, self._told = title, (done, time.perf_counter()), 0
-        self._bar(title, done, total, MofNCompleteColumn())
+        start, began = self._first
+        elapsed = time.perf_counter() - began if done > start else 0.0
+        rate = (done - start) / elapsed if elapsed else 0.0
+        told = f"{rate:.2f} a second" if with_rate and rate else ""
+        self._bar(title, done, total, MofNCompleteColumn(), note=told)
         if done == total:
             self.close()
             self.err.print(f"    {escape(title)}: {total} done", highlight=False)
         elif not self.err.is_terminal and 10 * done // total > self._told:
             self._told = 10 * done // total  # a log shows no bar: a line for every tenth
-            start, began = self._first
             text = f"    {escape(title)}: {done} of {total}"
-            if done > start:
-                left = (time.perf_counter() - began) / (done - start) * (total - done)
-                text += f", {_duration(left)} left"
+            if rate:
+                text += f", {told}" if told else ""
+                text += f", {_duration((total - done) / rate)} left"
             self.err.print(text, highlight=False)
 
     def close(self) -> None:
@@ -114,19 +117,22 @@ class Terminal:
             self._progress.stop()
             self._progress = None
 
-    def _bar(self, title: str, done: float, total: float | None, *columns: Any) -> None:
+    def _bar(
+        self, title: str, done: float, total: float | None, *columns: Any, note: str = ""
+    ) -> None:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("    {task.description}"),
                 BarColumn(),
                 *columns,
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
                 console=self.err,
                 transient=True,
             )
-            self._task = self._progress.add_task(title, total=total)
+            self._task = self._progress.add_task(title, total=total, note=note)
             self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, completed=done, total=total, note=note)
 
 
 def _duration(seconds: float) -> str:

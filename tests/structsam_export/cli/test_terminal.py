@@ -43,6 +43,14 @@ def test_resumed_work_starts_from_what_is_done(log: Terminal) -> None:
     assert second == "measuring: 21 of 30, 90 s left" or second.endswith("2 min left")
 
 
+def test_a_rate_is_told_where_it_is_asked_for(log: Terminal) -> None:
+    for done in range(0, 41, 4):
+        log.counted("photos", done, 40, with_rate=True)
+    assert all(" a second, " in line for line in lines(log)[:-1])
+    rates = [float(line.split(", ")[1].split()[0]) for line in lines(log)[:-1]]
+    assert all(0.1 < rate <= 0.4 for rate in rates)
+
+
 def test_blocks_of_different_sizes_are_named(own_bundle: Bundle) -> None:
     def rows() -> list[str]:
         console = Console(file=io.StringIO(), width=200)
