@@ -222,39 +222,43 @@ def test_what_cannot_be_done_is_told_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
-#: Forks children that segment, and kills 20 of them at moments of what one takes; a child goes on
-#: where the one before was killed, and those that end in time are followed by a new folder.
+#: Forks children that segment, and kills 20 of them: at moments of what one takes, and, in turn
+#: with that, a moment after some more photos are done, however slow the machine is. A child goes on
+#: where the one before was killed; one that ends in time is followed by a new folder.
 KILLER = """
-import json, os, random, signal, sys, time
+import glob, json, os, random, signal, sys, time
 import onnxruntime
 from structsam_export.bulk.segment import segment
 from structsam_export.bundle.folder import open_bundle
 from tests.structsam_export.bulk.test_segment import EVERYTHING
 
-def is_killed(out, delay):
+def is_killed(out, delay, more=99):
+    enough = lines(out) + more
     child = os.fork()
     if not child:
         segment(open_bundle(bundle, verify=False), photos, out, EVERYTHING, threads=1)
         os._exit(0)
     end = time.monotonic() + delay
     while not os.waitpid(child, os.WNOHANG)[0]:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            return bool(os.waitpid(child, 0))
+        if time.monotonic() > end or lines(out) >= enough:
+            time.sleep(chance.uniform(0, 0.005))
+            os.kill(child, signal.SIGKILL)  # it may have ended: it is not waited for yet
+            return os.waitpid(child, 0)[1] == signal.SIGKILL
         time.sleep(0.001)
     return False
 
 def lines(out):
     return sum(open(part, "rb").read().count(b"\\n") for part in glob.glob(out + "/parts/*"))
 
-import glob
 bundle, photos, root = sys.argv[1:]
 begun = time.monotonic()
+chance, done, folders = random.Random(0), [], 0
 assert not is_killed(root + "/first", 60)
-takes, chance, done, folders = time.monotonic() - begun, random.Random(0), [], 0
-for _ in range(200):
+takes = time.monotonic() - begun
+for turn in range(200):
     out = root + f"/out{folders}"
-    if is_killed(out, chance.uniform(0, takes)):
+    moment = (60, chance.randint(1, 3)) if turn % 2 else (chance.uniform(0, takes),)
+    if is_killed(out, *moment):
         done.append(lines(out))
     folders += os.path.exists(out + "/annotations.json")
     if len(done) == 20:
