@@ -40,8 +40,8 @@ PromptAware = Annotated[
 PromptForm = Annotated[
     str, typer.Option(help="rank: outside merges first; windows: also less inside.")
 ]
-ScheduleFile = Annotated[
-    Path | None, typer.Option("--schedule", help="Rates per block, from `tune`.")
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="What `tune` found: recipe.json.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]

@@ -15,7 +15,7 @@ from structsam_export.cli.arguments import (
     PromptAware,
     PromptForm,
     Proportional,
-    ScheduleFile,
+    RecipeFile,
     prompt_awareness,
     rate_list,
 )
@@ -48,7 +48,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Compared:
-    """The mergings beside the unmerged model: every combination, and a schedule."""
+    """The mergings beside the unmerged model: every combination, and a recipe's."""
 
     methods: Methods = "structsam"
     rates: Annotated[str, typer.Option(help="Such as 0.25,0.5; the unmerged comes first.")] = "0.5"
@@ -60,7 +60,7 @@ class Compared:
         list[str] | None, typer.Option(help="attention, block or stage; repeat it.")
     ] = None
     option: Options = None
-    schedule: ScheduleFile = None
+    recipe: RecipeFile = None
     proportional: Proportional = False
     prompt_aware: PromptAware = False
     prompt_form: PromptForm = "rank"
@@ -69,7 +69,7 @@ class Compared:
         """Return what can be done with the model, and what is left out with the reason."""
         from structsam.methods import choose_methods
         from structsam_export.merging_choices import merge_configs
-        from structsam_export.tune.schedule_file import read_schedule
+        from structsam_export.tune.recipe import read_recipe
 
         names = choose_methods(self.methods)
         if self.option and len(names) > 1:
@@ -87,8 +87,8 @@ class Compared:
             options=self.option or (),
             **shared,
         )
-        if self.schedule is not None:
-            configs.append(read_schedule(self.schedule).config(spec.name, **shared))
+        if self.recipe is not None:
+            configs.append(read_recipe(self.recipe).config(spec, **shared))
         return configs, left_out
 
 

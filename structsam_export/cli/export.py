@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +21,11 @@ from structsam_export.cli.arguments import (
     WeightOptions,
     make_terminal,
     random_note,
+    refuse_beside,
 )
 from structsam_export.cli.merging_options import MergingOptions
 from structsam_export.cli.option_groups import takes_groups
+from structsam_export.tune.recipe import read_recipe
 
 
 @takes_groups
@@ -49,7 +52,14 @@ def export_model(
     """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
     terminal = make_terminal()
     model = source.named(model, terminal)
-    config, weights = merging.config(context, model), source.of(model, terminal)
+    if merging.recipe is not None:
+        refuse_beside(context, "--recipe", ("precision", "image_size", "embedding"))
+        found = read_recipe(merging.recipe)
+        precision, side = found.precision, found.image_size
+        calibrate = calibrate or (Path(found.calibrate) if found.calibrate else None)
+        source = replace(source, image_size=None if side is None else str(side))
+    config = merging.config(context, source.spec(model))
+    weights = source.of(model, terminal)
     from structsam_export.pipeline import export
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 

@@ -17,7 +17,7 @@ from structsam_export.cli.arguments import (
     PromptForm,
     Proportional,
     Rate,
-    ScheduleFile,
+    RecipeFile,
     parse_rates,
     prompt_awareness,
     refuse_beside,
@@ -25,9 +25,10 @@ from structsam_export.cli.arguments import (
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
 
-#: What a schedule says itself.
-_OF_A_SCHEDULE = ("rate", "method", "layers", "placement", "option")
+#: What a recipe says itself.
+_OF_A_RECIPE = ("rate", "method", "layers", "placement", "option")
 #: What may be chosen beside it.
 _BESIDE_IT = ("attention", "align", "proportional", "prompt_aware")
 
@@ -44,7 +45,7 @@ class MergingOptions:
     ] = "attention"
     attention: Attention = "auto"
     option: Options = None
-    schedule: ScheduleFile = None
+    recipe: RecipeFile = None
     align: Align = 1
     proportional: Proportional = False
     prompt_aware: PromptAware = False
@@ -54,12 +55,12 @@ class MergingOptions:
         """Return the fields of `MergeConfig` that any method has.
 
         Raises:
-            UserError: a value that cannot be, or one beside the schedule that decides it.
+            UserError: a value that cannot be, or one beside the recipe that decides it.
         """
         from structsam.config import parse_layers
 
-        if self.schedule is not None:
-            refuse_beside(context, "--schedule", _OF_A_SCHEDULE)
+        if self.recipe is not None:
+            refuse_beside(context, "--recipe", _OF_A_RECIPE)
         return {
             "rate": parse_rates(self.rate),
             "layers": parse_layers(self.layers),
@@ -70,20 +71,20 @@ class MergingOptions:
             "prompt_aware": prompt_awareness(self.prompt_aware, self.prompt_form),
         }
 
-    def config(self, context: typer.Context, model: str) -> MergeConfig:
-        """Return the merging for `model`; raises `UserError` as `choice` does."""
+    def config(self, context: typer.Context, spec: ModelSpec) -> MergeConfig:
+        """Return the merging for a model; raises `UserError` as `choice` does."""
         from structsam.config import MergeConfig
         from structsam.methods import find_method
         from structsam.methods.options import parse_options
 
         choice = self.choice(context)
-        if self.schedule is None:
+        if self.recipe is None:
             options = parse_options(find_method(self.method), self.option or ())
             return MergeConfig.of(method=self.method, options=options, **choice)
-        from structsam_export.tune.schedule_file import read_schedule
+        from structsam_export.tune.recipe import read_recipe
 
         beside = {name: choice[name] for name in _BESIDE_IT}
-        return read_schedule(self.schedule).config(model, **beside)
+        return read_recipe(self.recipe).config(spec, **beside)
 
 
 @dataclass(frozen=True)

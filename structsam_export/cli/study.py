@@ -92,10 +92,10 @@ def count_flops(
         else:
             terminal.table(methods_table(title, compared))
         return
-    config = merging.config(context, model)
-    if merging.schedule is not None:
+    config = merging.config(context, spec)
+    if merging.recipe is not None:
         placement = config.placement
-        title = f"{spec.label}, {config.method}, rates of {merging.schedule}, placement {placement}"
+        title = f"{spec.label}, {config.method}, rates of {merging.recipe}, placement {placement}"
     counted = encoder_flops(spec, config, placement)
     bounds = [encoder_bound(spec, replace(config, placement=placement), each) for each in devices]
     _show_counts(terminal, title, counted, unmerged_flops(spec), bounds, json_only)

@@ -1,9 +1,9 @@
-"""`structsam-export tune`: rates per block from the user's own photos."""
+"""`structsam-export tune`: the cheapest encoder whose masks are good enough."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from structsam.errors import UserError
 from structsam_export.cli.arguments import (
+    BackendName,
     Json,
     Method,
     Options,
@@ -18,104 +19,157 @@ from structsam_export.cli.arguments import (
     WeightOptions,
     make_terminal,
     rate_list,
+    refuse_beside,
 )
 from structsam_export.cli.option_groups import takes_groups
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
+    from structsam_export.tune.search import Limit
+    from structsam_export.tune.tune import Levers
 
 
 @dataclass(frozen=True)
-class UniformMerging:
-    """One rate everywhere, in every placement that may be chosen: what a schedule has to beat."""
+class LeverOptions:
+    """What may be moved; see `structsam_export.tune.tune.Levers`."""
 
-    budget: Annotated[float, typer.Option(help="The uniform rate to beat: its cost, or loss.")] = (
-        0.5
-    )
     method: Method = "structsam"
     option: Options = None
-    placement: Annotated[
-        list[str] | None,
-        typer.Option(help="attention (default) or block; repeat it: the better one is chosen."),
+    sizes: Annotated[
+        str | None, typer.Option(help="Smaller inputs to try; 896,768,640,512 by default.")
     ] = None
+    rates: Annotated[str | None, typer.Option(help="To try, 0.25,0.5,0.7 by default.")] = None
+    placement: Annotated[
+        list[str] | None, typer.Option(help="To try: attention, block, stage; all by default.")
+    ] = None
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 (CPUs) or fp16 (GPUs); INT8 is tried beside it.")
+    ] = "auto"
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Try INT8 as well.")] = True
+    per_block: Annotated[
+        bool, typer.Option("--per-block/--no-per-block", help="Try a rate of its own per block.")
+    ] = True
 
-    def configs(self) -> list[MergeConfig]:
-        """Return one configuration for every placement."""
+    def base(self) -> MergeConfig:
+        """Return method and options as a merging."""
         from structsam.config import MergeConfig
         from structsam.methods import find_method
         from structsam.methods.options import parse_options
 
         options = parse_options(find_method(self.method), self.option or ())
-        return [
-            MergeConfig(
-                method=self.method,
-                rate=self.budget,
-                options=tuple(dict(options).items()),
-                placement=placement,
-            )
-            for placement in dict.fromkeys(self.placement or ("attention",))
-        ]
+        return MergeConfig.of(method=self.method, rate=0.0, options=options)
+
+    def levers(self, backend: str) -> Levers:
+        """Return what is tried for a backend; raises `UserError` for a value that cannot be."""
+        from structsam.models.image_size import read_image_size
+        from structsam_export.tune.points import INT8_OF, PLACEMENTS, RATES
+        from structsam_export.tune.tune import Levers
+
+        precision = self.precision
+        if precision == "auto":
+            on_cpu = backend in ("onnxruntime", "openvino", "openvino:f32", "openvino:bf16")
+            precision = "fp32" if on_cpu else "fp16"
+        if precision not in INT8_OF:
+            raise UserError(f"unknown precision {precision!r}. Use auto, fp32 or fp16")
+        placements = tuple(dict.fromkeys(self.placement or PLACEMENTS))
+        for placement in placements:
+            if placement not in PLACEMENTS:
+                raise UserError(
+                    f"unknown placement {placement!r}. Choose from: {', '.join(PLACEMENTS)}"
+                )
+        sizes = self.sizes and tuple(map(read_image_size, self.sizes.split(",")))
+        rates = RATES if self.rates is None else rate_list(self.rates)
+        return Levers(sizes or None, placements, rates, precision, self.int8, self.per_block)
 
 
 @dataclass(frozen=True)
-class GoalOptions:
-    """What is sought; see `structsam_export.tune.tune.Goal`."""
+class LimitOptions:
+    """What is sought; with neither, the knee of the frontier."""
 
-    cost: Annotated[str, typer.Option(help="gmac, or latency in PyTorch here.")] = "gmac"
-    least: Annotated[
-        str, typer.Option(help="loss, at the budget's cost; or cost, at the budget's loss.")
-    ] = "loss"
-    max_loss: Annotated[
-        float | None,
-        typer.Option(help="With --least cost: this loss instead of that of the budget's rate."),
+    max_latency: Annotated[
+        str | None, typer.Option(help="Of the encoder, such as 0.8s or 800ms: the least loss.")
     ] = None
+    max_loss: Annotated[
+        float | None, typer.Option(help="1 - mask IoU, such as 0.02: the fastest.")
+    ] = None
+
+    def limit(self) -> Limit:
+        """Return it as `tune` takes it."""
+        from structsam_export.tune.search import Limit
+
+        latency = None if self.max_latency is None else read_milliseconds(self.max_latency)
+        return Limit(latency, self.max_loss)
+
+
+def read_milliseconds(text: str) -> float:
+    """Read a time as typed: `0.8s`, `800ms`, or seconds without a unit.
+
+    Raises:
+        UserError: not a time.
+
+    >>> read_milliseconds("0.8s"), read_milliseconds("800 ms"), read_milliseconds("0.8")
+    (800.0, 800.0, 800.0)
+    """
+    words = text.strip().lower()
+    unit = 1.0 if words.endswith("ms") else 1e3
+    try:
+        return float(words.removesuffix("ms").removesuffix("s")) * unit
+    except ValueError:
+        raise UserError(f"latency {text!r} is no time. Use one such as 0.8s or 800ms") from None
 
 
 @takes_groups
 def tune(
+    context: typer.Context,
     *,
     images: Annotated[
         list[Path] | None, typer.Option(help="Photo, or folder of photos; repeat it.")
     ] = None,
     model: Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")] = "vit_t",
     source: WeightOptions,
-    uniform: UniformMerging,
-    rates: Annotated[str | None, typer.Option(help="Candidates, such as 0,0.25,0.5,0.75.")] = None,
-    goal: GoalOptions,
+    lever: LeverOptions,
+    limit: LimitOptions,
+    backend: BackendName = "auto",
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder for the schedule and the plot.")] = Path("tune"),
+    out: Annotated[Path, typer.Option(help="Folder for recipe, chart and results.")] = Path("tune"),
     json_only: Json = False,
 ) -> None:
-    """Which rate at which block: less loss than one rate everywhere at its cost, or less cost."""
+    """Input size, merging and INT8 together: the frontier of latency and loss on your photos."""
     terminal = make_terminal()
     if not images:
         raise UserError("--images is missing: give a folder of photos like those of your task")
+    refuse_beside(context, "the search", ("image_size", "embedding"))
     from structsam_export.plot_style import require_matplotlib
-    from structsam_export.runtimes.torch_on_cpu import use_fast_settings
-    from structsam_export.tune import tune as search
-    from structsam_export.tune.report import facts, save_report, tune_table
+    from structsam_export.runtimes import RunOptions, find_backend
+    from structsam_export.tune.report import facts, frontier_table, save_report, verdict
+    from structsam_export.tune.tune import find_photos
+    from structsam_export.tune.tune import tune as search
 
     require_matplotlib()
-    candidates = search.RATES if rates is None else rate_list(rates)
-    chosen, merging = search.Goal(**asdict(goal)), uniform.configs()
+    sought, base, runtime = limit.limit(), lever.base(), find_backend(backend)
+    levers = lever.levers(runtime.name)
     given = source.of(model, terminal)
     given.require()
-    search.find_photos(images)
+    find_photos(images)
+    from structsam_export.runtimes.torch_on_cpu import use_fast_settings
+
     use_fast_settings()  # loads torch: only once there is nothing left to refuse
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     try:
-        report = search.tune(
+        report = search(
             given,
             images,
-            merging,
-            candidates,
-            chosen,
+            base,
+            levers,
+            sought,
+            runtime.name,
+            RunOptions(threads=threads),
             out,
             terminal.counted,
-            terminal.warn,
+            terminal.say,
         )
     finally:
         terminal.close()
@@ -123,8 +177,10 @@ def tune(
     if json_only:
         print(json.dumps(facts(report)))
         return
-    terminal.table(tune_table(report))
+    terminal.table(frontier_table(report))
+    terminal.print(verdict(report))
     for file in report.files:
         terminal.print(str(file))
-    used = f"--model {model}{source.typed} --schedule {report.files[0]}"
+    more = " --calibrate DIR" if report.recipe.lacks_photos else ""
+    used = f"--model {model}{source.typed} --recipe {report.files[0]}{more}"
     terminal.print(f"use it: structsam-export export {used}")

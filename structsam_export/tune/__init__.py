@@ -1,1 +1,1 @@
-"""Which rates: losses per block, search, report; may import `predict`, `graph`, `bundle`."""
+"""The cheapest encoder whose masks are good enough: points, losses, latencies, search, recipe."""

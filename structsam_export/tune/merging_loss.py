@@ -1,8 +1,7 @@
-"""How far a merged encoder is from the unmerged one on a photo: embedding and masks."""
+"""How far an encoder with few merged blocks is from the unmerged one of its size, cheaply."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,17 +93,6 @@ class LossMeter:
             error = (embedding - self._embedding).norm() / self._embedding.norm()
             iou = mask_iou(self._masks_of(embedding).numpy(), self._masks.numpy())
         return Loss(float(error), float(1 - iou.mean()))
-
-    def milliseconds(self, config: MergeConfig, photo: Path, block: int) -> float:
-        """Time one block on its input."""
-        import torch
-
-        self.look_at(photo)
-        module = self._merged(config).blocks[block]
-        with torch.inference_mode():
-            start = time.perf_counter()
-            module(self._inputs[block])
-            return (time.perf_counter() - start) * 1e3
 
     def _merged(self, config: MergeConfig | None) -> Any:
         from structsam.apply import apply_merging

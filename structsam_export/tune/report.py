@@ -1,145 +1,168 @@
-"""Files and table of `tune`: the schedule, what every block costs, and the Pareto plot."""
+"""Table, chart and files of `tune`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from structsam_export.bundle import atomic
-from structsam_export.plot_style import png_of, require_matplotlib
-from structsam_export.tune.schedule_search import Candidate, mean
+from structsam_export.plot_style import COLORS, png_of, require_matplotlib
+from structsam_export.tune.search import Measured
 from structsam_export.tune.tune import TuneReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LOOKS = [("v", "C4"), ("o", "C0"), ("^", "C1"), ("D", "C2"), ("P", "C5")]  # of candidates
+#: Levers that were moved -> marker and its name.
+_LOOKS = {
+    (): ("*", "stock and unmerged"),
+    ("size",): ("s", "size alone"),
+    ("merging",): ("o", "merging alone"),
+    ("int8",): ("D", "INT8 alone"),
+    ("size", "merging"): ("^", "size, merging"),
+    ("size", "int8"): ("v", "size, INT8"),
+    ("merging", "int8"): ("P", "merging, INT8"),
+    ("size", "merging", "int8"): ("X", "size, merging, INT8"),
+}
 _FEW = 6  # held-out photos below which a difference may be luck
-_UNITS = {"gmac": "GMAC in the blocks", "latency": "ms in the blocks"}
 
 
 def save_report(report: TuneReport, out: Path) -> TuneReport:
-    """Write `schedule.json` and `tune.png`, and return the report with their paths."""
+    """Write `recipe.json`, `frontier.json` and `frontier.png`; return the report with their paths.
+
+    A chosen stock encoder is what `export` makes at rate 0.
+    """
     require_matplotlib()
-    suffix = "-least-cost" if report.goal == "cost" else ""
-    schedule, picture = out / f"schedule{suffix}.json", out / f"tune{suffix}.png"
-    atomic.write_bytes(picture, png_of(figure_of(report), dpi=130))
-    report.schedule.save(schedule)
-    table = out / f"sensitivity_{report.best.placement}.csv"
-    return replace(report, files=(schedule, picture, table))
+    files = tuple(out / name for name in ("recipe.json", "frontier.json", "frontier.png"))
+    atomic.write_bytes(files[2], png_of(figure_of(report), dpi=110))
+    atomic.write_text(files[1], json.dumps(facts(report), indent=1) + "\n")
+    report.recipe.save(files[0])
+    return replace(report, files=files)
 
 
 def figure_of(report: TuneReport) -> Figure:
-    """Plot loss against cost, the rates found, and what each block loses at each rate."""
+    """Plot loss against latency: every point by the levers moved, the frontier, and the choice."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    pareto, rates, blocks = figure.subplot_mosaic([["p", "r"], ["p", "b"]]).values()
-    pareto.plot(
-        *zip(*report.sensitivity.pareto(), strict=True), color="0.6", label="schedules, predicted"
-    )
-    looks: dict[str, tuple[str, str]] = {}
-    for candidate in report.candidates:
-        known = candidate.name in looks
-        first = candidate.name == "uniform"
-        look = looks.setdefault(
-            candidate.name, ("s", "C3") if first else _LOOKS[len(looks) % len(_LOOKS)]
-        )
-        label = None if known else candidate.name
-        pareto.plot(
-            candidate.cost, mean(candidate.search), look[0], color=look[1], alpha=0.7, label=label
-        )
-    pareto.plot(
-        report.best.cost,
-        mean(report.best.search),
-        "o",
-        markersize=15,
-        markerfacecolor="none",
-        color="black",
-        label="the schedule",
-    )
-    pareto.set_xlabel(_UNITS[report.cost_unit])
-    pareto.set_ylabel("embedding distance + mask disagreement, search photos")
-    pareto.set_ylim(bottom=0)
-    pareto.legend(fontsize=8, frameon=False)
-    depth = range(len(report.best.rates))
-    rates.bar(depth, report.best.rates, color="C0", label="schedule")
-    rates.axhline(report.uniform.rates[0], color="C3", label="uniform")
-    rates.set_ylabel("rate")
-    rates.legend(fontsize=8, frameon=False)
-    for rate, loss in zip(report.sensitivity.rates, report.sensitivity.loss.T, strict=True):
-        if rate:
-            blocks.plot(depth, loss, marker=".", label=f"{rate:g}")
-    blocks.set_yscale("log")
-    blocks.set_xlabel("block")
-    blocks.set_ylabel("loss if merged alone")
-    blocks.legend(title="rate", fontsize=7, ncols=3, frameon=False)
-    figure.suptitle(
-        f"{report.schedule.model}, {report.schedule.method}, placement {report.schedule.placement}"
-    )
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    best = report.frontier
+    axes.plot([e.ms for e in best], [e.loss for e in best], color="0.7", label="frontier", zorder=1)
+    for (levers, (marker, name)), color in zip(_LOOKS.items(), COLORS, strict=True):
+        some = [each for each in report.found if each.point.levers == levers]
+        if some:
+            axes.plot([e.ms for e in some], [e.loss for e in some], marker, color=color, label=name)
+    axes.plot(
+        report.chosen.ms, report.chosen.loss, "o", markersize=16, markerfacecolor="none",
+        color="black", label="chosen",
+    )  # fmt: skip
+    for each in report.frontier:
+        axes.annotate(
+            _short(report, each), (each.ms, each.loss), fontsize=7, rotation=20,
+            textcoords="offset points", xytext=(5, 5),
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = _round_ticks(min(e.ms for e in report.found), max(e.ms for e in report.found))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.set_ylim(bottom=-0.003)
+    axes.set_xlabel(f"ms per encoding, {report.backend}")
+    axes.set_ylabel("loss: 1 - mask IoU with the unmerged model, search photos")
+    axes.grid(color="0.92")
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(f"{report.spec.name}: what every lever costs, and saves", fontsize=11)
     return figure
 
 
-def tune_table(report: TuneReport) -> Table:
-    """Show the schedule beside the uniform rate."""
-    title = f"{report.schedule.model}: rates per block, placement {report.best.placement}"
-    if report.best.placement != report.uniform.placement:
-        title += f" (uniform: {report.uniform.placement})"
-    table = Table(title=title)
-    for column in ("", "rates", _UNITS[report.cost_unit], "search photos", "held-out photos"):
-        table.add_column(column, justify="left" if column in ("", "rates") else "right")
-    for name, candidate in (("uniform", report.uniform), ("schedule", report.best)):
-        table.add_row(name, *_cells(candidate))
-    loss = 1 - mean(report.best.held_out) / max(mean(report.uniform.held_out), 1e-12)
-    cost = 1 - report.best.cost / report.uniform.cost
-    count = len(report.best.held_out)
-    verdict = f"{_less(loss)} loss" + (f" and {_less(cost)} cost" if report.goal == "cost" else "")
-    if report.best.rates == report.uniform.rates:
-        verdict = "nothing better"
+def frontier_table(report: TuneReport) -> Table:
+    """Show the frontier, the single levers that are not on it, and which one was chosen."""
+    table = Table(title=f"{report.spec.name} on {report.backend}: latency against loss")
+    table.add_column("encoder", overflow="fold")
+    for name in ("GMAC", "ms", "x stock", "loss", "held out"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    stock = next(each.ms for each in report.found if each.point.stock)
+    best = report.frontier
+    for each in sorted(report.found, key=lambda each: each.ms):
+        if each.held_out is None:
+            continue
+        notes = [] if each in best else ["beaten"]
+        notes += ["chosen"] if each == report.chosen else []
+        table.add_row(
+            each.point.label(report.spec),
+            f"{each.gmac:.1f}",
+            f"{each.ms:.0f}",
+            f"{stock / each.ms:.2f}",
+            f"{each.loss:.4f}",
+            f"{each.held_out:.4f}",
+            ", ".join(notes),
+            style="bold" if each == report.chosen else None,
+        )
     table.caption = (
-        f"Loss: relative L2 of the embedding + 1 - IoU of masks at nine points, against the "
-        f"unmerged model. On {count} photo(s) that the search did not see: {verdict} than uniform."
+        "Loss: 1 - IoU of the masks of five points and four boxes with those of the unmerged model "
+        f"at {report.spec.image_size} pixels, mean of {report.photos[0]} search photos; held out: "
+        f"of {report.photos[1]} that the search did not see. beaten: another is faster and loses "
+        "no more."
     )
-    if count < _FEW:
-        table.caption += f" Fewer than {_FEW} such photos: it may be luck."
     return table
 
 
-def _less(share: float) -> str:
-    return f"{abs(100 * share):.1f} % {'less' if share >= 0 else 'more'}"
-
-
-def _cells(candidate: Candidate) -> tuple[str, ...]:
-    return (
-        " ".join(f"{rate:g}" for rate in candidate.rates),
-        f"{candidate.cost:.2f}",
-        f"{mean(candidate.search):.4f}",
-        f"{mean(candidate.held_out):.4f}",
+def verdict(report: TuneReport) -> str:
+    """Say what was chosen, why, and how it stands beside the best single lever."""
+    chosen, single = report.chosen, report.single
+    told = (
+        f"chosen, {report.limit.text}: {chosen.point.label(report.spec)}, {chosen.ms:.0f} ms, "
+        f"loss {chosen.loss:.4f} ({chosen.held_out:.4f} on photos not seen)"
     )
+    if isinstance(chosen.point.rate, tuple):
+        told += f"; rates {' '.join(f'{rate:g}' for rate in chosen.point.rate)}"
+    if single is None:
+        told += ". No single lever is as fast"
+    elif single.point != chosen.point:
+        word = "LESS" if report.beaten else "more" if single.held_out != chosen.held_out else "as"
+        told += (
+            f". The best single lever that is no slower, {single.point.label(report.spec)}, "
+            f"{single.ms:.0f} ms, loses {word}: {single.held_out:.4f} on photos not seen"
+        )
+    few = report.photos[1]
+    return told + (f" (fewer than {_FEW} such photos: it may be luck)" if few < _FEW else "")
 
 
 def facts(report: TuneReport) -> dict[str, Any]:
     """Return a JSON-ready form."""
     return {
-        "schedule": {**vars(report.schedule), "rates": list(report.schedule.rates)},
-        "beats_uniform": report.beats_uniform,
-        "candidates": [
-            {
-                "name": c.name,
-                "placement": c.placement,
-                "rates": list(c.rates),
-                "cost": c.cost,
-                "search_loss": mean(c.search),
-            }
-            for c in report.candidates
-        ],
-        "goal": report.goal,
-        "sensitivity": {
-            "rates": list(report.sensitivity.rates),
-            "loss": report.sensitivity.loss.tolist(),
-        },
+        "recipe": asdict(report.recipe),
+        "sought": report.limit.text,
+        "chosen": report.chosen.point.key,
+        "single_lever": report.single and report.single.point.key,
+        "beaten_by_single_lever": report.beaten,
+        "backend": report.backend,
+        "photos": {"search": report.photos[0], "held_out": report.photos[1]},
+        "measured": [_facts(report, each) for each in report.found],
         "files": [str(file) for file in report.files],
     }
+
+
+def _facts(report: TuneReport, each: Measured) -> dict[str, Any]:
+    return {
+        "encoder": each.point.key,
+        "levers": list(each.point.levers),
+        "gmac": round(each.gmac, 3),
+        "milliseconds": round(each.ms, 3),
+        "loss": each.loss,
+        "held_out_loss": each.held_out,
+        "on_frontier": each in report.frontier,
+    }
+
+
+def _short(report: TuneReport, each: Measured) -> str:
+    return each.point.label(report.spec).replace(" pixels", "").replace("-fp32", "")
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    steps = [m * 10**e for e in range(-2, 6) for m in (1, 2, 3, 5, 7)]
+    return [step for step in steps if low * 0.9 <= step <= high * 1.1]

@@ -1,16 +1,12 @@
-"""`structsam-export tune`: which rate at which block, measured on the user's own photos.
+"""`structsam-export tune`: the frontier of latency and loss on the user's own photos.
 
-1. Every block is merged alone at every candidate rate, on every search photo: how far do embedding
-   and masks move from the unmerged model's?
-2. Dynamic programming finds the rates of least summed loss at a cost, for every placement that may
-   be chosen: at the cost of the uniform rate, or at the least one that keeps its loss.
-3. The candidates run end to end on the search photos, the uniform rate among them; the best stays.
-4. It is compared with the uniform rate on photos that neither step saw.
+What a search asks is measured here: losses by PyTorch, of INT8 by the runtime itself, and latencies
+of encoders that are exported on the fly. Every result is kept as soon as it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,56 +15,56 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle.weights_source import ModelSource
-from structsam_export.tune.merging_loss import Loss, LossMeter
-from structsam_export.tune.schedule_file import Schedule
-from structsam_export.tune.schedule_search import TRIES, Candidate, Sensitivity, mean
-from structsam_export.tune.sensitivity import Note, Progress, claim, sensitivities
+from structsam_export.machine import hardware
+from structsam_export.predict.calibration_photos import FEWEST as FEWEST_TO_CALIBRATE
+from structsam_export.runtimes import RunOptions, find_backend
+from structsam_export.tune.block_mixes import MIXED_PLACEMENTS, block_losses, mixed_rates
+from structsam_export.tune.latency import Encoders, times_in_turns
+from structsam_export.tune.mask_loss import MaskJudge
+from structsam_export.tune.merging_loss import LossMeter
+from structsam_export.tune.points import (
+    PLACEMENTS,
+    RATES,
+    Point,
+    gmac,
+    grid,
+    require_possible,
+    sizes_below,
+)
+from structsam_export.tune.recipe import Recipe
+from structsam_export.tune.record import Record
+from structsam_export.tune.search import Limit, Measured, best_single_lever, choose, on_frontier
+from structsam_export.tune.search import search as halve
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
     from structsam.models import ModelSpec
 
-RATES = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75)
-COSTS = ("gmac", "latency")
-GOALS = tuple(TRIES)
+_KNEE, _AS_USUAL = Limit(), RunOptions()
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
-_LARGEST_LOSS = 10.0  # far above what no embedding and no mask in common make, 2 or so
-_ROUNDING = 1e-9  # of sums of costs
+_FEW = 2  # photos that every point is judged on
+_MIXED_SIZES = 3  # largest sizes at which rates per block are tried
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What is sought.
+class Levers:
+    """What may be moved.
 
     Args:
-        cost: `gmac`, or `latency`: time of each block in PyTorch on this machine.
-        least: `loss`, at the cost of the uniform rate; or `cost`, at its loss.
-        max_loss: with `least="cost"`, the mean loss of the search photos that is allowed; None
-            takes that of the uniform rate.
+        sizes: of the input in pixels; the trained one is always among them.
+        precision: `fp32` (CPUs) or `fp16` (GPUs).
+        int8, per_block: whether INT8, and rates per block, are tried.
     """
 
-    cost: str = "gmac"
-    least: str = "loss"
-    max_loss: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise UserError(f"unknown cost {self.cost!r}. Choose one of: {', '.join(COSTS)}")
-        if self.least not in GOALS:
-            raise UserError(f"unknown goal {self.least!r}. Choose one of: {', '.join(GOALS)}")
-        most = self.max_loss
-        if most is not None and (self.least != "cost" or not 0 < most <= _LARGEST_LOSS):
-            raise UserError(
-                f"a largest loss of {most:g} cannot be met. It goes with `least='cost'`, and lies "
-                f"between 0 and {_LARGEST_LOSS:g}"
-            )
-
-    def budget_text(self, rate: float) -> str:
-        """Say what must be kept, of the uniform `rate`."""
-        if self.max_loss is not None:
-            return f"mean loss {self.max_loss:g} on the search photos"
-        return f"{'cost' if self.least == 'loss' else 'loss'} of the uniform rate {rate:g}"
+    sizes: tuple[int, ...] | None = None
+    placements: tuple[str, ...] = PLACEMENTS
+    rates: tuple[float, ...] = RATES
+    precision: str = "fp32"
+    int8: bool = True
+    per_block: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,29 +72,35 @@ class TuneReport:
     """What was found.
 
     Args:
-        best: the candidate of least loss, or of least cost, on the search photos.
-        uniform: the uniform rate in the first placement: the budget.
-        sensitivity: of the best placement.
-        goal: one of `GOALS`.
+        chosen: what the limit asks for.
+        single: the single lever (or stock) of least loss on the search photos that is no slower.
+        found: all that was measured, fastest first; those on the frontier, the single levers and
+            the chosen one have their loss on held-out photos.
+        photos: how many the search saw, and how many it did not.
         files: what was written.
     """
 
-    schedule: Schedule
-    best: Candidate
-    uniform: Candidate
-    candidates: tuple[Candidate, ...]
-    sensitivity: Sensitivity
-    cost_unit: str
-    goal: str = "loss"
+    spec: ModelSpec
+    recipe: Recipe
+    limit: Limit
+    chosen: Measured
+    single: Measured | None
+    found: tuple[Measured, ...]
+    photos: tuple[int, int]
+    backend: str
     files: tuple[Path, ...] = field(default=())
 
     @property
-    def beats_uniform(self) -> bool:
-        """Whether, on the held-out photos, it is better in loss or cost and worse in neither."""
-        loss, uniform_loss = mean(self.best.held_out), mean(self.uniform.held_out)
-        no_dearer = self.best.cost <= self.uniform.cost * (1 + _ROUNDING)
-        cheaper = self.best.cost < self.uniform.cost * (1 - _ROUNDING)
-        return no_dearer and loss <= uniform_loss and (cheaper or loss < uniform_loss)
+    def frontier(self) -> list[Measured]:
+        """Those that no other beats on the search photos, fastest first."""
+        return on_frontier(self.found)
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the single lever, no slower, loses less on photos that the search did not see."""
+        if self.single is None or self.single.held_out is None or self.chosen.held_out is None:
+            return False
+        return self.single.held_out < self.chosen.held_out
 
 
 def find_photos(images: Sequence[str | Path]) -> list[Path]:
@@ -129,155 +131,204 @@ def find_photos(images: Sequence[str | Path]) -> list[Path]:
 def tune(
     source: ModelSource,
     images: Sequence[str | Path],
-    uniform: Sequence[MergeConfig],
-    rates: Sequence[float] = RATES,
-    goal: Goal = Goal(),
+    base: MergeConfig,
+    levers: Levers = Levers(),
+    limit: Limit = _KNEE,
+    backend: str = "auto",
+    options: RunOptions = _AS_USUAL,
     out: str | Path = "tune",
     progress: Progress = lambda title, done, total: None,
-    note: Note = lambda text: None,
+    say: Say = lambda text: None,
 ) -> TuneReport:
-    """Find rates per block that lose less than one rate everywhere at its cost, or cost less.
+    """Search the cheapest encoder whose masks are good enough.
 
     Args:
+        source: the model at its trained size.
         images: photos or folders of them, unlabelled; every third is held out.
-        uniform: one merging of all layers at one rate, the budget, in every placement that may be
-            chosen, `attention` or `block`; that of the first is the one to beat.
-        rates: candidates; the budget's is added to them, and what the method cannot do is dropped.
-        note: told what is reused of a search that was stopped.
+        base: method and options of merging; rate and placement are searched.
+        backend: that is to be fast; one that reads ONNX or engines.
+        options: threads.
+        say: told what is done, and what is reused of a search that was stopped.
 
     Raises:
-        UserError: any input that cannot be used, or a folder `out` of another search.
+        UserError: any input that cannot be used, a folder `out` of another search, or a limit that
+            nothing keeps.
     """
-    spec, base = source.spec, uniform[0]
-    budget = _budget(uniform)
-    photos = find_photos(images)
-    search = [photo for i, photo in enumerate(photos) if i % 3 != 2]
-    held_out = [photo for i, photo in enumerate(photos) if i % 3 == 2]
-    allowed = _allowed_rates(spec, base, sorted({*rates, 0.0, budget}))
-    described, folder = source.describe(), Path(out)
+    photos, folder = find_photos(images), Path(out)
+    spec = source.spec
+    if spec.trained_image_size is not None:
+        raise UserError("`tune` searches the size of the input. Leave `image_size=` out")
+    runtime = find_backend(backend)
+    if runtime.needs_weights:
+        raise UserError(f"tune exports encoders, and {runtime.name} runs none. Choose another one")
+    if reason := None if runtime.needs_engine else runtime.why_unavailable():
+        raise UserError(f"backend {runtime.name} cannot run here: {reason}")
+    sizes = sizes_below(spec) if levers.sizes is None else sizes_below(spec, levers.sizes)
+    points = grid(spec, base, sizes, levers.placements, levers.rates, levers.precision)
+    described = source.describe()
     asked = {
         "format": 1,
         "model": described.to_dict(),
-        "merging": [{**each.to_dict(), "rate": None} for each in uniform],
-        "rates": list(allowed),
+        "method": [base.method, dict(base.options)],
+        "levers": vars(levers),
+        "backend": [runtime.name, options.threads, hardware()["cpu"]],
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
-    claim(folder, asked)
-    meter = LossMeter(source.load(), spec)
-    found_in = {}
-    for each in uniform:
-        path = folder / f"sensitivity_{each.placement}.csv"
-        loss, times = sensitivities(meter, each, allowed, search, path, progress, note)
-        costs = _macs(spec, each, allowed) if goal.cost == "gmac" else times
-        found_in[each.placement] = Sensitivity(each.placement, tuple(allowed), loss, costs)
-
-    verify = _Verifier(meter, base, search, progress, 1 + TRIES[goal.least] * len(found_in))
-    beaten = verify(found_in[base.placement].uniform(budget))
-    best = _search(goal, list(found_in.values()), verify, beaten)
-    progress("comparing on held-out photos", 0, 2)
-    best, beaten = (replace(c, held_out=verify.losses(c, held_out)) for c in (best, beaten))
-    progress("comparing on held-out photos", 2, 2)
-    found = {
-        "photos": {"search": len(search), "held_out": len(held_out)},
-        "budget": goal.budget_text(budget),
-        "cost": {"unit": goal.cost, "schedule": best.cost, "uniform": beaten.cost},
-        "held_out_loss": {"schedule": mean(best.held_out), "uniform": mean(beaten.held_out)},
-        "weights": described.weights,
-    }
-    schedule = Schedule(
-        spec.name, base.method, best.rates, best.placement, dict(base.options), found
+    record = Record(folder, asked)
+    if record.reused:
+        say(f"{folder}: {record.reused} results are there already; the rest is measured")
+    land = _OnThisMachine(
+        source, base, runtime.name, options, photos, folder, record, progress, say
     )
-    tried, best_table = tuple(verify.done), found_in[best.placement]
-    return TuneReport(schedule, best, beaten, tried, best_table, goal.cost, goal.least)
+    if levers.per_block:
+        points += land.mixes(levers, sizes[:_MIXED_SIZES])
+    found = halve(land, points, limit, levers.int8, say)
+    chosen = choose(found, limit)
+    single = best_single_lever(found, chosen.ms)
+    best = on_frontier(found)
+    shown = [e.point for e in found if e in best or e == chosen or len(e.point.levers) < 2]
+    unseen = land.loss(shown, "held_out")
+    land.encoders.clear()
+    found = [replace(each, held_out=unseen.get(each.point)) for each in found]
+    by_point = {each.point: each for each in found}
+    chosen, single = by_point[chosen.point], single and by_point[single.point]
+    seen = len(land.photos["search"]), len(land.photos["held_out"])
+    point = chosen.point
+    recipe = Recipe(
+        spec.name,
+        point.config(base).to_dict(),
+        point.image_size,
+        point.precision,
+        _calibration_folder(images, len(photos)) if "int8" in point.levers else None,
+        {
+            "sought": limit.text,
+            "backend": runtime.name,
+            "milliseconds": chosen.ms,
+            "loss": {"search": chosen.loss, "held_out": chosen.held_out},
+            "photos": {"search": seen[0], "held_out": seen[1]},
+            "weights": described.title,
+        },
+    )
+    return TuneReport(spec, recipe, limit, chosen, single, tuple(found), seen, runtime.name)
 
 
-def _search(
-    goal: Goal, tables: Sequence[Sensitivity], verify: _Verifier, uniform: Candidate
-) -> Candidate:
-    """Return the candidate of least loss at the uniform one's cost, or of least cost."""
-    if goal.least == "loss":
-        for table in tables:
-            for candidate in table.within_cost(uniform.cost):
-                verify(candidate)
-        return min(verify.done, key=lambda candidate: mean(candidate.search))
-    limit = mean(uniform.search) if goal.max_loss is None else goal.max_loss
-    within = [candidate for table in tables for candidate in table.within_loss(limit, verify)]
-    within += [uniform] if mean(uniform.search) <= limit else []
-    if not within:
-        raise UserError(
-            f"no schedule that saves much has a loss of at most {limit:g}: that of the uniform "
-            f"rate {uniform.rates[0]:g} is {mean(uniform.search):.3g}. Allow more loss"
-        )
-    return min(within, key=lambda candidate: candidate.cost)
+def _calibration_folder(images: Sequence[str | Path], photos: int) -> str | None:
+    """Return the one folder of the search's photos, where it holds enough for an export."""
+    folders = [Path(image).expanduser() for image in images]
+    enough = len(folders) == 1 and folders[0].is_dir() and photos >= FEWEST_TO_CALIBRATE
+    return str(folders[0].resolve()) if enough else None
 
 
-class _Verifier:
-    """Runs candidates end to end on the search photos, each once."""
+def _is_the_reference(point: Point) -> bool:
+    """Whether nothing is moved: it loses nothing by definition."""
+    return not point.levers
+
+
+class _OnThisMachine:
+    """The landscape: what points lose on the photos, and how long they take here."""
 
     def __init__(
         self,
-        meter: LossMeter,
+        source: ModelSource,
         base: MergeConfig,
+        backend: str,
+        options: RunOptions,
         photos: Sequence[Path],
+        folder: Path,
+        record: Record,
         progress: Progress,
-        count: int,
+        say: Say,
     ) -> None:
-        self.done: list[Candidate] = []
-        self._asked = 0
-        self._meter, self._base, self._photos = meter, base, photos
-        self._progress, self._count = progress, count
-        self._known: dict[tuple[str, tuple[float, ...]], tuple[Loss, ...]] = {}
+        self._spec, self._base, self._backend, self._options = source.spec, base, backend, options
+        self._record, self._progress, self._say = record, progress, say
+        search = [photo for i, photo in enumerate(photos) if i % 3 != 2]
+        self.photos = {
+            "few": search[:_FEW],
+            "search": search,
+            "held_out": [photo for i, photo in enumerate(photos) if i % 3 == 2],
+        }
+        self._judge = MaskJudge(source, replace(base, rate=0.0))
+        self.encoders = Encoders(self._judge, base, backend, folder / "encoders", search, say)
 
-    def __call__(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with its losses on the search photos."""
-        key = candidate.placement, candidate.rates
-        measured = replace(candidate, search=self._known.get(key, ()))
-        if key not in self._known:
-            measured = replace(candidate, search=self.losses(candidate, self._photos))
-            self._known[key] = measured.search
-            self.done.append(measured)
-        self._asked += 1
-        self._progress("verifying schedules", self._asked, self._count)
-        return measured
-
-    def losses(self, candidate: Candidate, photos: Sequence[Path]) -> tuple[Loss, ...]:
-        """Measure the loss on every photo."""
-        config = replace(self._base, rate=candidate.rates, placement=candidate.placement)
-        return tuple(self._meter.losses(config, photo) for photo in photos)
-
-
-def _budget(uniform: Sequence[MergeConfig]) -> float:
-    """Return the one rate of all; raises `UserError` where it saves nothing or cannot be tuned."""
-    for config in uniform:
-        if config.placement not in ("attention", "block"):
-            raise UserError(
-                f"placement {config.placement!r} cannot be tuned: blocks of a stage share one "
-                "rate. Use attention or block"
+    def mixes(self, levers: Levers, sizes: Sequence[int | None]) -> list[Point]:
+        """Return points with rates per block, at these sizes."""
+        found = []
+        rates = (0.0, *sorted(rate for rate in levers.rates if rate))
+        for placement in (p for p in levers.placements if p in MIXED_PLACEMENTS):
+            base = replace(self._base, placement=placement)
+            possible = [r for r in rates if self._possible(Point(None, r, placement))]
+            meter = LossMeter(self._judge.model(None).sam, self._spec)
+            loss = block_losses(
+                meter, base, possible, self.photos["few"], self._record, self._progress
             )
-    rate = uniform[0].rate
-    if isinstance(rate, tuple) or not rate:
-        raise UserError(f"budget {rate} saves nothing. Use one rate above 0, such as 0.5")
-    return rate
+            for mix in mixed_rates(self._spec, base, possible, loss):
+                mixed = (Point(size, mix, placement, levers.precision) for size in sizes)
+                found += [point for point in mixed if self._possible(point)]
+        return found
 
-
-def _allowed_rates(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> list[float]:
-    """Return the rates that method and grid allow; raises `UserError` where the budget is none."""
-    from structsam.block_table import block_table
-
-    allowed = []
-    for rate in rates:
+    def _possible(self, point: Point) -> bool:
         try:
-            block_table(replace(base, rate=rate), spec.grid, spec.window_sizes)
-            allowed.append(rate)
+            require_possible(point, self._spec, self._base)
         except UserError:
-            if rate == base.rate:
-                raise
-    return allowed
+            return False
+        return True
 
+    def gmac(self, point: Point) -> float:
+        """Return the multiply-adds of a point / 10^9."""
+        return gmac(point, self._spec, self._base)
 
-def _macs(spec: ModelSpec, base: MergeConfig, rates: Sequence[float]) -> np.ndarray:
-    """Multiply-adds [B, R] / 10^9 of every block at every rate."""
-    from structsam.flops import encoder_flops
+    def loss(self, points: Sequence[Point], photos: str) -> dict[Point, float]:
+        """Return mean losses on `few`, `search` or `held_out` photos."""
+        paths = self.photos[photos]
+        where = {"few": "on few photos", "search": "", "held_out": "on photos not seen"}[photos]
+        title = f"comparing masks {where}".strip()
+        by_size = sorted(points, key=lambda point: -(point.image_size or 1 << 30))
+        for done, point in enumerate(by_size, 1):
+            missing = [path for path in paths if self._name(point, path) not in self._record]
+            if missing and not _is_the_reference(point):
+                self._measure_loss(point, missing)
+            self._progress(title, done, len(points))
+        return {
+            point: 0.0
+            if _is_the_reference(point)
+            else float(np.mean([self._record.get(self._name(point, p), float) for p in paths]))
+            for point in points
+        }
 
-    counted = [encoder_flops(spec, replace(base, rate=(rate,) * spec.depth)) for rate in rates]
-    return np.array([[block.total / 1e9 for block in one.blocks] for one in counted]).T
+    def _name(self, point: Point, path: Path) -> str:
+        return f"loss {point.key} {path.name}"
+
+    def _measure_loss(self, point: Point, paths: list[Path]) -> None:
+        self._judge.look_at(paths)
+        bundle = self.encoders.bundle(point) if "int8" in point.levers else None
+        model = self._judge.model(point.image_size)
+        if bundle is None:
+            config = point.config(self._base)
+            for path in paths:
+                loss = self._judge.loss(model, model.embedding(config, path), path)
+                self._record.keep(self._name(point, path), loss)
+            return
+        once = replace(self._options, keep_compiled=False)
+        with find_backend(self._backend).runner(bundle, "encoder", once) as runner:
+            for path in paths:
+                embedding = runner.run({"image": model.photo(path).pixels})["image_embeddings"]
+                loss = self._judge.loss(model, embedding, path)
+                self._record.keep(self._name(point, path), loss)
+
+    def milliseconds(self, points: Sequence[Point]) -> dict[Point, float]:
+        """Return latencies; a point that does not run here is left out."""
+        new = [p for p in points if not p.stock and f"ratio {p.key}" not in self._record]
+        if new:
+            self._say(f"measuring {', '.join(point.key for point in new)}")
+            once = replace(self._options, keep_compiled=False)
+            times = times_in_turns(self.encoders, new, self._backend, once, self._say)
+            self._record.keep(f"stock {new[0].key}", times.stock_ms)
+            for point in new:
+                self._record.keep(f"ratio {point.key}", times.ratio.get(point))
+            for point, reason in times.refused.items():
+                self._say(f"{point.key} is left out: {reason}")
+            self.encoders.forget([point.unquantized for point in new])
+        stock = [ms for group in self._record.named("stock ").values() for ms in group]
+        usual = float(np.median(stock))
+        ratios = {p: 1.0 if p.stock else self._record.get(f"ratio {p.key}", float) for p in points}
+        return {point: usual * ratio for point, ratio in ratios.items() if ratio is not None}

@@ -45,7 +45,7 @@ WRONG_PATH = {
     "doctor": ["nowhere"],  # takes none
     "download": ["nowhere"],
     "bench": ["nowhere"],
-    "flops": ["--schedule", "nowhere.json"],
+    "flops": ["--recipe", "nowhere.json"],
     "spectrum": ["--model", "vit_t", "--image", "nowhere.png"],
     "inspect": ["--model", "vit_t", "--image", "nowhere.png"],
     "evaluate": ["--root", "nowhere"],
@@ -71,7 +71,7 @@ WRONG_VALUE = {
     "inspect": ["--model", "vit_x"],
     "evaluate": ["--root", ".", "--dataset", "nosuch"],
     "report": ["nowhere", "--gallery", "-1"],
-    "tune": ["--images", ".", "--cost", "money"],
+    "tune": ["--images", ".", "--precision", "int4"],
 }
 
 
@@ -230,7 +230,7 @@ REFUSED_EXPORTS = [
 REFUSED_STUDIES = [
     ("tune --images nowhere", "no photo or folder"),
     ("tune --images nowhere --model vit_x", "vit_b, vit_l, vit_h"),
-    ("tune --images nowhere --budget 0.9", "outside [0, 0.75]"),
+    ("tune --images nowhere --max-loss 0.1 --max-latency 1s", "cannot both be kept"),
     ("tune --images nowhere --model vit_b", "No weights are named"),
     ("inspect --model vit_x", "vit_b, vit_l, vit_h"),
     ("inspect --model vit_t --rate 0.95", "outside [0, 0.75]"),

@@ -17,7 +17,7 @@ from structsam.models import MODELS
 from structsam_export.bench.flops_table import compare_methods, kept_text
 from structsam_export.cli import terminal
 from structsam_export.cli.main import main
-from structsam_export.tune.schedule_file import Schedule
+from structsam_export.tune.recipe import Recipe
 
 VIT_B = MODELS["vit_b"]
 
@@ -138,13 +138,15 @@ def test_a_count_that_cannot_be_had_is_told_as_it_is() -> None:
     assert isinstance(refused, str) and "multiple of 8" in refused
 
 
-def test_a_schedule_is_counted(flops: Callable[..., str], tmp_path: Path) -> None:
-    rates = (0.0, 0.25, 0.5, 0.75) * 3
-    file = tmp_path / "schedule.json"
-    Schedule("vit_b", "structsam", rates, "block", {"operator": "central"}).save(file)
-    counted = json.loads(flops("--schedule", str(file), "--json"))
-    config = MergeConfig(rate=rates, placement="block", options=(("operator", "central"),))
+def test_a_recipe_is_counted(flops: Callable[..., str], tmp_path: Path) -> None:
+    config = MergeConfig(
+        rate=(0.0, 0.25, 0.5, 0.75) * 3, placement="block", options=(("operator", "central"),)
+    )
+    file = tmp_path / "recipe.json"
+    Recipe("vit_b", config.to_dict()).save(file)
+    counted = json.loads(flops("--recipe", str(file), "--json"))
     assert counted == json.loads(json.dumps(encoder_flops(VIT_B, config).to_dict()))
-    assert str(file) in flops("--schedule", str(file)).replace("\n", "")
-    assert "--rate" in flops("--schedule", str(file), "--rate", "0.5")
-    assert "found for vit_b" in flops("--schedule", str(file), "--model", "vit_l")
+    assert str(file) in flops("--recipe", str(file)).replace("\n", "")
+    assert "--rate" in flops("--recipe", str(file), "--rate", "0.5")
+    assert "found for vit_b" in flops("--recipe", str(file), "--model", "vit_l")
+    assert "for an input of 1024" in flops("--recipe", str(file), "--image-size", "768")

@@ -14,7 +14,7 @@ from structsam.errors import UserError
 from structsam_export import pipeline
 from structsam_export.cli.main import main
 from structsam_export.cli.merging_options import MergingOptions
-from structsam_export.tune.schedule_file import Schedule
+from structsam_export.tune.recipe import Recipe
 
 RATES = (0.0, 0.25, 0.5, 0.75) * 3
 
@@ -63,17 +63,18 @@ def test_every_option_reaches_the_export(
 
 
 def test_every_field_has_its_option() -> None:
-    other = {"option": "options", "prompt_form": "prompt_aware", "schedule": "rate"}
+    other = {"option": "options", "prompt_form": "prompt_aware", "recipe": "rate"}
     options = {other.get(field.name, field.name) for field in fields(MergingOptions)}
     assert options == {field.name for field in fields(MergeConfig)}
 
 
-def test_a_schedule_decides_all_but_what_may_stand_beside_it(
+def test_a_recipe_decides_all_but_what_may_stand_beside_it(
     chosen: Callable[..., MergeConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "schedule.json"
-    Schedule("vit_b", "structsam", RATES, "block", {"operator": "central"}).save(file)
-    found = chosen("--schedule", str(file), "--align", "8", "--attention", "dense")
+    file = tmp_path / "recipe.json"
+    merging = MergeConfig(rate=RATES, placement="block", options=(("operator", "central"),))
+    Recipe("vit_b", merging.to_dict()).save(file)
+    found = chosen("--recipe", str(file), "--align", "8", "--attention", "dense")
     assert found == MergeConfig(
         rate=RATES,
         placement="block",
@@ -83,6 +84,6 @@ def test_a_schedule_decides_all_but_what_may_stand_beside_it(
     )
     for name in ("--rate=0.5", "--layers=all", "--placement=stage", "--method=tome"):
         with pytest.raises(SystemExit):
-            main(["export", "--model", "vit_b", "--schedule", str(file), name])
+            main(["export", "--model", "vit_b", "--recipe", str(file), name])
         said = capsys.readouterr().err
-        assert f"--schedule says what {name.split('=')[0]} would" in " ".join(said.split())
+        assert f"--recipe says what {name.split('=')[0]} would" in " ".join(said.split())

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from structsam.evaluation.summary import summarise
+from structsam.models import MODELS
 from structsam_export.bench.report import BenchReport, BenchRow, render_table
 from structsam_export.bundle.folder import Bundle
 from structsam_export.cli import main as command_line
@@ -27,10 +27,10 @@ from structsam_export.inspect.spectrum_report import (
     spectrum_table,
 )
 from structsam_export.parity.compare import ParityReport, ParityRow
-from structsam_export.tune.merging_loss import Loss
-from structsam_export.tune.report import tune_table
-from structsam_export.tune.schedule_file import Schedule
-from structsam_export.tune.schedule_search import Candidate, Sensitivity
+from structsam_export.tune.points import Point
+from structsam_export.tune.recipe import Recipe
+from structsam_export.tune.report import frontier_table
+from structsam_export.tune.search import Limit, Measured
 from structsam_export.tune.tune import TuneReport
 from tests.structsam.evaluation.small_results import (
     row_of,
@@ -193,13 +193,15 @@ def test_a_table_of_bench_fits() -> None:
 
 
 def test_a_table_of_tune_fits() -> None:
-    rates = tuple(0.1 + index / 100 for index in range(32))
-    loss = Loss(0.1, 0.2)
-    candidate = Candidate("uniform", "attention", rates, 1234.567, (loss,), (loss,))
-    schedule = Schedule("vit_h", "structsam", rates)
-    sensitivity = Sensitivity("attention", (0.5,), np.zeros((32, 1)), np.zeros((32, 1)))
-    report = TuneReport(schedule, candidate, candidate, (candidate,), sensitivity, "latency")
-    check_it_fits(tune_table(report))
+    spec = MODELS["vit_h"]
+    mixed = Point(896, tuple(0.1 + index / 100 for index in range(32)), "attention", "int8-fp32")
+    found = (
+        Measured(mixed, 1234.5, 12345.6, 0.0123, 0.0145),
+        Measured(Point(stock=True), 2790.0, 98765.4, 0.0, 0.0),
+    )
+    recipe = Recipe("vit_h", {})
+    report = TuneReport(spec, recipe, Limit(), found[0], found[1], found, (16, 8), "openvino:bf16")
+    check_it_fits(frontier_table(report))
 
 
 def test_tables_of_studies_fit() -> None:
