@@ -120,13 +120,21 @@ def verdict(report: TuneReport) -> str:
     )
     if isinstance(chosen.point.rate, tuple):
         told += f"; rates {' '.join(f'{rate:g}' for rate in chosen.point.rate)}"
-    if single is None:
+    over = report.passed_over
+    if over is not None:
+        told += (
+            f". On photos not seen it loses less than what the search had chosen, "
+            f"{over.point.label(report.spec)}, {over.ms:.0f} ms ({over.held_out:.4f} there)"
+        )
+    elif single is None:
         told += ". No single lever is as fast"
     elif single.point != chosen.point:
-        word = "LESS" if report.beaten else "more" if single.held_out != chosen.held_out else "as"
+        word = "as much" if single.held_out == chosen.held_out else "more"
+        if (single.held_out or 0) < (chosen.held_out or 0):
+            word = "LESS there, and too much on the search photos"
         told += (
             f". The best single lever that is no slower, {single.point.label(report.spec)}, "
-            f"{single.ms:.0f} ms, loses {word}: {single.held_out:.4f} on photos not seen"
+            f"{single.ms:.0f} ms, loses {word} ({single.held_out:.4f} on photos not seen)"
         )
     few = report.photos[1]
     return told + (f" (fewer than {_FEW} such photos: it may be luck)" if few < _FEW else "")
@@ -139,7 +147,7 @@ def facts(report: TuneReport) -> dict[str, Any]:
         "sought": report.limit.text,
         "chosen": report.chosen.point.key,
         "single_lever": report.single and report.single.point.key,
-        "beaten_by_single_lever": report.beaten,
+        "passed_over": report.passed_over and report.passed_over.point.key,
         "backend": report.backend,
         "photos": {"search": report.photos[0], "held_out": report.photos[1]},
         "measured": [_facts(report, each) for each in report.found],

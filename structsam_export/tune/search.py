@@ -181,6 +181,14 @@ def best_single_lever(found: Sequence[Measured], max_ms: float) -> Measured | No
     return None if index is None else single[index]
 
 
+def prefer_single_lever(chosen: Measured, single: Measured | None, limit: Limit) -> bool:
+    """Whether the single lever, no slower, loses less on held-out photos and keeps the limit."""
+    if single is None or single.held_out is None or chosen.held_out is None:
+        return False
+    within = limit.max_loss is None or single.loss <= limit.max_loss
+    return within and single.held_out < chosen.held_out
+
+
 def on_frontier(found: Sequence[Measured]) -> list[Measured]:
     """Return those that no other beats in time and loss, fastest first."""
     return [found[index] for index in frontier([each.pair for each in found])]

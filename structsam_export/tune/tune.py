@@ -1,39 +1,38 @@
 """`structsam-export tune`: the frontier of latency and loss on the user's own photos.
 
-What a search asks is measured here: losses by PyTorch, of INT8 by the runtime itself, and latencies
-of encoders that are exported on the fly. Every result is kept as soon as it is there.
+Every result is kept as soon as it is there, so that a search that was stopped goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.machine import hardware
 from structsam_export.predict.calibration_photos import FEWEST as FEWEST_TO_CALIBRATE
 from structsam_export.runtimes import RunOptions, find_backend
-from structsam_export.tune.block_mixes import MIXED_PLACEMENTS, block_losses, mixed_rates
-from structsam_export.tune.latency import Encoders, times_in_turns
-from structsam_export.tune.mask_loss import MaskJudge
-from structsam_export.tune.merging_loss import LossMeter
+from structsam_export.tune.block_mixes import Progress
+from structsam_export.tune.on_this_machine import OnThisMachine, Say
 from structsam_export.tune.points import (
     PLACEMENTS,
     RATES,
-    Point,
-    gmac,
     grid,
-    require_possible,
     sizes_below,
 )
 from structsam_export.tune.recipe import Recipe
 from structsam_export.tune.record import Record
-from structsam_export.tune.search import Limit, Measured, best_single_lever, choose, on_frontier
+from structsam_export.tune.search import (
+    Limit,
+    Measured,
+    best_single_lever,
+    choose,
+    on_frontier,
+    prefer_single_lever,
+)
 from structsam_export.tune.search import search as halve
 
 if TYPE_CHECKING:
@@ -43,10 +42,7 @@ if TYPE_CHECKING:
 _KNEE, _AS_USUAL = Limit(), RunOptions()
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
-_FEW = 2  # photos that every point is judged on
 _MIXED_SIZES = 3  # largest sizes at which rates per block are tried
-Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,8 @@ class TuneReport:
 
     Args:
         chosen: what the limit asks for.
+        passed_over: what the search had chosen before the single lever, which lost less on photos
+            that the search did not see.
         single: the single lever (or stock) of least loss on the search photos that is no slower.
         found: all that was measured, fastest first; those on the frontier, the single levers and
             the chosen one have their loss on held-out photos.
@@ -88,19 +86,13 @@ class TuneReport:
     found: tuple[Measured, ...]
     photos: tuple[int, int]
     backend: str
+    passed_over: Measured | None = None
     files: tuple[Path, ...] = field(default=())
 
     @property
     def frontier(self) -> list[Measured]:
         """Those that no other beats on the search photos, fastest first."""
         return on_frontier(self.found)
-
-    @property
-    def beaten(self) -> bool:
-        """Whether the single lever, no slower, loses less on photos that the search did not see."""
-        if self.single is None or self.single.held_out is None or self.chosen.held_out is None:
-            return False
-        return self.single.held_out < self.chosen.held_out
 
 
 def find_photos(images: Sequence[str | Path]) -> list[Path]:
@@ -177,11 +169,11 @@ def tune(
     record = Record(folder, asked)
     if record.reused:
         say(f"{folder}: {record.reused} results are there already; the rest is measured")
-    land = _OnThisMachine(
-        source, base, runtime.name, options, photos, folder, record, progress, say
-    )
+    land = OnThisMachine(source, base, runtime.name, options, photos, folder, record, progress, say)
     if levers.per_block:
-        points += land.mixes(levers, sizes[:_MIXED_SIZES])
+        points += land.mixes(
+            levers.rates, levers.placements, levers.precision, sizes[:_MIXED_SIZES]
+        )
     found = halve(land, points, limit, levers.int8, say)
     chosen = choose(found, limit)
     single = best_single_lever(found, chosen.ms)
@@ -192,6 +184,9 @@ def tune(
     found = [replace(each, held_out=unseen.get(each.point)) for each in found]
     by_point = {each.point: each for each in found}
     chosen, single = by_point[chosen.point], single and by_point[single.point]
+    passed_over = None
+    if single is not None and prefer_single_lever(chosen, single, limit):
+        passed_over, chosen = chosen, single
     seen = len(land.photos["search"]), len(land.photos["held_out"])
     point = chosen.point
     recipe = Recipe(
@@ -209,7 +204,9 @@ def tune(
             "weights": described.title,
         },
     )
-    return TuneReport(spec, recipe, limit, chosen, single, tuple(found), seen, runtime.name)
+    return TuneReport(
+        spec, recipe, limit, chosen, single, tuple(found), seen, runtime.name, passed_over
+    )
 
 
 def _calibration_folder(images: Sequence[str | Path], photos: int) -> str | None:
@@ -217,118 +214,3 @@ def _calibration_folder(images: Sequence[str | Path], photos: int) -> str | None
     folders = [Path(image).expanduser() for image in images]
     enough = len(folders) == 1 and folders[0].is_dir() and photos >= FEWEST_TO_CALIBRATE
     return str(folders[0].resolve()) if enough else None
-
-
-def _is_the_reference(point: Point) -> bool:
-    """Whether nothing is moved: it loses nothing by definition."""
-    return not point.levers
-
-
-class _OnThisMachine:
-    """The landscape: what points lose on the photos, and how long they take here."""
-
-    def __init__(
-        self,
-        source: ModelSource,
-        base: MergeConfig,
-        backend: str,
-        options: RunOptions,
-        photos: Sequence[Path],
-        folder: Path,
-        record: Record,
-        progress: Progress,
-        say: Say,
-    ) -> None:
-        self._spec, self._base, self._backend, self._options = source.spec, base, backend, options
-        self._record, self._progress, self._say = record, progress, say
-        search = [photo for i, photo in enumerate(photos) if i % 3 != 2]
-        self.photos = {
-            "few": search[:_FEW],
-            "search": search,
-            "held_out": [photo for i, photo in enumerate(photos) if i % 3 == 2],
-        }
-        self._judge = MaskJudge(source, replace(base, rate=0.0))
-        self.encoders = Encoders(self._judge, base, backend, folder / "encoders", search, say)
-
-    def mixes(self, levers: Levers, sizes: Sequence[int | None]) -> list[Point]:
-        """Return points with rates per block, at these sizes."""
-        found = []
-        rates = (0.0, *sorted(rate for rate in levers.rates if rate))
-        for placement in (p for p in levers.placements if p in MIXED_PLACEMENTS):
-            base = replace(self._base, placement=placement)
-            possible = [r for r in rates if self._possible(Point(None, r, placement))]
-            meter = LossMeter(self._judge.model(None).sam, self._spec)
-            loss = block_losses(
-                meter, base, possible, self.photos["few"], self._record, self._progress
-            )
-            for mix in mixed_rates(self._spec, base, possible, loss):
-                mixed = (Point(size, mix, placement, levers.precision) for size in sizes)
-                found += [point for point in mixed if self._possible(point)]
-        return found
-
-    def _possible(self, point: Point) -> bool:
-        try:
-            require_possible(point, self._spec, self._base)
-        except UserError:
-            return False
-        return True
-
-    def gmac(self, point: Point) -> float:
-        """Return the multiply-adds of a point / 10^9."""
-        return gmac(point, self._spec, self._base)
-
-    def loss(self, points: Sequence[Point], photos: str) -> dict[Point, float]:
-        """Return mean losses on `few`, `search` or `held_out` photos."""
-        paths = self.photos[photos]
-        where = {"few": "on few photos", "search": "", "held_out": "on photos not seen"}[photos]
-        title = f"comparing masks {where}".strip()
-        by_size = sorted(points, key=lambda point: -(point.image_size or 1 << 30))
-        for done, point in enumerate(by_size, 1):
-            missing = [path for path in paths if self._name(point, path) not in self._record]
-            if missing and not _is_the_reference(point):
-                self._measure_loss(point, missing)
-            self._progress(title, done, len(points))
-        return {
-            point: 0.0
-            if _is_the_reference(point)
-            else float(np.mean([self._record.get(self._name(point, p), float) for p in paths]))
-            for point in points
-        }
-
-    def _name(self, point: Point, path: Path) -> str:
-        return f"loss {point.key} {path.name}"
-
-    def _measure_loss(self, point: Point, paths: list[Path]) -> None:
-        self._judge.look_at(paths)
-        bundle = self.encoders.bundle(point) if "int8" in point.levers else None
-        model = self._judge.model(point.image_size)
-        if bundle is None:
-            config = point.config(self._base)
-            for path in paths:
-                loss = self._judge.loss(model, model.embedding(config, path), path)
-                self._record.keep(self._name(point, path), loss)
-            return
-        once = replace(self._options, keep_compiled=False)
-        with find_backend(self._backend).runner(bundle, "encoder", once) as runner:
-            for path in paths:
-                embedding = runner.run({"image": model.photo(path).pixels})["image_embeddings"]
-                loss = self._judge.loss(model, embedding, path)
-                self._record.keep(self._name(point, path), loss)
-
-    def milliseconds(self, points: Sequence[Point]) -> dict[Point, float]:
-        """Return latencies; a point that does not run here is left out."""
-        new = [p for p in points if not p.stock and f"ratio {p.key}" not in self._record]
-        if new:
-            self._say(f"measuring {', '.join(point.key for point in new)}")
-            once = replace(self._options, keep_compiled=False)
-            times = times_in_turns(self.encoders, new, self._backend, once, self._say)
-            self._record.keep(f"stock {new[0].key}", times.stock_ms)
-            for point in new:
-                self._record.keep(f"ratio {point.key}", times.ratio.get(point))
-            for point, reason in times.refused.items():
-                self._say(f"{point.key} is left out: {reason}")
-            self.encoders.forget([point.unquantized for point in new])
-        stock = [ms for group in self._record.named("stock ").values() for ms in group]
-        usual = float(np.median(stock))
-        ratios = {p: 1.0 if p.stock else self._record.get(f"ratio {p.key}", float) for p in points}
-        return {point: usual * ratio for point, ratio in ratios.items() if ratio is not None}

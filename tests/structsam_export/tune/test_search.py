@@ -19,6 +19,7 @@ from structsam_export.tune.search import (
     best_single_lever,
     choose,
     on_frontier,
+    prefer_single_lever,
     search,
 )
 
@@ -148,6 +149,16 @@ def test_a_limit_decides() -> None:
         choose(found, Limit(max_latency=50))
     single = best_single_lever(found, 600)
     assert single == found[1] and best_single_lever(found, 200) is None
+
+
+def test_a_single_lever_that_is_better_on_photos_not_seen_is_taken() -> None:
+    chosen = Measured(Point(768, 0.5), 12, 250, 0.03, held_out=0.05)
+    single = Measured(Point(640), 13, 240, 0.04, held_out=0.045)
+    assert prefer_single_lever(chosen, single, Limit())
+    assert prefer_single_lever(chosen, single, Limit(max_latency=260))
+    assert not prefer_single_lever(chosen, single, Limit(max_loss=0.035)), "it breaks the limit"
+    assert not prefer_single_lever(chosen, replace(single, held_out=0.06), Limit())
+    assert not prefer_single_lever(chosen, None, Limit())
 
 
 def test_a_mix_of_rates_is_no_single_lever() -> None:

@@ -30,7 +30,7 @@ from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 from structsam_export.runtimes import RunOptions
 from structsam_export.tune import latency, merging_loss
-from structsam_export.tune import tune as module
+from structsam_export.tune import on_this_machine as module
 from structsam_export.tune.mask_loss import MaskJudge
 from structsam_export.tune.merging_loss import LossMeter
 from structsam_export.tune.points import Point
@@ -216,7 +216,8 @@ from structsam.models import MODELS
 from structsam.config import MergeConfig
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.runtimes import RunOptions
-from structsam_export.tune import tune as module
+from structsam_export.tune import on_this_machine as module
+from structsam_export.tune.tune import tune
 from tests.structsam_export.tune.test_tune import LEVERS, fake_times
 
 spec = ModelSpec("larger", "tiny", 32, 3, 2, (1,), image_size=288)
@@ -224,7 +225,7 @@ MODELS[spec.name] = replace(
     spec, preprocessing=replace(spec.preprocessing, image_size=288)
 )
 module.times_in_turns = fake_times([])
-module.tune(
+tune(
     ModelSource("larger", weights="random"), [sys.argv[1]], MergeConfig(rate=0.0), LEVERS,
     out=sys.argv[2], backend="onnxruntime", options=RunOptions(threads=1),
 )
