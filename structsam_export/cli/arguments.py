@@ -110,14 +110,6 @@ class SizeOptions:
         side = None if self.image_size is None else read_image_size(self.image_size)
         return resized(model_spec(model), side, self.embedding)  # type: ignore[arg-type]
 
-    @property
-    def typed(self) -> str:
-        """What was typed, to be typed again: ` --image-size 768`, or nothing."""
-        if self.image_size is None:
-            return ""
-        form = "" if self.embedding == "native" else f" --embedding {self.embedding}"
-        return f" --image-size {self.image_size}{form}"
-
     def specs(self, model: str) -> list[ModelSpec]:
         """Return the model at every size of a list."""
         sides = [None] if self.image_size is None else self.image_size.split(",")

@@ -182,5 +182,5 @@ def tune(
     for file in report.files:
         terminal.print(str(file))
     more = " --calibrate DIR" if report.recipe.lacks_photos else ""
-    used = f"--model {model}{source.typed} --recipe {report.files[0]}{more}"
+    used = f"--model {model} --recipe {report.files[0]}{more}"
     terminal.print(f"use it: structsam-export export {used}")
