@@ -47,7 +47,7 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made 
 BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]
 Precision = Annotated[
-    str, typer.Option(help="fp16, fp32, int8 (the rest FP16: GPUs) or int8-fp32 (CPUs).")
+    str, typer.Option(help="fp16, fp32, int8 (GPUs), int8-fp32 or int8-attention-fp32 (CPUs).")
 ]
 Calibrate = Annotated[
     Path | None, typer.Option(help="INT8: folder of 16 to 128 photos to measure activations on.")

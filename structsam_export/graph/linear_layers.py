@@ -16,6 +16,27 @@ _NAME = re.compile(
     r"(?P<place>blocks\.\d+\.(attn\.(qkv|proj)|mlp\.lin[12]))/(MatMul|Gemm)(?P<call>(_\d+)?)"
 )
 
+#: The products of attention: queries with keys, and the softmax with values.
+_ATTENTION = re.compile(r"(?P<place>blocks\.\d+\.core)/MatMul(?P<call>(_\d+)?)")
+
+
+@dataclass(frozen=True)
+class AttentionProduct:
+    """A product of two activations in a block's attention.
+
+    Args:
+        name: of its node, such as `blocks.3.core/MatMul_2`.
+        factors: names of its inputs.
+        place, call: as in `LinearLayer`.
+        of_softmax: its first factor is a softmax, so within 0 and 1.
+    """
+
+    name: str
+    factors: tuple[str, str]
+    place: str
+    call: str
+    of_softmax: bool
+
 
 @dataclass(frozen=True)
 class LinearLayer:
@@ -38,6 +59,34 @@ class LinearLayer:
     transposed: bool
     place: str
     call: str
+
+
+def is_attention_product(name: str) -> bool:
+    """Whether a node of this name is a product of attention."""
+    return _ATTENTION.fullmatch(name) is not None
+
+
+def attention_products(graph: onnx.GraphProto) -> list[AttentionProduct]:
+    """Return the products of attention of all blocks.
+
+    Raises:
+        UserError: there is none, as where attention is one operator.
+    """
+    softmax = {name for node in graph.node if node.op_type == "Softmax" for name in node.output}
+    found = []
+    for node in graph.node:
+        if parts := _ATTENTION.fullmatch(node.name):
+            factors = node.input[0], node.input[1]
+            of_softmax = factors[0] in softmax
+            found.append(
+                AttentionProduct(node.name, factors, parts["place"], parts["call"], of_softmax)
+            )
+    if not found:
+        raise UserError(
+            "the graph has no products of attention to quantise: this form of attention is one "
+            "operator. Use `attention='folded'`"
+        )
+    return found
 
 
 def is_linear_product(name: str) -> bool:

@@ -10,6 +10,7 @@ PRECISION_MAPS: dict[str, dict[str, str]] = {
     "fp16": {"linear_and_attention": "float16", "residual": "float16"},
     "int8": {"linear": "int8", "attention": "float16", "residual": "float16"},
     "int8-fp32": {"linear": "int8", "attention": "float32", "residual": "float32"},
+    "int8-attention-fp32": {"linear_and_attention": "int8", "residual": "float32"},
 }
 for _map in PRECISION_MAPS.values():
     _map.update(norms="float32", energy_and_ranks="float32", inputs_and_outputs="float32")
@@ -25,6 +26,11 @@ def float_type(precision: str) -> str:
 def is_quantized(precision: str) -> bool:
     """Whether the encoder's linear layers are INT8, so that photos are needed to make it."""
     return precision not in ("fp32", "fp16")
+
+
+def quantizes_attention(precision: str) -> bool:
+    """Whether both products of attention are INT8 as well."""
+    return PRECISION_MAPS[precision].get("linear_and_attention") == "int8"
 
 
 def require_precision(precision: str, calibrate: object) -> None:

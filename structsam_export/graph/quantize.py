@@ -4,7 +4,8 @@ Every linear layer of the blocks (qkv, proj and the two of the MLP) takes its ac
 pair of QuantizeLinear and DequantizeLinear, with one scale and zero point 0, and its weight as int8
 constants through a DequantizeLinear with a scale per output channel. Residual additions, norms,
 softmax, energy, ranks, neck and patch embedding never see either. ONNX Runtime, OpenVINO, TensorRT
-and TensorRT for RTX read such a file.
+and TensorRT for RTX read such a file. For CPUs the products of attention may be INT8 as well: both
+factors, the softmax as unsigned integers because it has no sign.
 
 Written here, not by `onnxruntime.quantization.quantize_static`: that calibrates and writes one
 graph (an FP16 graph takes the ranges of its FP32 twin here), quantises a tensor for all its
@@ -22,7 +23,12 @@ from onnx import helper, numpy_helper
 
 from structsam.errors import UserError
 from structsam_export.graph.activation_ranges import ActivationRanges, layers_digest
-from structsam_export.graph.linear_layers import LinearLayer, linear_layers
+from structsam_export.graph.linear_layers import (
+    AttentionProduct,
+    LinearLayer,
+    attention_products,
+    linear_layers,
+)
 
 #: The largest magnitude of symmetric int8: -128 is not used.
 LARGEST = 127
@@ -30,6 +36,8 @@ LARGEST = 127
 
 def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges) -> None:
     """Write the graph in `source` with INT8 linear layers to `target`.
+
+    With `ranges.factors` the products of attention become INT8, too.
 
     Args:
         source: an encoder's ONNX, FP32 or FP16, of the merging that `ranges` were measured with.
@@ -46,6 +54,7 @@ def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     layers = {layer.name: layer for layer in linear_layers(graph)}
+    attention = {p.name: p for p in attention_products(graph)} if ranges.factors else {}
     writer = _Writer()
     products: dict[str, LinearLayer] = {}
     for node in graph.node:
@@ -54,6 +63,8 @@ def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges)
             weight = numpy_helper.to_array(weights[layer.weight])
             writer.add_layer(node, layer, weight, float(ranges.largest[layer.name].max()))
             products[node.output[0]] = layer
+        elif node.name in attention:
+            writer.add_attention(node, attention[node.name], ranges.factors[node.name])
         elif node.op_type == "Add" and (of := [products[i] for i in node.input if i in products]):
             writer.add_bias(node, of[0])
         else:
@@ -80,11 +91,7 @@ class _Writer:
         self, node: onnx.NodeProto, layer: LinearLayer, weight: np.ndarray, largest: float
     ) -> None:
         """Add a linear layer whose activations were at most `largest`."""
-        scale = np.asarray(largest / LARGEST if largest else 1.0, weight.dtype)
-        pair = self._constant(f"{layer.name}/scale", scale), self._zero
-        integers, floats = f"{layer.name}/int8", f"{layer.name}/dequantized"
-        self._node("QuantizeLinear", [layer.activations, *pair], integers, layer)
-        self._node("DequantizeLinear", [integers, *pair], floats, layer)
+        floats = self._pair(layer, layer.activations, largest / LARGEST, self._zero, weight.dtype)
         factors = [floats, self._dequantized(layer, weight)]
         if node.op_type == "MatMul":
             self._node("MatMul", factors, node.output[0], layer)
@@ -92,6 +99,39 @@ class _Writer:
         product = f"{layer.name}/product"
         self._node("MatMul", factors, product, layer)
         self._node("Sum", [product, node.input[2]], node.output[0], layer)
+
+    def add_attention(
+        self, node: onnx.NodeProto, product: AttentionProduct, largest: tuple[float, float]
+    ) -> None:
+        """Add a product of activations whose factors were at most `largest`."""
+        factors = []
+        for side, factor, most in zip(("_left", "_right"), product.factors, largest, strict=True):
+            unsigned = product.of_softmax and side == "_left"
+            zero, steps = (self._unsigned_zero(), 255) if unsigned else (self._zero, LARGEST)
+            factors.append(self._pair(product, factor, most / steps, zero, np.float32, side))
+        self._node("MatMul", factors, node.output[0], product)
+
+    def _pair(
+        self,
+        place: LinearLayer | AttentionProduct,
+        activations: str,
+        scale: float,
+        zero: str,
+        kind: Any,
+        suffix: str = "",
+    ) -> str:
+        """Quantise and dequantise activations, and return the name of the result."""
+        values = np.asarray(scale or 1.0, kind)
+        pair = self._constant(f"{place.name}/scale{suffix}", values), zero
+        integers, floats = f"{place.name}/int8{suffix}", f"{place.name}/dequantized{suffix}"
+        self._node("QuantizeLinear", [activations, *pair], integers, place, suffix)
+        self._node("DequantizeLinear", [integers, *pair], floats, place, suffix)
+        return floats
+
+    def _unsigned_zero(self) -> str:
+        if all(tensor.name != "uint8_zero" for tensor in self.constants):
+            self._constant("uint8_zero", np.zeros((), np.uint8))
+        return "uint8_zero"
 
     def add_bias(self, node: onnx.NodeProto, layer: LinearLayer) -> None:
         """Write the addition of a bias as `Sum`.
@@ -127,7 +167,7 @@ class _Writer:
         operator: str,
         inputs: list[str],
         output: str,
-        layer: LinearLayer,
+        layer: LinearLayer | AttentionProduct,
         suffix: str = "",
         **attributes: Any,
     ) -> None:

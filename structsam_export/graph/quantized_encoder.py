@@ -14,7 +14,7 @@ from structsam_export.bundle.manifest import Part
 from structsam_export.graph.activation_ranges import measure_ranges
 from structsam_export.graph.exporter import export_encoder
 from structsam_export.graph.modules import EncoderModule
-from structsam_export.graph.precisions import float_type
+from structsam_export.graph.precisions import float_type, quantizes_attention
 from structsam_export.graph.quantize import quantize_linear_layers
 
 
@@ -45,12 +45,12 @@ def export_quantized_encoder(
         part = export_encoder(EncoderModule(encoder, "fp32", plan_outputs), source, file, batch)
         say("measuring activations on the calibration photos")
         many = ({n: np.repeat(array, batch, 0) for n, array in feed.items()} for feed in feeds)
-        ranges = measure_ranges(source / file, many)
+        ranges = measure_ranges(source / file, many, quantizes_attention(precision))
         if (rest := float_type(precision)) != "fp32":
             say("exporting the encoder to ONNX once more, typed as FP16")
             source = Path(scratch) / rest
             source.mkdir()
             part = export_encoder(EncoderModule(encoder, rest, plan_outputs), source, file, batch)
-        say("quantising the linear layers")
+        say("quantising")
         quantize_linear_layers(source / file, folder / file, ranges)
     return replace(part, file=file)

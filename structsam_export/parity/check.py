@@ -28,6 +28,7 @@ from structsam_export.bundle.manifest import (
     REFERENCE_FOLDER,
     ParityVerdict,
 )
+from structsam_export.graph.precisions import PRECISIONS, is_quantized
 from structsam_export.parity import polygraphy_files
 from structsam_export.parity.compare import ParityReport, ParityRow, compare, keeps_gates
 from structsam_export.parity.quantization import cost_of
@@ -52,8 +53,10 @@ _GET_REFERENCES = (
 )
 
 #: Where slots differ: the share of tokens of a block that PyTorch would have to send to the same
-#: destination, from the same input. FP16 rounds energies to 1e-3, so more of them tie.
-LEAST_SAME_SLOT = {"fp32": 0.995, "fp16": 0.98, "int8": 0.9, "int8-fp32": 0.9}
+#: destination, from the same input. FP16 rounds energies to 1e-3, so more of them tie; INT8 is
+#: coarser still: docs/int8.md has what was measured.
+LEAST_SAME_SLOT = {"fp32": 0.995, "fp16": 0.98}
+LEAST_SAME_SLOT |= dict.fromkeys(filter(is_quantized, PRECISIONS), 0.96)
 
 
 def check(

@@ -81,6 +81,16 @@ def test_a_wrong_scale_fails_parity(
     assert not report and report.exit_code == 1
 
 
+@pytest.mark.parametrize("precision", KINDS)
+def test_openvino_reads_the_same_file(
+    tiny_bundle_factory: Callable[..., Bundle], tmp_path: Path, precision: str
+) -> None:
+    pytest.importorskip("openvino")
+    shutil.copytree(tiny_bundle_factory(precision).path, tmp_path / "copy")
+    report = check(open_bundle(tmp_path / "copy"), "openvino")
+    assert [row.status for row in report.rows] == ["passed"] and report
+
+
 def test_torch_does_not_stand_in_for_int8(tiny_bundle_factory: Callable[..., Bundle]) -> None:
     bundle = tiny_bundle_factory("int8-fp32")
     for name in ("torch", "torch-compile"):
@@ -95,7 +105,7 @@ def test_torch_does_not_stand_in_for_int8(tiny_bundle_factory: Callable[..., Bun
         ({"precision": "int8"}, "Add `calibrate=` with a folder of 16 to 128 photos"),
         ({"precision": "int8-fp32", "calibrate": "nowhere"}, "no calibration photos at nowhere"),
         ({"precision": "fp16", "calibrate": "."}, "`calibrate=` is for INT8"),
-        ({"precision": "int4"}, "Use one of: fp32, fp16, int8, int8-fp32"),
+        ({"precision": "int4"}, "Use one of: fp32, fp16, int8, int8-fp32, int8-attention-fp32"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -51,7 +51,22 @@ def test_a_tiny_bundle_builds_for_every_target(
         assert (bundle.path / entry.file).stat().st_size == entry.size > 100_000
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "int8-fp32"])
+def test_int8_builds_for_the_oldest_and_the_newest_gpu(
+    tiny_bundle_factory: Callable[..., Bundle], tmp_path: Path, precision: str
+) -> None:
+    """Turing as well, where the rest is FP16: ahead of time the builder takes it."""
+    shutil.copytree(tiny_bundle_factory(precision).path, tmp_path / "copy")
+    bundle, targets = open_bundle(tmp_path / "copy"), ["sm75", "sm121"]
+    if precision == "int8-fp32":
+        with pytest.raises(UserError, match="no float32 matmul for sm75"):
+            build(bundle, "tensorrt-rtx", targets=["sm75"])
+        targets = ["sm80", "sm121"]
+    entries = build(bundle, "tensorrt-rtx", targets=targets, parts=["encoder"])
+    assert targets_of(entries) == {"encoder": targets, "decoder": []}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "int8", "int8-fp32"])
 def test_plans_stay_int32_whatever_the_precision(
     tiny_bundle_factory: Callable[..., Bundle], precision: str
 ) -> None:
