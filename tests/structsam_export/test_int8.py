@@ -12,11 +12,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam_export.bench.encoders import make_merged
 from structsam_export.bundle.folder import Bundle, open_bundle
+from structsam_export.graph.lint import lint
 from structsam_export.parity import quantization
 from structsam_export.parity.check import check
 from structsam_export.pipeline import export
+from structsam_export.predict.calibration_photos import CalibrationPhotos
 from structsam_export.runtimes import BACKENDS, BackendUnavailable, RunOptions
 from tests.structsam_export.conftest import Exported
 
@@ -50,7 +54,6 @@ def test_the_cost_is_that_of_the_held_out_photos(
 ) -> None:
     """The exact encoder in INT8's place costs nothing."""
     from structsam.apply import apply_merging
-    from structsam.config import MergeConfig
 
     sam = apply_merging(tiny_sam_factory(seed=0), MergeConfig(rate=0.5))
     counts: list[tuple[str, int, int]] = []
@@ -136,3 +139,22 @@ def test_ctrl_c_within_calibration_leaves_nothing(
             count=stop,
         )
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_bench_makes_int8_encoders_once(
+    fast_graphs: str, tiny_spec: Any, calibration_folder: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    photos = CalibrationPhotos.of(calibration_folder)
+    made = [
+        bundle
+        for _ in range(2)
+        for bundle in make_merged(
+            tiny_spec, [MergeConfig(rate=0.5)], "int8-fp32", 1, tmp_path, said.append, photos
+        )
+    ]
+    assert [bundle.precision for bundle in made] == ["int8-fp32"] * 2
+    assert len([text for text in said if text.startswith("exporting")]) == 1
+    assert lint(made[0].onnx_path("encoder")) == []
+    names = [photo["name"] for photo in made[0].manifest["calibration"]["measured"]]
+    assert names == [path.name for path in photos.measured]
