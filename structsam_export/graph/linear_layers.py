@@ -22,20 +22,18 @@ _ATTENTION = re.compile(r"(?P<place>blocks\.\d+\.core)/MatMul(?P<call>(_\d+)?)")
 
 @dataclass(frozen=True)
 class AttentionProduct:
-    """A product of two activations in a block's attention.
+    """The product of a softmax with values in a block's attention.
 
     Args:
         name: of its node, such as `blocks.3.core/MatMul_2`.
         factors: names of its inputs.
         place, call: as in `LinearLayer`.
-        of_softmax: its first factor is a softmax, so within 0 and 1.
     """
 
     name: str
     factors: tuple[str, str]
     place: str
     call: str
-    of_softmax: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,10 @@ def is_attention_product(name: str) -> bool:
 
 
 def attention_products(graph: onnx.GraphProto) -> list[AttentionProduct]:
-    """Return the products of attention of all blocks.
+    """Return the products of a softmax with values of all blocks.
+
+    Those of queries with keys are none: positions are folded into them, and one scale for both
+    moves masks (docs/int8.md).
 
     Raises:
         UserError: there is none, as where attention is one operator.
@@ -75,12 +76,10 @@ def attention_products(graph: onnx.GraphProto) -> list[AttentionProduct]:
     softmax = {name for node in graph.node if node.op_type == "Softmax" for name in node.output}
     found = []
     for node in graph.node:
-        if parts := _ATTENTION.fullmatch(node.name):
+        parts = _ATTENTION.fullmatch(node.name)
+        if parts and node.input[0] in softmax:
             factors = node.input[0], node.input[1]
-            of_softmax = factors[0] in softmax
-            found.append(
-                AttentionProduct(node.name, factors, parts["place"], parts["call"], of_softmax)
-            )
+            found.append(AttentionProduct(node.name, factors, parts["place"], parts["call"]))
     if not found:
         raise UserError(
             "the graph has no products of attention to quantise: this form of attention is one "

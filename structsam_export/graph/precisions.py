@@ -10,7 +10,11 @@ PRECISION_MAPS: dict[str, dict[str, str]] = {
     "fp16": {"linear_and_attention": "float16", "residual": "float16"},
     "int8": {"linear": "int8", "attention": "float16", "residual": "float16"},
     "int8-fp32": {"linear": "int8", "attention": "float32", "residual": "float32"},
-    "int8-attention-fp32": {"linear_and_attention": "int8", "residual": "float32"},
+    "int8-attention-fp32": {
+        "linear": "int8",
+        "attention": "int8 softmax and values, float32 queries and keys",
+        "residual": "float32",
+    },
 }
 for _map in PRECISION_MAPS.values():
     _map.update(norms="float32", energy_and_ranks="float32", inputs_and_outputs="float32")
@@ -29,8 +33,8 @@ def is_quantized(precision: str) -> bool:
 
 
 def quantizes_attention(precision: str) -> bool:
-    """Whether both products of attention are INT8 as well."""
-    return PRECISION_MAPS[precision].get("linear_and_attention") == "int8"
+    """Whether the product of softmax and values is INT8 as well."""
+    return PRECISION_MAPS[precision].get("attention", "").startswith("int8")
 
 
 def require_precision(precision: str, calibrate: object) -> None:

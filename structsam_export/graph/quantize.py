@@ -4,8 +4,8 @@ Every linear layer of the blocks (qkv, proj and the two of the MLP) takes its ac
 pair of QuantizeLinear and DequantizeLinear, with one scale and zero point 0, and its weight as int8
 constants through a DequantizeLinear with a scale per output channel. Residual additions, norms,
 softmax, energy, ranks, neck and patch embedding never see either. ONNX Runtime, OpenVINO, TensorRT
-and TensorRT for RTX read such a file. For CPUs the products of attention may be INT8 as well: both
-factors, the softmax as unsigned integers because it has no sign.
+and TensorRT for RTX read such a file. For CPUs the product of softmax and values may be INT8 as
+well, the softmax as unsigned integers because it has no sign.
 
 Written here, not by `onnxruntime.quantization.quantize_static`: that calibrates and writes one
 graph (an FP16 graph takes the ranges of its FP32 twin here), quantises a tensor for all its
@@ -37,7 +37,7 @@ LARGEST = 127
 def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges) -> None:
     """Write the graph in `source` with INT8 linear layers to `target`.
 
-    With `ranges.factors` the products of attention become INT8, too.
+    With `ranges.factors` the products of softmax and values become INT8, too.
 
     Args:
         source: an encoder's ONNX, FP32 or FP16, of the merging that `ranges` were measured with.
@@ -106,8 +106,7 @@ class _Writer:
         """Add a product of activations whose factors were at most `largest`."""
         factors = []
         for side, factor, most in zip(("_left", "_right"), product.factors, largest, strict=True):
-            unsigned = product.of_softmax and side == "_left"
-            zero, steps = (self._unsigned_zero(), 255) if unsigned else (self._zero, LARGEST)
+            zero, steps = (self._unsigned_zero(), 255) if side == "_left" else (self._zero, LARGEST)
             factors.append(self._pair(product, factor, most / steps, zero, np.float32, side))
         self._node("MatMul", factors, node.output[0], product)
 
