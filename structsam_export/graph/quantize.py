@@ -62,7 +62,8 @@ def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges)
         if layer is not None:
             weight = numpy_helper.to_array(weights[layer.weight])
             writer.add_layer(node, layer, weight, float(ranges.largest[layer.name].max()))
-            products[node.output[0]] = layer
+            if node.op_type == "MatMul":  # a Gemm has its bias: what is added then is a residual
+                products[node.output[0]] = layer
         elif node.name in attention:
             writer.add_attention(node, attention[node.name], ranges.factors[node.name])
         elif node.op_type == "Add" and (of := [products[i] for i in node.input if i in products]):

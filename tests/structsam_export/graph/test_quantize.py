@@ -185,6 +185,26 @@ def test_onnx_runtime_multiplies_integers(quantized: Callable[[str], Path], tmp_
     assert "DequantizeLinear" not in operators
 
 
+def test_a_stage_has_nodes_with_names_of_their_own_and_its_residual_additions(
+    tiny_sam_factory: Callable[..., Any], photo_feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Its linear layers are Gemm, with the bias: what is added next is no bias."""
+    from structsam.apply import apply_merging
+    from structsam.config import MergeConfig
+    from structsam_export.graph.exporter import export_encoder
+    from structsam_export.graph.modules import EncoderModule
+
+    encoder = apply_merging(
+        tiny_sam_factory().image_encoder, MergeConfig(rate=0.5, placement="stage")
+    )
+    export_encoder(EncoderModule(encoder, plan_outputs=False), tmp_path, "fp32.onnx")
+    ranges = measure_ranges(tmp_path / "fp32.onnx", photo_feeds[:1])
+    quantize_linear_layers(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", ranges)
+    names = [node.name for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+    assert len(set(names)) == len(names)
+    run(tmp_path / "int8.onnx", photo_feeds[0], "image_embeddings")
+
+
 @pytest.mark.parametrize("change", ["weights", "merging"])
 def test_ranges_of_another_graph_are_refused(
     tiny_bundle: Bundle, ranges: ActivationRanges, tmp_path: Path, change: str
