@@ -46,6 +46,14 @@ def _flush_no_denormals() -> None:
 
 
 @pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For large exports: ONNX Runtime is enough there, and small ones are checked with both."""
+    from structsam_export.runtimes import BACKENDS
+
+    monkeypatch.setattr(BACKENDS["openvino"], "why_unavailable", lambda: "not in this test")
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -92,6 +92,7 @@ def first_blocks_of_vit_t(count: int, folder: Path) -> ModelSpec:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("without_openvino")
 def test_the_commands_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

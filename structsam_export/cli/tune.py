@@ -118,6 +118,17 @@ def read_milliseconds(text: str) -> float:
         raise UserError(f"latency {text!r} is no time. Use one such as 0.8s or 800ms") from None
 
 
+def require_size(side: int, model: str) -> None:
+    """Raise a `UserError` for an input size that the model cannot have."""
+    from structsam.models import model_spec
+    from structsam.models.image_size import resized
+
+    try:
+        resized(model_spec(model), side)
+    except UserError as error:
+        raise UserError(str(error).replace("`image_size=", "`sizes=")) from None
+
+
 @takes_groups
 def tune(
     context: typer.Context,
@@ -148,6 +159,9 @@ def tune(
     require_matplotlib()
     sought, base, runtime = limit.limit(), lever.base(), find_backend(backend)
     levers = lever.levers(runtime.name)
+    model = source.named(model, terminal)
+    for side in levers.sizes or ():
+        require_size(side, model)
     given = source.of(model, terminal)
     given.require()
     find_photos(images)

@@ -48,6 +48,7 @@ def test_export_and_check(
         method=method,
         weights="random",
         precision="fp32",
+        backend="onnxruntime",
         images=[tiny_photo],
         out=tmp_path,
     )
@@ -89,6 +90,7 @@ def test_options_of_merging_are_kept_in_the_bundle(
         rate=0.5,
         weights="random",
         precision="fp32",
+        backend="onnxruntime",
         images=[tiny_photo],
         out=tmp_path,
         **config,

@@ -97,11 +97,12 @@ def test_a_wrong_size_is_one_line_and_leaves_nothing(
         "tune": ["--images", "images"],
         "bench": ["--out", "out"],
     }
-    arguments = [command, "--model", "vit_t", "--image-size", size, *more.get(command, ())]
+    option = "--sizes" if command == "tune" else "--image-size"
+    arguments = [command, "--model", "vit_t", option, size, *more.get(command, ())]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     shown = capsys.readouterr()
-    assert ended.value.code == 2 and message in shown.err
+    assert ended.value.code == 2 and message.replace("--image-size", option) in shown.err
     assert len([line for line in shown.err.splitlines() if line.startswith("error: ")]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
 

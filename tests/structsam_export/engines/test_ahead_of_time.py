@@ -81,12 +81,14 @@ def test_plans_stay_int32_whatever_the_precision(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("without_openvino")
 def test_vit_b_passes_parity_and_builds(tmp_path: Path) -> None:
     """The main job at its real size, for the oldest GPU that can take it."""
     export_and_build("vit_b", "fp16", "sm75", tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_openvino")
 def test_vit_b_at_fp32_passes_parity_and_builds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,8 @@ def test_every_runtime_gives_the_plans_of_the_reference(
     part = tiny_bundle.part("encoder")
     names = [spec.name for spec in part.plan_outputs]
     feeds = {"image": reference.photo.pixels}
-    with BACKENDS[backend].runner(tiny_bundle, "encoder", RunOptions(threads=1)) as runner:
+    once = RunOptions(threads=1, keep_compiled=False)  # the bundle belongs to all tests
+    with BACKENDS[backend].runner(tiny_bundle, "encoder", once) as runner:
         found = runner.run(feeds, [*names, "image_embeddings"])
         few = runner.run(feeds, names[2:3])
         plain = runner.run(feeds)
