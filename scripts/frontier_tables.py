@@ -110,6 +110,8 @@ def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
     axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("encoder, GMAC")
     axes.set_ylabel("points against unmerged")
     axes.legend(fontsize=7, frameon=False)
