@@ -18,6 +18,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import PROMPT_BOX, PartName
+from structsam_export.predict.decoder_feeds import decoder_feeds, in_chunks
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.generator import Progress, masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
@@ -27,7 +28,7 @@ from structsam_export.predict.preprocessing import (
     image_geometry,
     preprocess,
 )
-from structsam_export.predict.prompts import Prompts, check_numbers, read_prompts
+from structsam_export.predict.prompts import check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
 from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
@@ -116,11 +117,15 @@ class Predictor:
                 "an embedding of a prompt-aware bundle belongs to one box. Use a bundle that was "
                 "exported without a prompt"
             )
-        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
-        values = check_numbers("the embedding", embedding, tuple(map(int, shape)))
+        values = check_numbers("the embedding", embedding, self._embedding_shape)
         geometry = image_geometry(*original_size, self.bundle.preprocessing)
         self.reset_image()
         self._embedding, self.geometry = HostTensor(values.astype(np.float32)), geometry
+
+    @property
+    def _embedding_shape(self) -> tuple[int, ...]:
+        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
+        return tuple(map(int, shape))
 
     def _encode(self, feeds: dict[str, np.ndarray]) -> DeviceTensor:
         encoder = self._runner("encoder")
@@ -160,11 +165,11 @@ class Predictor:
         Raises:
             UserError: its embedding has another shape than this bundle's.
         """
-        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
-        if image.embedding is not None and image.embedding.shape != tuple(shape):
+        shape = self._embedding_shape
+        if image.embedding is not None and image.embedding.shape != shape:
             raise UserError(
                 f"the embedding has shape {image.embedding.shape}, and {self.bundle.name} takes "
-                f"{tuple(shape)}. Encode the image with this bundle"
+                f"{shape}. Encode the image with this bundle"
             )
         self._network_input, self._embedding = image.network_input, image.embedding
         self.prompt_box, self.geometry = image.prompt_box, image.geometry
@@ -246,7 +251,7 @@ class Predictor:
         """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
         _, geometry = self._current()
         prompts = read_prompts(point_coords, point_labels, box, geometry)
-        feeds = self._feeds(prompts, geometry, mask_input)
+        feeds = decoder_feeds(self._decoder, prompts, geometry, mask_input)
         pieces = []
         if self.bundle.takes_box and box is not None:
             spent = {"encode": 0.0, "decode": 0.0}
@@ -280,7 +285,7 @@ class Predictor:
             count = len(feeds["has_mask_input"])
             pieces = [
                 decoder.run({"image_embeddings": embedding, **chunk})
-                for chunk in self._chunks(feeds)
+                for chunk in in_chunks(self._decoder, feeds)
             ]
         excess = sum(len(piece["iou_predictions"]) for piece in pieces) - count
         if excess:
@@ -366,37 +371,3 @@ class Predictor:
         start = time.perf_counter()
         yield
         self.timings[step] = (time.perf_counter() - start) * 1e3
-
-    def _feeds(
-        self, prompts: Prompts, geometry: ImageGeometry, mask_input: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        count, length = prompts.labels.shape
-        limit = self._decoder.profile["K"][2]
-        if length > limit:
-            raise UserError(
-                f"the prompt has {length} points (a box counts as 2, a prompt without a box has "
-                f"one more for padding), and this bundle takes up to {limit}. Use fewer points"
-            )
-        shape = next(s.shape[1:] for s in self._decoder.inputs if s.name == "mask_input")
-        masks = np.zeros((count, *map(int, shape)), np.float32)
-        if mask_input is not None:
-            expected = masks.shape if prompts.many else masks.shape[1:]
-            masks[:] = check_numbers("mask_input", mask_input, expected).reshape(masks.shape)
-        return {
-            "point_coords": geometry.to_input(prompts.coords),
-            "point_labels": prompts.labels,
-            "mask_input": masks,
-            "has_mask_input": np.full(count, mask_input is not None, np.float32),
-        }
-
-    def _chunks(self, feeds: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Cut P to what the decoder takes; a short rest is filled with copies, dropped later."""
-        low, _, high = self._decoder.profile["P"]
-        for start in range(0, len(feeds["has_mask_input"]), high):
-            chunk = {name: array[start : start + high] for name, array in feeds.items()}
-            missing = low - len(chunk["has_mask_input"])
-            if missing > 0:
-                chunk = {
-                    n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in chunk.items()
-                }
-            yield chunk

@@ -91,7 +91,9 @@ def test_a_damaged_file_is_no_image(tmp_path: Path) -> None:
 def test_a_name_that_leaves_the_folder_is_none(tmp_path: Path) -> None:
     outside = tmp_path / "secret.npz"
     outside.write_bytes(b"")
-    cache = ImageCache(100, tmp_path / "spill", 10**6)
+    spill = tmp_path / "spill"
+    spill.mkdir()  # without it no path would lead through it
+    cache = ImageCache(100, spill, 10**6)
     assert cache.get("../secret") is None and not cache.remove("../secret")
     assert outside.exists()
 
