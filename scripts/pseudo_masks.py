@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,8 @@ from structsam_export.bundle.atomic import staged_folder
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.predictor import Predictor
+from structsam_export.tune.sure_objects import grid_points, sure_objects
 
-_LEAST, _MOST = 0.002, 0.5  # share of the photo
-_OVERLAP = 0.3  # share of the smaller mask that another may cover
 _MASKS = 20  # a photo
 
 
@@ -75,17 +75,15 @@ def labels_of(predictor: Predictor, rgb: np.ndarray, side: int) -> np.ndarray:
     """Label objects from 1 on, uint8 [H, W]; the surest are drawn first, and keep their pixels."""
     height, width = rgb.shape[:2]
     predictor.set_image(rgb)
-    steps = (np.arange(side) + 0.5) / side
-    points = np.array([[[x * width, y * height]] for y in steps for x in steps])
+    points = grid_points(side)[:, None] * [width, height]
     scores, low_res = predictor.predict_low_res(points, np.ones(points.shape[:2]))
+    assert predictor.geometry is not None
+    scale = low_res.shape[-1] / predictor.geometry.image_size
+    inside = tuple(round(edge * scale) for edge in predictor.geometry.input_size)
     labels = np.zeros((height, width), np.uint8)
-    for at in np.argsort(-scores.max(1)):
-        mask = predictor.upscale(low_res[at, scores[at].argmax()])
-        if not _LEAST <= mask.mean() <= _MOST or (labels[mask] > 0).mean() > _OVERLAP:
-            continue
+    for prompt, output in islice(sure_objects(scores, low_res, inside), _MASKS):
+        mask = predictor.upscale(low_res[prompt, output])
         labels[mask & (labels == 0)] = labels.max() + 1
-        if labels.max() == _MASKS:
-            break
     return labels
 
 

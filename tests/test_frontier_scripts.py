@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from structsam_export.predict.preprocessing import ImageGeometry
 from tests.structsam.evaluation.small_results import (
     row_of,
     run_facts,
@@ -43,6 +44,8 @@ def test_a_labelled_photo_has_the_surest_masks_and_no_large_overlap() -> None:
     masks[3] = True  # the whole photo
 
     class Fake:
+        geometry = ImageGeometry((40, 40), (40, 40), 40)
+
         def set_image(self, rgb: np.ndarray) -> None:
             self.rgb = rgb
 

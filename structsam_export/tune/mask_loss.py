@@ -1,31 +1,39 @@
 """How far an encoder's masks are from those of the unmerged model at its trained size.
 
-Fixed prompts, five points and four boxes, single masks, in the photo's own pixels, so that encoders
-of different input sizes compare. The loss of a photo is 1 - mean IoU.
+Prompts are boxes round the objects that the unmerged model is surest of; masks are compared in the
+photo's own pixels, so that encoders of different input sizes compare. The loss of a photo is
+1 - mean IoU.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from structsam.mask_iou import mask_iou
-from structsam_export.predict.preprocessing import ImageGeometry, Photo, read_photo
+from structsam_export.predict.preprocessing import Photo, read_photo
 from structsam_export.predict.upscaling import binary_masks
+from structsam_export.tune.sure_objects import box_of, grid_points, sure_objects
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from structsam.config import MergeConfig
     from structsam_export.bundle.weights_source import ModelSource
 
-#: (x, y) of points and (x0, y0, x1, y1) of boxes, as shares of the photo.
-POINTS = ((0.5, 0.5), *((x, y) for y in (0.25, 0.75) for x in (0.25, 0.75)))
-BOXES = tuple((x, y, x + 0.4, y + 0.4) for y in (0.05, 0.55) for x in (0.05, 0.55))
+#: (x0, y0, x1, y1) as shares of the photo.
+Box = tuple[float, float, float, float]
+#: A photo's boxes at most; points of the grid, per side, that look for their objects.
+MOST_BOXES, GRID_SIDE = 6, 5
+#: What is asked for in a photo where too few objects are found.
+FIXED_BOXES: tuple[Box, ...] = tuple(
+    (x, y, x + 0.4, y + 0.4) for y in (0.05, 0.55) for x in (0.05, 0.55)
+)
+_FEWEST_OBJECTS = 2
 _PHOTOS_KEPT = 16  # inputs of 12 MB at 1024 pixels
 
 
@@ -58,25 +66,59 @@ class ModelAtSize:
             found: np.ndarray = encoder(torch.from_numpy(self.photo(path).pixels)).numpy()
         return found
 
-    def masks(self, embedding: np.ndarray, path: Path) -> np.ndarray:
-        """Return the masks of the fixed prompts, bool [9, H, W] in the photo's own pixels."""
-        import torch
-
+    def sure_boxes(self, embedding: np.ndarray, path: Path) -> tuple[Box, ...]:
+        """Return boxes round the objects that the model is surest of, else fixed ones."""
         geometry = self.photo(path).geometry
-        with torch.inference_mode():
-            low_res, _ = self._decoder(torch.from_numpy(embedding), *self._prompts(geometry))
-        return binary_masks(low_res[:, 0].numpy(), geometry)
+        points = grid_points(GRID_SIDE)
+        padding = np.zeros_like(points)
+        low_res, scores = self._decode(
+            embedding, path, np.stack([points, padding], 1), [[1.0, -1.0]] * len(points)
+        )
+        low_res, scores = low_res[:, 1:], scores[:, 1:]  # the first is for several prompts
+        scale = low_res.shape[-1] / geometry.image_size
+        rows, columns = (round(side * scale) for side in geometry.input_size)
+        found = islice(sure_objects(scores, low_res, (rows, columns)), MOST_BOXES)
+        boxes = tuple(box_of(low_res[p, o, :rows, :columns] > 0) for p, o in found)
+        return boxes if len(boxes) >= _FEWEST_OBJECTS else FIXED_BOXES
 
-    def _prompts(self, geometry: ImageGeometry) -> tuple[Tensor, ...]:
+    def masks(self, embedding: np.ndarray, path: Path, boxes: Sequence[Box]) -> np.ndarray:
+        """Return the masks of boxes, bool [boxes, H, W] in the photo's own pixels."""
+        corners = np.array(boxes).reshape(-1, 2, 2)
+        low_res, _ = self._decode(embedding, path, corners, [[2.0, 3.0]] * len(boxes))
+        return binary_masks(low_res[:, 0], self.photo(path).geometry)
+
+    def _decode(
+        self, embedding: np.ndarray, path: Path, coords: np.ndarray, labels: list[list[float]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits [P, 4, 4h, 4w] and scores [P, 4]; `coords` are shares of the photo."""
         import torch
 
-        height, width = geometry.input_size
-        pairs = [[point, (0.0, 0.0)] for point in POINTS]
-        pairs += [[box[:2], box[2:]] for box in BOXES]
-        coords = torch.tensor(pairs) * torch.tensor([float(width), float(height)])
-        labels = torch.tensor([[1.0, -1.0]] * len(POINTS) + [[2.0, 3.0]] * len(BOXES))
-        count, (rows, columns) = len(pairs), self._decoder.embedding_size
-        return coords, labels, torch.zeros(count, 1, 4 * rows, 4 * columns), torch.zeros(count)
+        height, width = self.photo(path).geometry.input_size
+        count, (rows, columns) = len(coords), self._decoder.embedding_size
+        with torch.inference_mode():
+            low_res, scores = self._decoder(
+                torch.from_numpy(embedding),
+                torch.from_numpy((coords * [width, height]).astype(np.float32)),
+                torch.tensor(labels),
+                torch.zeros(count, 1, 4 * rows, 4 * columns),
+                torch.zeros(count),
+            )
+        return low_res.numpy(), scores.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """Masks that are to be drawn, as bits: bool [boxes, H, W] is `shape`."""
+
+    boxes: tuple[Box, ...]
+    bits: np.ndarray
+    shape: tuple[int, ...]
+
+    @property
+    def masks(self) -> np.ndarray:
+        """The masks, bool."""
+        count = int(np.prod(self.shape))
+        return np.unpackbits(self.bits, count=count).reshape(self.shape).astype(bool)
 
 
 class MaskJudge:
@@ -86,7 +128,7 @@ class MaskJudge:
         self._source, self._unmerged = source, unmerged
         self._size: int | None = None
         self._model: ModelAtSize | None = None
-        self._expected: dict[Path, tuple[np.ndarray, tuple[int, ...]]] = {}
+        self._expected: dict[Path, _Expected] = {}
 
     def model(self, image_size: int | None) -> ModelAtSize:
         """Return the model at that size, loading it where another one was asked for before."""
@@ -100,11 +142,13 @@ class MaskJudge:
         for photo in photos:
             if photo not in self._expected:
                 model = self.model(None)
-                masks = model.masks(model.embedding(self._unmerged, photo), photo)
-                self._expected[photo] = np.packbits(masks), masks.shape
+                embedding = model.embedding(self._unmerged, photo)
+                boxes = model.sure_boxes(embedding, photo)
+                masks = model.masks(embedding, photo, boxes)
+                self._expected[photo] = _Expected(boxes, np.packbits(masks), masks.shape)
 
     def loss(self, model: ModelAtSize, embedding: np.ndarray, photo: Path) -> float:
         """Return 1 - mean IoU of the masks of an embedding; `look_at` comes first."""
-        packed, shape = self._expected[photo]
-        expected = np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
-        return float(1 - mask_iou(model.masks(embedding, photo), expected).mean())
+        expected = self._expected[photo]
+        masks = model.masks(embedding, photo, expected.boxes)
+        return float(1 - mask_iou(masks, expected.masks).mean())

@@ -103,7 +103,7 @@ def frontier_table(report: TuneReport) -> Table:
             style="bold" if each == report.chosen else None,
         )
     table.caption = (
-        "Loss: 1 - IoU of the masks of five points and four boxes with those of the unmerged model "
+        "Loss: 1 - IoU of the masks of boxes round sure objects with those of the unmerged model "
         f"at {report.spec.image_size} pixels, mean of {report.photos[0]} search photos; held out: "
         f"of {report.photos[1]} that the search did not see. beaten: another is faster and loses "
         "no more."

@@ -159,7 +159,7 @@ def tune(
     points = grid(spec, base, sizes, levers.placements, levers.rates, levers.precision)
     described = source.describe()
     asked = {
-        "format": 1,
+        "format": 2,
         "model": described.to_dict(),
         "method": [base.method, dict(base.options)],
         "levers": vars(levers),

@@ -31,7 +31,7 @@ from structsam_export.predict.preprocessing import preprocess
 from structsam_export.runtimes import RunOptions
 from structsam_export.tune import latency, merging_loss
 from structsam_export.tune import on_this_machine as module
-from structsam_export.tune.mask_loss import MaskJudge
+from structsam_export.tune.mask_loss import FIXED_BOXES, MaskJudge, ModelAtSize
 from structsam_export.tune.merging_loss import LossMeter
 from structsam_export.tune.points import Point
 from structsam_export.tune.recipe import read_recipe
@@ -93,34 +93,62 @@ def test_the_loss_is_that_of_the_whole_encoder(
 
 
 def test_masks_are_those_of_sam_predictor_in_the_photos_own_pixels(
-    model: str, folder: Path
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At two input sizes, by the predictor of segment_anything and an IoU written out."""
     from segment_anything import SamPredictor
 
-    photo, corners = find_photos([folder])[0], (0.05, 0.05, 0.45, 0.45)
+    photo, boxes = find_photos([folder])[0], ((0.05, 0.05, 0.45, 0.45), (0.3, 0.2, 0.9, 0.8))
+    monkeypatch.setattr(ModelAtSize, "sure_boxes", lambda *given: boxes)
     judge = MaskJudge(ModelSource(model, weights="random"), MergeConfig(rate=0.0))
     judge.look_at([photo])
     drawn = {}
     for size in (None, 256):
         at_size = judge.model(size)
         embedding = at_size.embedding(MergeConfig(rate=0.0), photo)
-        masks = at_size.masks(embedding, photo)
-        assert masks.shape == (9, 96, 128)
+        masks = at_size.masks(embedding, photo, boxes)
+        assert masks.shape == (2, 96, 128)
         predictor = SamPredictor(structsam.load_sam(model, weights="random", image_size=size))
         predictor.set_image(read_image(photo))
         scale = np.array([128, 96, 128, 96])
-        point, _, _ = predictor.predict(
-            point_coords=np.array([[64, 48]]), point_labels=np.array([1]), multimask_output=False
-        )
-        box, _, _ = predictor.predict(box=np.array(corners) * scale, multimask_output=False)
-        assert mask_iou(masks[0], point[0]) > 0.98 and mask_iou(masks[5], box[0]) > 0.98
+        for mask, corners in zip(masks, boxes, strict=True):
+            expected, _, _ = predictor.predict(
+                box=np.array(corners) * scale, multimask_output=False
+            )
+            assert mask_iou(mask, expected[0]) > 0.98
         drawn[size] = masks
         loss = judge.loss(at_size, embedding, photo)
         both = (drawn[None] & masks).sum((1, 2))
         either = (drawn[None] | masks).sum((1, 2))
         shares = [1.0 if not e else b / e for b, e in zip(both, either, strict=True)]
         assert loss == pytest.approx(1 - np.mean(shares), abs=1e-9)
+
+
+def test_boxes_are_those_of_the_objects_that_the_model_is_surest_of(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that draws known squares; a quarter of the input is padding (128 x 96)."""
+    photo = find_photos([folder])[0]
+    at_size = ModelAtSize(ModelSource(model, weights="random"), None)
+    side = 4 * (288 // 16)
+    low_res = np.full((25, 4, side, side), -1.0, np.float32)
+    scores = np.zeros((25, 4), np.float32)
+    low_res[:, 0], scores[:, 0] = 1.0, 9.0  # the output for several prompts is not looked at
+    low_res[3, 2, 10:20, 6:36], scores[3, 2] = 1.0, 0.9
+    low_res[7, 1, 12:20, 6:36], scores[7, 1] = 1.0, 0.8  # overlaps the surer one
+    low_res[9, 3, 54:72, 0:72], scores[9, 3] = 1.0, 0.95  # lies in the padding
+    low_res[11, 1, 30:54, 60:72], scores[11, 1] = 1.0, 0.5
+    asked = []
+    monkeypatch.setattr(
+        ModelAtSize,
+        "_decode",
+        lambda self, embedding, path, coords, labels: asked.append(coords) or (low_res, scores),
+    )
+    boxes = at_size.sure_boxes(np.zeros(1), photo)
+    assert boxes == ((6 / 72, 10 / 54, 36 / 72, 20 / 54), (60 / 72, 30 / 54, 1.0, 1.0))
+    assert asked[0].shape == (25, 2, 2) and asked[0][0, 0].tolist() == pytest.approx([0.1, 0.1])
+    scores[11] = low_res[11] = -1
+    assert at_size.sure_boxes(np.zeros(1), photo) == FIXED_BOXES
 
 
 def test_a_search_measures_and_writes_what_export_takes(
