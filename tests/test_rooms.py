@@ -44,7 +44,7 @@ FLOORS = (
         "structsam_export.inspect",
         "structsam_export.serve",
     ),
-    ("structsam_export.tune",),
+    ("structsam_export.triton", "structsam_export.tune"),
     ("structsam_export.cli",),
     ("structsam_export",),
 )

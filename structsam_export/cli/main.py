@@ -21,6 +21,7 @@ from structsam_export.cli.run import check_bundle, predict_masks
 from structsam_export.cli.segment import segment_photos
 from structsam_export.cli.serve import serve_bundle
 from structsam_export.cli.study import count_flops, inspect, measure_spectrum
+from structsam_export.cli.triton import write_triton_repository
 from structsam_export.cli.tune import tune
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "everything": mask_everything,
     "segment": segment_photos,
     "serve": serve_bundle,
+    "triton": write_triton_repository,
     "lint": lint_onnx,
     "list": list_everything,
     "doctor": examine_machine,

@@ -40,6 +40,7 @@ WRONG_PATH = {
     "everything": ["nowhere", "nowhere.png"],
     "segment": ["nowhere", "nowhere", "--out", "out"],
     "serve": ["nowhere"],
+    "triton": ["nowhere", "--out", "out"],
     "lint": ["nowhere.onnx"],
     "list": ["nowhere"],  # takes none
     "doctor": ["nowhere"],  # takes none
@@ -61,6 +62,7 @@ WRONG_VALUE = {
     "everything": ["nowhere", "nowhere.png", "--points-per-side", "0"],
     "segment": ["nowhere", "nowhere", "--out", "out", "--readers", "0"],
     "serve": ["nowhere", "--port", "70000"],
+    "triton": ["nowhere", "--out", "out", "--kind", "npu"],
     "lint": ["nowhere.onnx", "--json=x"],
     "list": ["--markdown=x"],
     "doctor": ["--json=x"],
@@ -156,8 +158,8 @@ def without(packages: list[str], command_lines: list[list[str]], folder: Path) -
     return [Ended(arguments, *answer) for arguments, answer in answers]
 
 
-#: Commands that do their work without any optional package, and those that work needs one for.
-NEEDS_NONE: dict[str, list[object]] = {"list": [], "flops": []}
+#: Commands that do their work without any optional package.
+NEEDS_NONE = {"list", "flops", "triton"}
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,9 @@ def without_packages(
         "evaluate": ["--root", ".", bundle],
         "report": ["results"],
         "tune": ["--images", photos],
-        **NEEDS_NONE,
+        "triton": [bundle, "--out", "repository"],
+        "list": [],
+        "flops": [],
     }
     folder = tmp_path_factory.mktemp("without_packages")
     for data in ("images", "masks"):

@@ -1,0 +1,1 @@
+"""Python models that run inside a Triton server; the repository carries copies of them."""
