@@ -12,8 +12,11 @@ from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 
 
-def to_half(embedding: np.ndarray) -> np.ndarray:
+def to_half(embedding: np.ndarray, advice: str = "Leave out `save_embeddings=True`") -> np.ndarray:
     """Return an embedding as FP16.
+
+    Args:
+        advice: what to do where it does not fit.
 
     Raises:
         UserError: a value is beyond FP16.
@@ -22,8 +25,7 @@ def to_half(embedding: np.ndarray) -> np.ndarray:
         half = embedding.astype(np.float16)
     if not np.isfinite(half).all():
         raise UserError(
-            f"the embedding has values beyond FP16, up to {np.abs(embedding).max():g}. "
-            "Leave out `save_embeddings=True`"
+            f"the embedding has values beyond FP16, up to {np.abs(embedding).max():g}. {advice}"
         )
     return half
 

@@ -19,9 +19,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from structsam.errors import UserError
+from structsam_export.predict.embedding_file import to_half
 from structsam_export.predict.prompts import AskedPrompts
 from structsam_export.serve.masks_out import masks_answer, read_logits
 from structsam_export.serve.measures import CONTENT_TYPE
+from structsam_export.serve.model_routes import model_routes
 from structsam_export.serve.page import add_page
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.request_body import read_image_body
@@ -84,6 +86,7 @@ def make_app(
     app.add_exception_handler(UserError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.include_router(_images(service, token))
+    app.include_router(model_routes(service.bundle, _guard(token)))
     app.include_router(_about(service))
     add_page(app)
     return app
@@ -121,11 +124,12 @@ def _images(service: Service, token: str | None) -> APIRouter:
         """Encode a photo once: the file's bytes as the body, or a form with the field `image`."""
         data = await read_image_body(request, service.settings.max_body_bytes)
         added = await run_in_threadpool(service.add, data)
-        height, width = added.size
+        height, width = added.geometry.original_size
         return ImageAnswer(
             id=added.image_id,
             width=width,
             height=height,
+            input_size=list(added.geometry.input_size),
             cached=added.cached,
             encode_ms=added.encode_ms,
         )
@@ -180,7 +184,10 @@ def _images(service: Service, token: str | None) -> APIRouter:
             raise Refusal(
                 409, "this bundle is prompt-aware: it has an embedding for every box, none alone"
             )
-        array = found.numpy()
+        try:
+            array = to_half(found.numpy(), "Let the server find the masks")
+        except UserError as error:
+            raise Refusal(409, str(error)) from None
         return Response(
             array.astype("<f2").tobytes(),
             media_type="application/octet-stream",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 _FOLDER = files("structsam_export") / "assets" / "page"
-_KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_KINDS = {
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".wasm": "application/wasm",
+}
+_GZIP = ".gz"
 _SAFE = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
     "script-src 'self' 'wasm-unsafe-eval'; frame-ancestors 'none'",
@@ -24,13 +36,31 @@ def add_page(app: FastAPI) -> None:
     def page() -> HTMLResponse:
         return HTMLResponse((_FOLDER / "index.html").read_text("utf-8"), headers=_SAFE)
 
-    for file in sorted(_FOLDER.iterdir(), key=lambda file: file.name):
-        suffix = file.name[file.name.rfind(".") :]
-        if suffix in _KINDS:
-            _add_file(app, file.name, _KINDS[suffix])
+    _add_folder(app, _FOLDER, "/page")
 
 
-def _add_file(app: FastAPI, name: str, kind: str) -> None:
-    @app.get(f"/page/{name}", include_in_schema=False)
-    def content() -> Response:
-        return Response((_FOLDER / name).read_bytes(), media_type=kind, headers=_SAFE)
+def _add_folder(app: FastAPI, folder: Traversable, path: str) -> None:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        name = entry.name.removesuffix(_GZIP)
+        suffix = name[name.rfind(".") :]
+        if entry.is_dir():
+            _add_folder(app, entry, f"{path}/{entry.name}")
+        elif suffix in _KINDS:
+            _add_file(app, entry, f"{path}/{name}", _KINDS[suffix])
+
+
+def _add_file(app: FastAPI, file: Traversable, path: str, kind: str) -> None:
+    packed = file.name.endswith(_GZIP)
+
+    @app.get(path, include_in_schema=False)
+    def content(request: Request) -> Response:
+        data = file.read_bytes()
+        tag = f'"{hashlib.sha256(data).hexdigest()}"'
+        headers = {**_SAFE, "ETag": tag, "Vary": "Accept-Encoding"}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        if packed and "gzip" in request.headers.get("accept-encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+        elif packed:
+            data = gzip.decompress(data)
+        return Response(data, media_type=kind, headers=headers)

@@ -22,6 +22,9 @@ class ImageAnswer(BaseModel):
     id: str = Field(description="Of its content; all other routes take it.")
     width: int
     height: int
+    input_size: list[int] = Field(
+        description="[height, width] of the photo in the encoder's input; prompts are scaled so."
+    )
     cached: bool = Field(description="It had been encoded before.")
     encode_ms: float
 
@@ -106,6 +109,30 @@ class EverythingAnswer(BaseModel):
     size: list[int]
     masks: list[EverythingMask]
     ms: float
+
+
+class DecoderFile(BaseModel):
+    """The decoder's ONNX file, as GET /v1/model/decoder.onnx gives it."""
+
+    size: int = Field(description="In bytes.")
+    sha256: str
+
+
+class ModelAnswer(BaseModel):
+    """What a client needs that decodes by itself."""
+
+    bundle: str
+    image_size: int = Field(description="Side of the encoder's input.")
+    mask_size: list[int] = Field(description="[h, w] of `mask_input`.")
+    max_points: int = Field(
+        description="Of a prompt; a box counts as 2, a prompt without a box has one more."
+    )
+    upsample_probabilities: bool = Field(
+        description="Masks are upscaled as probabilities in one step (MedSAM), not as logits "
+        "through the encoder's input (SAM)."
+    )
+    decoder: DecoderFile | None = Field(description="None where it cannot run elsewhere.")
+    why_not: str | None = Field(description="Why it cannot.")
 
 
 class ErrorAnswer(BaseModel):

@@ -35,13 +35,13 @@ class AddedImage:
     """A photo that is encoded now.
 
     Args:
-        size: (H, W).
+        geometry: its size, and its place in the encoder's input.
         cached: whether it had been encoded before.
         encode_ms: of preprocessing and encoder; 0 where it was cached.
     """
 
     image_id: str
-    size: tuple[int, int]
+    geometry: ImageGeometry
     cached: bool
     encode_ms: float
 
@@ -144,7 +144,7 @@ class Service:
         known = self.cache.get(image_id)
         self.measures.lookups.labels("hit" if known else "miss").inc()
         if known is not None:
-            return AddedImage(image_id, known.geometry.original_size, True, 0.0)
+            return AddedImage(image_id, known.geometry, True, 0.0)
         with self._lock:
             future = self._in_work.get(image_id)
             if future is None:
@@ -154,7 +154,7 @@ class Service:
                 self._in_work[image_id] = future
                 future.add_done_callback(lambda _: self._in_work.pop(image_id, None))
         image, spent = future.result()
-        return AddedImage(image_id, image.geometry.original_size, False, spent)
+        return AddedImage(image_id, image.geometry, False, spent)
 
     def image(self, image_id: str) -> EncodedImage:
         """Return a kept image. Raises `UnknownImage`."""

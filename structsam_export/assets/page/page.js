@@ -1,6 +1,9 @@
 // The page: a photo, prompts by pointer and keyboard, objects, downloads.
 
-import { boxOf, decodeRuns, sampled } from "./rle.js";
+import { coco, labels, save } from "./downloads.js";
+import { LocalDecoder } from "./local_decoder.js";
+import { dot, frame, paint } from "./painting.js";
+import { decodeRuns, sampled } from "./rle.js";
 import { Unreachable, findEverything, findMasks, sendPhoto } from "./server.js";
 
 const COLORS = ["#1f77ff", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#17a2b8", "#e377c2", "#bcbd22"];
@@ -9,8 +12,9 @@ const LEAST_DRAG = 6; // pixels of the screen; less is a click
 const get = (id) => document.getElementById(id);
 const [photoCanvas, maskCanvas, status] = [get("photo"), get("masks"), get("status")];
 
-let photo = null; // { id, blob, name, bitmap, width, height }
-let objects = []; // { points, labels, box, mask: { size, runs }, score, past }
+const here = new LocalDecoder(showWhere);
+let photo = null; // { id, blob, name, bitmap, width, height, inputSize }
+let objects = []; // { points, labels, box, mask: { size, runs, score }, past }
 let active = -1;
 let hover = null, drag = null, subtracting = false, wide = 0, high = 0;
 let asking = null, wanted = null; // the hover request that runs, and the place it should move to
@@ -24,7 +28,7 @@ async function open(blob, name) {
   } catch {
     return tell(`${name} is no photo that this browser can read.`, "error");
   }
-  photo = { blob, name, bitmap, id: null, width: bitmap.width, height: bitmap.height };
+  photo = { blob, name, bitmap, id: null, width: bitmap.width, height: bitmap.height, inputSize: null };
   [objects, active, hover, wanted] = [[], -1, null, null];
   layOut();
   await send();
@@ -40,7 +44,8 @@ async function send() {
     if (told.width !== sent.width || told.height !== sent.height) {
       throw new Error(`The server sees ${told.width} x ${told.height} pixels, this browser ${sent.width} x ${sent.height}.`);
     }
-    sent.id = told.id;
+    [sent.id, sent.inputSize] = [told.id, told.input_size];
+    if (get("here").checked) here.take(sent);
     const how = told.cached ? "known already" : `encoded in ${Math.round(told.encode_ms)} ms`;
     tell(`${sent.name}, ${sent.width} x ${sent.height}: ${how}, ${since(start)} in all. Click an object.`);
   } catch (error) {
@@ -123,18 +128,18 @@ maskCanvas.addEventListener("pointerup", (event) => {
 maskCanvas.addEventListener("pointercancel", () => { drag = null; draw(); });
 maskCanvas.addEventListener("pointerleave", () => { [hover, wanted] = [null, null]; draw(); });
 
-// One request at a time; when it ends, the latest place is asked for.
+// One mask at a time; when it is there, the latest place is asked for.
 async function lookUnderPointer() {
   if (asking || !wanted || !photo.id || active >= 0) return;
-  const at = wanted;
+  const at = wanted, of = photo;
   wanted = null;
-  asking = findMasks(photo.id, { points: [at] });
+  asking = decode((work) => work(of.id), { points: [at] }, { wide, high });
   try {
     const start = performance.now();
     const found = await asking;
-    if (active < 0 && !drag) {
-      hover = maskOf(found, 0);
-      tell(`Decoded in ${Math.round(found.decode_ms)} ms, ${since(start)} in all.`);
+    if (of === photo && active < 0 && !drag && (!found.small || found.small.length === wide * high)) {
+      hover = found;
+      tell(`Decoded in ${told(found, start)}`);
     }
   } catch (error) {
     if (error instanceof Unreachable) tell(error.message, "error");
@@ -144,9 +149,25 @@ async function lookUnderPointer() {
   lookUnderPointer();
 }
 
-function maskOf(answer, index) {
-  const { counts, score } = answer.masks[index];
-  return { size: answer.size, runs: decodeRuns(counts), counts, score };
+// The mask of a prompt: in this browser where that can be, else by the server. Whatever fails here
+// is done there. `view`: the size of the screen, where no more of the mask is needed.
+async function decode(ask, prompt, view = null) {
+  const size = [photo.height, photo.width];
+  if (get("here").checked && here.has(photo.id, prompt)) {
+    try {
+      const { score, decode_ms, runs, sampled: small } = await here.mask(photo.id, prompt, view);
+      return { size, runs, small, score, decode_ms, where: "in your browser" };
+    } catch (error) {
+      here.stop(error.message);
+    }
+  }
+  const found = await ask((id) => findMasks(id, prompt));
+  const [{ counts, score }] = found.masks;
+  return { size: found.size, runs: decodeRuns(counts), score, decode_ms: found.decode_ms, where: "by the server" };
+}
+
+function told({ decode_ms, where }, start) {
+  return `${Math.round(decode_ms)} ms ${where}, ${since(start)} in all.`;
 }
 
 // Changes the active object's prompt, makes one where there is none, and asks for its mask.
@@ -164,11 +185,11 @@ async function change(edit) {
   const start = performance.now();
   tell("Decoding ...", "busy");
   try {
-    const found = await ask((id) => findMasks(id, prompt));
+    const found = await decode(ask, prompt);
     if (of !== photo || objects[index] !== next) return; // no longer wanted
-    next.mask = maskOf(found, 0);
+    next.mask = found;
     next.small = null;
-    tell(`Score ${next.mask.score.toFixed(2)}, decoded in ${Math.round(found.decode_ms)} ms, ${since(start)} in all.`);
+    tell(`Score ${found.score.toFixed(2)}, decoded in ${told(found, start)}`);
   } catch (error) {
     if (of !== photo || objects[index] !== next) return;
     tell(error.message, "error");
@@ -178,7 +199,7 @@ async function change(edit) {
 }
 
 function restore(index, before) {
-  if (before.points.length || before.box || before.mask) objects[index] = before;
+  if (before.points.length || before.box || before.mask) objects[index] = { ...before, small: null };
   else {
     objects.splice(index, 1);
     active = Math.min(active, objects.length - 1);
@@ -214,7 +235,7 @@ async function everything() {
     if (of !== photo) return;
     objects = found.masks.map(({ counts, predicted_iou, point_coords }) => ({
       points: [], labels: [], box: null, past: [], small: null,
-      mask: { size: found.size, runs: decodeRuns(counts), counts, score: predicted_iou },
+      mask: { size: found.size, runs: decodeRuns(counts), score: predicted_iou },
       seed: point_coords,
     }));
     active = -1;
@@ -231,45 +252,18 @@ function draw() {
   const pen = maskCanvas.getContext("2d");
   pen.clearRect(0, 0, wide, high);
   if (!photo) return;
-  const picture = pen.createImageData(wide, high);
+  const picture = pen.createImageData(wide, high), scale = [wide / photo.width, high / photo.height];
   objects.forEach((object, index) => {
     if (!object.mask) return;
     object.small ||= sampled(object.mask, wide, high);
-    paint(picture.data, object.small, colorOf(index), index === active ? 150 : 110);
+    paint(picture.data, object.small, colorOf(index), index === active ? 150 : 110, wide);
   });
-  if (hover) paint(picture.data, hover.small ||= sampled(hover, wide, high), HOVER, 110);
+  if (hover) paint(picture.data, hover.small ||= sampled(hover, wide, high), HOVER, 110, wide);
   pen.putImageData(picture, 0, 0);
   const object = objects[active];
-  if (object?.box) frame(pen, object.box, colorOf(active));
-  object?.points.forEach(([x, y], index) => dot(pen, x, y, object.labels[index] ? "#16a34a" : "#dc2626"));
-  if (drag?.moved) frame(pen, [...drag.from, ...drag.to], "#ffffff");
-}
-
-function paint(pixels, mask, color, alpha) {
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-  for (let index = 0; index < mask.length; index++) {
-    if (!mask[index]) continue;
-    const x = index % wide;
-    const edge = !x || x === wide - 1 || !mask[index - 1] || !mask[index + 1] || !mask[index - wide] || !mask[index + wide];
-    pixels.set([red, green, blue, edge ? 255 : alpha], 4 * index);
-  }
-}
-
-function frame(pen, [x0, y0, x1, y1], color) {
-  const [across, down] = [wide / photo.width, high / photo.height];
-  pen.lineWidth = 2;
-  pen.strokeStyle = color;
-  pen.strokeRect(x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down);
-}
-
-function dot(pen, x, y, color) {
-  pen.beginPath();
-  pen.arc(x * wide / photo.width, y * high / photo.height, 5, 0, 7);
-  pen.fillStyle = color;
-  pen.fill();
-  pen.lineWidth = 2;
-  pen.strokeStyle = "white";
-  pen.stroke();
+  if (object?.box) frame(pen, object.box, colorOf(active), scale);
+  object?.points.forEach(([x, y], index) => dot(pen, x, y, object.labels[index] ? "#16a34a" : "#dc2626", scale));
+  if (drag?.moved) frame(pen, [...drag.from, ...drag.to], "#ffffff", scale);
 }
 
 function refresh() {
@@ -295,47 +289,19 @@ function refresh() {
   draw();
 }
 
+// Which decoder answers: the switch is off for good where this browser cannot.
+function showWhere() {
+  const off = here.state === "off";
+  get("here").disabled = off;
+  if (off) get("here").checked = false;
+  get("where").title = here.reason ? `The server decodes: ${here.reason}` : "Masks need no round trip";
+  if (photo && get("here").checked) here.take(photo);
+  get("where").classList.toggle("ready", get("here").checked && here.has(photo?.id, {}));
+}
+
 function colorOf(index) { return COLORS[index % COLORS.length]; }
 function since(start) { return `${Math.round(performance.now() - start)} ms`; }
 function tell(text, kind = "") { [status.textContent, status.className] = [text, kind]; }
-
-// ---- downloads
-
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
-// Grey values: 0 background, then 1, 2, ... for the objects, in the photo's own size.
-function labels() {
-  const canvas = new OffscreenCanvas(photo.width, photo.height);
-  const pen = canvas.getContext("2d");
-  const picture = pen.createImageData(photo.width, photo.height);
-  for (let index = 3; index < picture.data.length; index += 4) picture.data[index] = 255;
-  objects.forEach((object, index) => {
-    if (!object.mask) return;
-    const mask = sampled(object.mask, photo.width, photo.height);
-    const value = index + 1;
-    mask.forEach((on, at) => { if (on) picture.data.set([value, value, value], 4 * at); });
-  });
-  pen.putImageData(picture, 0, 0);
-  return canvas.convertToBlob({ type: "image/png" });
-}
-
-function coco() {
-  const annotations = objects.flatMap((object, index) => object.mask ? [{
-    id: index + 1, image_id: 1, category_id: 1, iscrowd: 0,
-    segmentation: { size: object.mask.size, counts: object.mask.counts },
-    bbox: boxOf(object.mask.runs, object.mask.size[0]),
-    area: object.mask.runs.reduce((sum, run, at) => sum + (at % 2 ? run : 0), 0),
-    score: object.mask.score,
-  }] : []);
-  const images = [{ id: 1, file_name: photo.name, width: photo.width, height: photo.height }];
-  return JSON.stringify({ images, annotations, categories: [{ id: 1, name: "object" }] });
-}
 
 // ---- buttons, keys, files
 
@@ -344,8 +310,9 @@ get("undo").addEventListener("click", undo);
 get("object").addEventListener("click", newObject);
 get("clear").addEventListener("click", clear);
 get("everything").addEventListener("click", everything);
-get("png").addEventListener("click", async () => save(await labels(), `${stem()}-masks.png`));
-get("coco").addEventListener("click", () => save(new Blob([coco()], { type: "application/json" }), `${stem()}-coco.json`));
+get("png").addEventListener("click", async () => save(await labels(photo, objects), `${stem()}-masks.png`));
+get("coco").addEventListener("click", () => save(new Blob([coco(photo, objects)], { type: "application/json" }), `${stem()}-coco.json`));
+get("here").addEventListener("change", showWhere);
 get("mode").addEventListener("click", () => {
   subtracting = !subtracting;
   get("mode").textContent = subtracting ? "Take away" : "Add";
@@ -378,3 +345,5 @@ document.addEventListener("drop", (event) => {
 });
 new ResizeObserver(layOut).observe(get("stage"));
 refresh();
+showWhere();
+here.start();

@@ -16,6 +16,21 @@ export function decodeRuns(counts) {
   return runs;
 }
 
+export function encodeRuns(runs) {
+  let counts = "";
+  runs.forEach((run, index) => {
+    let value = index > 2 ? run - runs[index - 2] : run, more = true;
+    while (more) {
+      let code = value & 31;
+      value >>= 5;
+      more = code & 16 ? value !== -1 : value !== 0;
+      if (more) code |= 32;
+      counts += String.fromCharCode(code + 48);
+    }
+  });
+  return counts;
+}
+
 // Calls `paint(x, from, to)` for every run that is on: rows from..to-1 of column x.
 export function eachRun(runs, height, paint) {
   let place = 0;

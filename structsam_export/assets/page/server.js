@@ -19,6 +19,22 @@ export async function findEverything(id) {
   return (await ask(`v1/images/${id}/everything`, { method: "POST", body: "{}", headers })).json();
 }
 
+// What serves, and whether its decoder can run here.
+export async function fetchModel() {
+  return (await ask("v1/model", {})).json();
+}
+
+export async function fetchDecoder() {
+  return new Uint8Array(await (await ask("v1/model/decoder.onnx", {})).arrayBuffer());
+}
+
+// Returns { half: ArrayBuffer of FP16, shape }.
+export async function fetchEmbedding(id) {
+  const answer = await ask(`v1/images/${id}/embedding`, {});
+  const shape = answer.headers.get("X-Shape").split(",").map(Number);
+  return { half: await answer.arrayBuffer(), shape };
+}
+
 async function ask(path, options) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };

@@ -4,148 +4,25 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import shutil
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from structsam.evaluation.mask_rle import decode
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.image_file import read_image
-
-playwright = pytest.importorskip("playwright.sync_api", reason="comes with the extra `dev`")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium: apt install chromium, or the like"
+from tests.structsam_export.serve.browser_page import (
+    SIZE,
+    Server,
+    canvas_mask,
+    choose,
+    click,
+    downloaded,
+    iou,
+    page_at,
+    said,
 )
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SIZE = (96, 128)
-#: What is on in the canvas of masks, as one bool for every pixel.
-READ = """() => {
-  const canvas = document.getElementById("masks");
-  const picture = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  return [canvas.width, canvas.height, Array.from(picture.data).filter((_, at) => at % 4 === 3)];
-}"""
-
-
-class Server:
-    """A server in a thread, which can go away and come back at the same port."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.port = bundle, 0
-        self.start()
-
-    def start(self) -> None:
-        import uvicorn
-
-        from structsam_export.serve.app import make_app
-        from structsam_export.serve.run import _listen
-        from structsam_export.serve.service import Service
-
-        service = Service(self.bundle, "onnxruntime", threads=1)
-        config = uvicorn.Config(make_app(service), log_level="error")
-        listener = _listen("127.0.0.1", self.port)
-        self.port = listener.getsockname()[1]
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-
-@pytest.fixture(scope="module")
-def server(tiny_bundle: Bundle) -> Iterator[Server]:
-    server = Server(tiny_bundle)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def page_at(browser: Any, server: Server, width: int = 1000) -> Iterator[Any]:
-    """Yield the page; nothing may go wrong in its scripts, and nothing may come from elsewhere."""
-    page = browser.new_page(viewport={"width": width, "height": 700})
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith((server.address, "blob:", "data:"))
-            else wrong.append(request.url)
-        ),
-    )
-    page.goto(server.address)
-    yield page
-    page.close()
-    assert wrong == []
-
-
-def choose(page: Any, photo: Path) -> None:
-    page.set_input_files("#file", str(photo))
-    said(page, "encoded in|known already")
-
-
-def said(page: Any, pattern: str) -> str:
-    text = page.locator("#status")
-    playwright.expect(text).to_have_text(re.compile(pattern), timeout=60_000)
-    return str(text.inner_text())
-
-
-def click(page: Any, x: float, y: float, **more: Any) -> None:
-    """Click a place of the photo, in its pixels."""
-    box = page.locator("#masks").bounding_box()
-    position = {"x": x * box["width"] / SIZE[1], "y": y * box["height"] / SIZE[0]}
-    page.locator("#masks").click(position=position, **more)
-
-
-def canvas_mask(page: Any) -> np.ndarray:
-    """Return what is on, without the dots, in the photo's size."""
-    wide, high, alpha = page.evaluate(READ)
-    drawn = np.array(alpha).reshape(high, wide) > 0
-    rows = ((np.arange(SIZE[0]) + 0.5) * high / SIZE[0]).astype(int)
-    columns = ((np.arange(SIZE[1]) + 0.5) * wide / SIZE[1]).astype(int)
-    return drawn[rows][:, columns]
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def downloaded(page: Any, button: str) -> bytes:
-    with page.expect_download() as download:
-        page.locator(button).click()
-    return Path(download.value.path()).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_bundle: Bundle, tiny_photo: Path) -> Iterator[Any]:
-    with tiny_bundle.predictor("onnxruntime", threads=1) as predictor:
-        predictor.set_image(read_image(tiny_photo))
-        yield predictor
 
 
 def test_a_click_draws_the_mask_of_predict(

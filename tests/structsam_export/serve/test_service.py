@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.image_file import read_image
 from structsam_export.predict.prompts import AskedPrompts
 from structsam_export.serve.refusals import Refusal, UnknownImage
 from structsam_export.serve.service import FoundMasks, Service
@@ -33,16 +31,9 @@ def masks_of(found: FoundMasks) -> np.ndarray:
     return np.array([[found.mask(p, c) for c in range(places)] for p in range(prompts)])
 
 
-@pytest.fixture(scope="module")
-def predictor(tiny_bundle: Bundle, tiny_photo: Path) -> Any:
-    with tiny_bundle.predictor("onnxruntime", threads=1) as predictor:
-        predictor.set_image(read_image(tiny_photo))
-        yield predictor
-
-
 def test_masks_are_those_of_predict(service: Service, photo: bytes, predictor: Any) -> None:
     added = service.add(photo)
-    assert added.size == (96, 128)
+    assert added.geometry.original_size == (96, 128)
     found = service.masks(added.image_id, boxes(*BOXES), multimask=False)
     masks, scores, low_res = predictor.predict(box=np.array(BOXES), multimask_output=False)
     assert np.array_equal(masks_of(found), masks)
