@@ -2,13 +2,13 @@
 //
 // Messages { job, kind, ... } get { job, result } or { job, error }.
 
-import * as ort from "./onnxruntime-web/ort.wasm.bundle.min.mjs";
+import * as ort from "./onnxruntime_web/ort.wasm.bundle.min.mjs";
 import { readHalf } from "./half.js";
 import { choose, encodePrompt } from "./prompts.js";
 import { maskRuns, maskSampled, tapsOf } from "./upscale.js";
 
 ort.env.wasm.numThreads = 1;
-ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime-web/ort-wasm-simd-threaded.wasm", import.meta.url).href };
+ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime_web/ort-wasm-simd-threaded.wasm", import.meta.url).href };
 ort.env.logLevel = "error";
 
 let session = null, model = null;

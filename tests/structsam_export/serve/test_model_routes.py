@@ -19,7 +19,7 @@ from structsam_export.serve.app import make_app
 from structsam_export.serve.model_routes import describe_model
 from structsam_export.serve.service import Service
 
-RUNTIME = files("structsam_export") / "assets" / "page" / "onnxruntime-web"
+RUNTIME = files("structsam_export") / "assets" / "page" / "onnxruntime_web"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_an_embedding_beyond_fp16_stays_on_the_server(
 
 
 def test_the_files_of_the_page_are_strict_and_known_again(client: TestClient) -> None:
-    url = "/page/onnxruntime-web/ort-wasm-simd-threaded.wasm"
+    url = "/page/onnxruntime_web/ort-wasm-simd-threaded.wasm"
     packed = client.get(url, headers={"Accept-Encoding": "gzip"})
     plain = client.get(url, headers={"Accept-Encoding": "identity"})
     assert packed.headers["content-encoding"] == "gzip"
@@ -126,7 +126,7 @@ def test_the_files_of_the_page_are_strict_and_known_again(client: TestClient) ->
         "/",
         url,
         "/page/decoder_worker.js",
-        "/page/onnxruntime-web/ort.wasm.bundle.min.mjs",
+        "/page/onnxruntime_web/ort.wasm.bundle.min.mjs",
     ):
         policy = client.get(path).headers["content-security-policy"]
         assert "script-src 'self' 'wasm-unsafe-eval';" in policy and "unsafe-inline" not in policy
