@@ -22,7 +22,6 @@ from structsam.methods.base import MergeMethod
 from structsam.methods.cost import MergeCost
 from structsam.models.spec import ModelSpec
 
-_NECK_CHANNELS = 256
 _NORM_UNITS = 5
 _BILINEAR_UNITS = 4
 
@@ -57,9 +56,9 @@ def encoder_flops(
     height, width = spec.grid
     tokens, channels = height * width, spec.embed_dim
     pixels = 3 * spec.patch_size**2
-    neck = tokens * (channels * _NECK_CHANNELS + 9 * _NECK_CHANNELS**2)  # 1x1, then 3x3 convolution
+    neck = tokens * (channels * spec.channels + 9 * spec.channels**2)  # 1x1, then 3x3 convolution
     if spec.embedding_grid != spec.grid:
-        neck += _BILINEAR_UNITS * _NECK_CHANNELS * spec.embedding_grid[0] * spec.embedding_grid[1]
+        neck += _BILINEAR_UNITS * spec.channels * spec.embedding_grid[0] * spec.embedding_grid[1]
     return EncoderFlops(
         model=spec.label,
         method=config.method if any(row.tiers for row in table) else "none",

@@ -22,7 +22,6 @@ from structsam.models.spec import ModelSpec
 STEPS = ("planning", "merge", "unmerge", "windows", "attention", "MLP", "rest")
 #: Steps that merging adds.
 ADDED = ("planning", "merge", "unmerge")
-_NECK_CHANNELS = 256
 _NORM_UNITS = 5
 #: Passes over one head's width of every pixel that energy, cells and ranks take: where a runtime
 #: fuses what is element by element (assumed), and where it does not (Sobel: docs/performance.md).
@@ -95,8 +94,8 @@ def encoder_costs(
     last = StepCost(
         "rest",
         counted.neck,
-        pixels * (channels + 7 * _NECK_CHANNELS),  # 1x1, norm, 3x3, norm
-        (channels + 9 * _NECK_CHANNELS + 4) * _NECK_CHANNELS,
+        pixels * (channels + 7 * spec.channels),  # 1x1, norm, 3x3, norm
+        (channels + 9 * spec.channels + 4) * spec.channels,
         kernels=4,
     )
     return (

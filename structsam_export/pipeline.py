@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from structsam.config import MergeConfig
-    from structsam.models.spec import Embedding
+    from structsam.models.spec import Embedding, ModelSpec
 
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ class ExportedBundle(Bundle):
 
 
 def export(
-    model: str,
+    model: str | ModelSpec,
     config: MergeConfig | None = None,
     *,
     checkpoint: str | Path | None = None,
@@ -95,7 +95,8 @@ def export(
     """Turn a SAM checkpoint into a bundle.
 
     Args:
-        model: key of `structsam.models.MODELS`, or `auto` for what the checkpoint holds.
+        model: key of `structsam.models.MODELS`, a TOML file that describes one, `auto` for what
+            the checkpoint holds, or a description.
         config: what merges where; the default one when None.
         checkpoint: `.pth`, `.safetensors`, or the folder of a Hugging Face `SamModel`; vit_t needs
             none.
@@ -123,12 +124,13 @@ def export(
     from structsam.block_table import block_table
     from structsam.config import MergeConfig
     from structsam.models.checkpoint_file import read_checkpoint
-    from structsam.models.load import recognised_model
+    from structsam.models.checkpoint_preprocessing import preprocessing_note
+    from structsam.models.find_model import find_model
 
-    if model == "auto":
-        model, told = recognised_model(checkpoint)
+    found, told = find_model(model, checkpoint)
+    if told:
         say(told)
-    source = ModelSource(model, checkpoint, weights, seed, image_size, embedding)
+    source = ModelSource(found, checkpoint, weights, seed, image_size, embedding)
     spec = source.spec
     config = MergeConfig.of(config, **choice)
     block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit the model
@@ -154,7 +156,8 @@ def export(
     clock.step(f"loading {spec.label}")
     described = source.describe()
     if checkpoint is not None:
-        say(f"{Path(checkpoint).name}: {read_checkpoint(checkpoint, spec).title}")
+        title = read_checkpoint(checkpoint, spec).title
+        say(f"{Path(checkpoint).name}: {title}{preprocessing_note(spec)}")
     sam = source.load()
     with atomic.staged_folder(final) as folder:
         manifest = _manifest(final.name, spec, config, precision, described.to_dict())

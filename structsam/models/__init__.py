@@ -3,7 +3,7 @@
 from structsam.errors import UserError
 from structsam.models.medsam import MEDSAM
 from structsam.models.segment_anything_vit import VIT_B, VIT_H, VIT_L
-from structsam.models.spec import ModelSpec, OfficialCheckpoint, Preprocessing
+from structsam.models.spec import DecoderSpec, ModelSpec, OfficialCheckpoint, Preprocessing
 from structsam.models.vit_t import VIT_T
 
 MODELS: dict[str, ModelSpec] = {
@@ -14,7 +14,14 @@ MODELS: dict[str, ModelSpec] = {
     "medsam": MEDSAM,
 }
 
-__all__ = ["MODELS", "ModelSpec", "OfficialCheckpoint", "Preprocessing", "model_spec"]
+__all__ = [
+    "MODELS",
+    "DecoderSpec",
+    "ModelSpec",
+    "OfficialCheckpoint",
+    "Preprocessing",
+    "model_spec",
+]
 
 
 def model_spec(name: str) -> ModelSpec:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam.models import MODELS
-from structsam.models.checkpoint_keys import Recognised, lora_keys, recognise
+from structsam.models.checkpoint_keys import LANDMARK, Recognised, lora_keys, recognise
 from structsam.models.checkpoint_path import checkpoint_files
 from structsam.models.spec import ModelSpec
 
@@ -154,10 +154,12 @@ def check_state_dict(
     Raises `UserError`: with the model the file does hold where that can be told from its shapes,
     otherwise with the first keys that are missing, extra or of another shape.
     """
-    width_and_depth = _width_and_depth(state)
-    if width_and_depth and width_and_depth != (spec.embed_dim, spec.depth):
-        width, depth = width_and_depth
-        names = [s.name for s in MODELS.values() if (s.embed_dim, s.depth) == width_and_depth]
+    size = width_and_depth(state)
+    if size and size != (spec.embed_dim, spec.depth):
+        width, depth = size
+        same = [s for s in MODELS.values() if (s.embed_dim, s.depth) == size]
+        patch = tuple(state[LANDMARK].shape[2:]) if LANDMARK in state else ()
+        names = [s.name for s in same if patch in ((), (s.patch_size, s.patch_size))]
         holds = f"{' or '.join(names) or 'an unknown model'} ({width} wide, {depth} blocks)"
         way_out = f"use `model='{names[0]}'`" if names else "pass another checkpoint"
         raise UserError(
@@ -185,21 +187,13 @@ def check_state_dict(
         )
 
 
-def model_of(checkpoint: Checkpoint, path: str | Path) -> str:
-    """The entry of `MODELS` whose geometry a checkpoint has.
-
-    Of models that share one (vit_b and medsam), the first. Raises `UserError` where none fits.
-    """
-    width_and_depth = _width_and_depth(checkpoint.state)
-    names = [s.name for s in MODELS.values() if (s.embed_dim, s.depth) == width_and_depth]
-    if not names:
-        width, depth = width_and_depth or (0, 0)
-        known = ", ".join(f"{s.name} ({s.embed_dim}, {s.depth})" for s in MODELS.values())
-        raise UserError(
-            f"Checkpoint {path} is {width} wide and has {depth} blocks, and no model here is: "
-            f"expected one of {known}. Name the nearest with `model=` to see what differs."
-        )
-    return names[0]
+def width_and_depth(state: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
+    """The encoder's channels and number of blocks, where the keys tell them."""
+    blocks = {key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")}
+    position = state.get("image_encoder.pos_embed")
+    if position is None or not position.ndim or not blocks:
+        return None
+    return int(position.shape[-1]), len(blocks)
 
 
 def refuse_foreign_official(path: Path, spec: ModelSpec) -> None:
@@ -294,12 +288,6 @@ def _what_it_looks_like(head: bytes) -> str:
     if text.startswith(b"\x80"):
         return "a plain Python pickle, which could run code"
     return f"of an unknown format (it starts with {head[:8]!r})"
-
-
-def _width_and_depth(state: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
-    blocks = {key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")}
-    position = state.get("image_encoder.pos_embed")
-    return (int(position.shape[-1]), len(blocks)) if position is not None and blocks else None
 
 
 def _first(keys: Iterable[str], limit: int = 5) -> str:

@@ -1,7 +1,7 @@
 """What tensors of a SAM checkpoint are called: other libraries' names become segment-anything's.
 
 Every way of naming is one entry of `NAMINGS`: a key that tells it, and a list of renamings. Written
-from the module trees of the two libraries; no tensor is changed, only its name.
+from the module trees of the libraries; no tensor is changed, only its name.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ class Naming:
         renamings: (pattern, replacement) pairs of `re.sub`, applied in this order.
         copies: keys whose tensor another key may hold as well, which then counts; segment-anything
             name of each.
+        beside: keys that are no part of a SAM, such as another head's; they are left out.
+        stretch_positions: see `ModelSpec`.
     """
 
     title: str
     landmark: str
     renamings: tuple[tuple[str, str], ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
+    stretch_positions: bool = False
 
     def rename(self, key: str) -> str:
         """Return segment-anything's name of a tensor."""
@@ -73,7 +77,16 @@ HUGGING_FACE = Naming(
     {"shared_image_embedding.positional_embedding": f"prompt_encoder.{_POINT_ENCODING}"},
 )  # fmt: skip
 
-NAMINGS = (SEGMENT_ANYTHING, HUGGING_FACE)
+#: `CPSAM` of cellpose (checked with 4.2.1): the encoder of segment-anything and a head of its own.
+CELLPOSE = Naming(
+    "Cellpose names",
+    "encoder.neck.0.weight",
+    ((r"^encoder\.", "image_encoder."),),
+    beside=frozenset(("out.weight", "out.bias", "W2", "diam_labels", "diam_mean")),
+    stretch_positions=True,
+)
+
+NAMINGS = (SEGMENT_ANYTHING, HUGGING_FACE, CELLPOSE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Recognised:
         naming: entry of `NAMINGS`.
         prefix: what stands before every name, such as `module.`.
         keys: the checkpoint's key of every segment-anything name.
-        others: keys that do not begin with the prefix: heads, optimisers and the like.
+        others: keys that are not the model's: heads, optimisers and the like.
     """
 
     naming: Naming
@@ -121,7 +134,7 @@ def recognise(keys: Iterable[str]) -> Recognised | None:
     names: dict[str, str] = {}
     for key in keys:
         plain = key.removeprefix(prefix)
-        if not key.startswith(prefix) or plain in naming.copies:
+        if not key.startswith(prefix) or plain in naming.copies or plain in naming.beside:
             continue
         name = naming.rename(plain)
         if name in names:
@@ -130,7 +143,11 @@ def recognise(keys: Iterable[str]) -> Recognised | None:
     for plain, name in naming.copies.items():
         if prefix + plain in keys:
             names.setdefault(name, prefix + plain)
-    others = tuple(key for key in keys if not key.startswith(prefix))
+    others = tuple(
+        key
+        for key in keys
+        if not key.startswith(prefix) or key.removeprefix(prefix) in naming.beside
+    )
     return Recognised(naming, prefix, names, others)
 
 

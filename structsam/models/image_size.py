@@ -54,14 +54,15 @@ def read_image_size(text: str) -> int:
         return int(text)
     except ValueError:
         raise UserError(
-            f"image size {text!r} is no whole number of pixels. Use a multiple of 16 from "
-            f"{SMALLEST} to {LARGEST}, such as 1024, 896 or 768"
+            f"image size {text!r} is no whole number of pixels. Use a multiple of the patch (16 in "
+            f"SAM) from {SMALLEST} to {LARGEST}, such as 1024, 896 or 768"
         ) from None
 
 
 def _require_size(image_size: Any, trained: ModelSpec) -> None:
-    step, least = trained.patch_size, min(SMALLEST, trained.image_size)
-    most = max(LARGEST, trained.image_size)
+    step = trained.patch_size
+    least = -(-min(SMALLEST, trained.image_size) // step) * step
+    most = max(LARGEST, trained.image_size) // step * step
     rule = f"a multiple of {step} from {least} to {most}"
     if not isinstance(image_size, int) or isinstance(image_size, bool):
         raise UserError(

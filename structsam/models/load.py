@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
-from structsam.models import model_spec
 from structsam.models.checkpoint_file import (
     check_state_dict,
-    model_of,
     read_checkpoint,
     refuse_foreign_official,
 )
 from structsam.models.checkpoint_path import checkpoint_files
+from structsam.models.find_model import find_model
 from structsam.models.image_size import resized
 from structsam.models.spec import SAM_PREPROCESSING, Embedding, ModelSpec
 
@@ -27,15 +26,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("structsam")
 
-#: The name of whatever model a checkpoint holds.
-AUTO = "auto"
-_PROMPT_DIM = 256
 _PROMPT_TABLES = ("gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens")
 _TRANSPOSED = tuple(f"mask_decoder.output_upscaling.{layer}.weight" for layer in (0, 3))
 
 
 def load_sam(
-    name: str,
+    name: str | ModelSpec,
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     seed: int = 0,
@@ -44,11 +40,13 @@ def load_sam(
 ) -> Sam:
     """The `segment_anything.modeling.Sam` called `name`, in eval mode and without gradients.
 
+    The name is that of a model here, of a TOML file that describes one (`spec_file.py`), or `auto`
+    for what the checkpoint holds. A model without a decoder (cpsam) is a `Sam` without one.
+
     One source of weights must be named: `checkpoint`, a `.pth` or `.safetensors` file or the
-    folder of a Hugging Face `SamModel`, or `weights="random"` with `seed`. The name `auto` takes
-    the model from the checkpoint. With neither, a model whose weights come with the package
-    (vit_t) gets those. Parameters read from a checkpoint stay mapped from its file: do not
-    overwrite that file in place while the model lives.
+    folder of a Hugging Face `SamModel`, or `weights="random"` with `seed`. With neither, a model
+    whose weights come with the package (vit_t) gets those. Parameters read from a checkpoint stay
+    mapped from its file: do not overwrite that file in place while the model lives.
 
     `image_size` is another side of the input in pixels, a multiple of 16 from 256 to 2048: the
     position tables are resized here, once. `embedding` is `native`, a smaller embedding and
@@ -58,28 +56,10 @@ def load_sam(
     Raises `UserError` for an unknown name, a size that there is not, no or two sources, a
     checkpoint that does not fit, or missing packages.
     """
-    if name == AUTO:
-        name, _ = recognised_model(checkpoint)
-    spec = resized(model_spec(name), image_size, embedding)
+    spec = resized(find_model(name, checkpoint)[0], image_size, embedding)
     path = weights_file(spec, checkpoint, weights)
     _log.debug("%s with %s", spec.label, path or f"random weights of seed {seed}")
     return build_sam(spec, seed) if path is None else _sam_from_checkpoint(spec, path)
-
-
-def recognised_model(checkpoint: str | Path | None) -> tuple[str, str]:
-    """What `model="auto"` stands for: the entry of `MODELS` that a checkpoint holds.
-
-    Returns its name, and a sentence on what was recognised. Raises `UserError` for no checkpoint,
-    or one of an unknown geometry.
-    """
-    if checkpoint is None:
-        raise UserError(
-            "model='auto' takes the model from a checkpoint, and none is given: pass "
-            "`checkpoint=FILE`, or name the model."
-        )
-    found = read_checkpoint(checkpoint)
-    name = model_of(found, checkpoint)
-    return name, f"{Path(checkpoint).name} holds {name}, {found.title}"
 
 
 def weights_file(
@@ -140,10 +120,15 @@ def _sam_from_checkpoint(spec: ModelSpec, path: Path) -> Sam:
     checkpoint = read_checkpoint(path, spec)
     trained = _meta_sam(spec.trained).state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in trained.items()}
-    check_state_dict(checkpoint.state, expected, spec, path)
+    state = checkpoint.state
+    if spec.stretch_positions:
+        from structsam.models.resize_weights import stretched_state
+
+        state = stretched_state(state, expected)
+    check_state_dict(state, expected, spec, path)
     refuse_foreign_official(path, spec)
     _log.debug("%s, %s", spec.label, checkpoint.title)
-    state = {key: tensor.to(torch.float32) for key, tensor in checkpoint.state.items()}
+    state = {key: tensor.to(torch.float32) for key, tensor in state.items()}
     return _with_weights(spec, state)
 
 
@@ -191,22 +176,27 @@ def _meta_sam(spec: ModelSpec) -> Sam:
                 use_rel_pos=True,
                 global_attn_indexes=spec.global_blocks,
                 window_size=spec.window_size,
-                out_chans=_PROMPT_DIM,
+                out_chans=spec.channels,
             ),
-            prompt_encoder=modeling.PromptEncoder(
-                embed_dim=_PROMPT_DIM,
+            prompt_encoder=spec.decoder
+            and modeling.PromptEncoder(
+                embed_dim=spec.channels,
                 image_embedding_size=spec.embedding_grid,
                 input_image_size=(spec.image_size, spec.image_size),
                 mask_in_chans=16,
             ),
-            mask_decoder=modeling.MaskDecoder(
+            mask_decoder=spec.decoder
+            and modeling.MaskDecoder(
                 num_multimask_outputs=3,
                 transformer=modeling.TwoWayTransformer(
-                    depth=2, embedding_dim=_PROMPT_DIM, mlp_dim=2048, num_heads=8
+                    depth=spec.decoder.depth,
+                    embedding_dim=spec.channels,
+                    mlp_dim=spec.decoder.mlp_dim,
+                    num_heads=spec.decoder.num_heads,
                 ),
-                transformer_dim=_PROMPT_DIM,
+                transformer_dim=spec.channels,
                 iou_head_depth=3,
-                iou_head_hidden_dim=256,
+                iou_head_hidden_dim=spec.decoder.score_dim,
             ),
         )
     if spec.embedding_grid != spec.grid:

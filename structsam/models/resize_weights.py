@@ -28,6 +28,30 @@ def resized_state(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Ten
     return resized
 
 
+def stretched_state(
+    state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Weights with tables of relative positions as long as the model's, as `get_rel_pos` does.
+
+    Args:
+        expected: shape of every tensor of the model; tables of another width stay as they are.
+    """
+    return {
+        name: _relative_positions(tensor.float(), expected[name][0])
+        if _other_length(name, tuple(tensor.shape), expected)
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _other_length(
+    name: str, shape: tuple[int, ...], expected: Mapping[str, tuple[int, ...]]
+) -> bool:
+    if not name.endswith((".attn.rel_pos_h", ".attn.rel_pos_w")) or name not in expected:
+        return False
+    return len(shape) == 2 and shape[0] > 0 and shape[1:] == expected[name][1:]
+
+
 def _position_embedding(table: Tensor, grid: tuple[int, int]) -> Tensor:
     planes = table.permute(0, 3, 1, 2)
     resized = F.interpolate(planes, grid, mode="bicubic", align_corners=False, antialias=True)

@@ -5,6 +5,7 @@ Imports no torch, so that the command line and the bundle reader can use it on a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -53,7 +54,11 @@ class Preprocessing:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        remedy: str = "update structsam, or export the bundle again",
+    ) -> Preprocessing:
         """Read what `to_dict` wrote. Raises `UserError` naming the field that does not fit."""
         names = [field.name for field in fields(cls)]
         found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
@@ -62,35 +67,41 @@ class Preprocessing:
                 f"Preprocessing has the fields {found}, expected {sorted(names)}: "
                 "this manifest comes from another version; export the bundle again."
             )
+
+        def misfit(key: str, expected: str) -> UserError:
+            return UserError(
+                f"Preprocessing field '{key}' is {values[key]!r}, expected {expected}: {remedy}."
+            )
+
         for key, choices in _CHOICES.items():
             if values[key] not in choices:
-                raise _misfit(key, values[key], f"one of {choices}")
+                raise misfit(key, f"one of {choices}")
         side = values["image_size"]
         if type(side) is not int or side < 1:
-            raise _misfit("image_size", side, "a number of pixels")
+            raise misfit("image_size", "a number of pixels")
         if values["resize"] == "long_side" and values["pad"] is not True:
-            raise _misfit("pad", values["pad"], "true, as 'long_side' cannot fill the square input")
-        triples = {key: _triple(key, values[key]) for key in ("mean", "std")}
-        if values["scaling"] == "mean_std" and None in triples.values():
-            raise _misfit("mean' and 'std", tuple(triples.values()), "three numbers each")
+            raise misfit("pad", "true, as 'long_side' cannot fill the square input")
+        triples: dict[str, Triple | None] = {}
+        for key in ("mean", "std"):
+            try:
+                triples[key] = _triple(values[key])
+            except (TypeError, ValueError):
+                raise misfit(key, "three numbers or null") from None
+            if values["scaling"] == "mean_std" and triples[key] is None:
+                raise misfit(key, "three numbers, as 'mean_std' takes both")
+        if triples["std"] and min(triples["std"]) <= 0:
+            raise misfit("std", "three numbers above 0")
         return cls(**{**values, **triples})
 
 
-def _triple(key: str, value: Any) -> Triple | None:
+def _triple(value: Any) -> Triple | None:
+    """Three finite numbers, or None. Raises `TypeError` or `ValueError`."""
     if value is None:
         return None
-    try:
-        first, second, third = (float(v) for v in value)
-    except (TypeError, ValueError):
-        raise _misfit(key, value, "three numbers or null") from None
+    first, second, third = (float(v) for v in value)
+    if not all(map(math.isfinite, (first, second, third))):
+        raise ValueError("not finite")
     return first, second, third
-
-
-def _misfit(key: str, value: Any, expected: str) -> UserError:
-    return UserError(
-        f"Preprocessing field '{key}' is {value!r} in the manifest, expected {expected}: "
-        "update structsam, or export the bundle again."
-    )
 
 
 SAM_PREPROCESSING = Preprocessing(
@@ -116,6 +127,20 @@ class OfficialCheckpoint:
 
 
 @dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes of the mask decoder; those of every published SAM by default.
+
+    depth, num_heads, mlp_dim: of its two-way transformer. score_dim: hidden width of the head that
+    predicts a mask's IoU.
+    """
+
+    depth: int = 2
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    score_dim: int = 256
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The geometry of a segment-anything ViT, and where its weights come from.
 
@@ -125,6 +150,9 @@ class ModelSpec:
     embedded: name of the weight file that comes with the package, for a model that has one.
     trained_image_size, embedding: of a model at another input size than that of its weights, see
     `image_size.resized`; None where it is the same.
+    channels: of the image embedding. decoder: None for a model that is an image encoder alone.
+    stretch_positions: its checkpoints may hold tables of relative positions of any length, which
+    SAM's `get_rel_pos` stretches in every call; they are resized once, at load.
     """
 
     name: str
@@ -142,6 +170,9 @@ class ModelSpec:
     embedded: str | None = None
     trained_image_size: int | None = None
     embedding: Embedding = "native"
+    channels: int = 256
+    decoder: DecoderSpec | None = DecoderSpec()
+    stretch_positions: bool = False
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -150,6 +181,12 @@ class ModelSpec:
             raise ValueError(f"image_size {self.image_size} is no multiple of {self.patch_size}")
         if any(not 0 <= block < self.depth for block in self.global_blocks):
             raise ValueError(f"global_blocks {self.global_blocks} outside 0..{self.depth - 1}")
+        # the decoder's attention halves the channels, its upscaling leaves an eighth of them
+        if self.decoder and (self.channels % 8 or self.channels % (2 * self.decoder.num_heads)):
+            heads = self.decoder.num_heads
+            raise ValueError(
+                f"channels {self.channels} is no multiple of 8 and of 2 x {heads} heads"
+            )
         if self.preprocessing.image_size != self.image_size:
             resized = replace(self.preprocessing, image_size=self.image_size)
             object.__setattr__(self, "preprocessing", resized)
@@ -179,6 +216,20 @@ class ModelSpec:
     def embedding_grid(self) -> tuple[int, int]:
         """The image embedding's (height, width): the grid, or with `upsample` the trained one."""
         return self.trained.grid if self.embedding == "upsample" else self.grid
+
+    @property
+    def geometry_text(self) -> str:
+        """Its sizes for people: `768 wide, 12 blocks (2, 5, 8, 11 global), 12 heads, ...`."""
+        whole = ", ".join(map(str, self.global_blocks)) or "none"
+        if len(self.global_blocks) == self.depth:
+            blocks = "all global"
+        else:
+            blocks = f"{whole} global, the others in windows of {self.window_size}"
+        masks = "" if self.decoder else ", no decoder"
+        return (
+            f"{self.embed_dim} wide, {self.depth} blocks ({blocks}), {self.num_heads} heads, "
+            f"patches of {self.patch_size} on {self.image_size} pixels{masks}"
+        )
 
     @property
     def label(self) -> str:

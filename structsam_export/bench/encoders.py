@@ -204,7 +204,7 @@ def _wanted(
     wanted: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "made_by": _MADE_BY,
-        "model": ModelSource(spec.name, None, "random", 0, spec.image_size, spec.embedding)
+        "model": ModelSource(spec.trained, None, "random", 0, spec.image_size, spec.embedding)
         .describe()
         .to_dict(),
         "merging": merging,

@@ -19,12 +19,14 @@ class ModelRecord:
     """`model` of a manifest: which model it is, and where its weights came from.
 
     Args:
-        name: key of `structsam.models.MODELS`.
+        name: key of `structsam.models.MODELS`, or of a model that `geometry` describes.
         weights: `checkpoint`, `embedded` (they come with the package) or `random`.
         seed: of random weights.
         checkpoint: what `CheckpointIdentity.to_dict` says of the weight file; None for random ones.
         image_size, embedding: of a model at another input size than the trained one, as in
             `structsam.load_sam`; None at that, and in records older than sizes.
+        geometry: what `spec_to_dict` says of a model that is none of `MODELS`, or of one of them
+            with a preprocessing of its checkpoint's own; else None.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ModelRecord:
     checkpoint: Mapping[str, Any] | None = None
     image_size: int | None = None
     embedding: Embedding = "native"
+    geometry: Mapping[str, Any] | None = None
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelRecord:
@@ -45,21 +48,29 @@ class ModelRecord:
             data.get("checkpoint"),
             data.get("image_size"),
             data.get("embedding", "native"),
+            data.get("geometry"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form; at the trained size nothing is said of sizes."""
         said = asdict(self)
-        del said["image_size"], said["embedding"]
-        return said | self.size
+        del said["image_size"], said["embedding"], said["geometry"]
+        described = {} if self.geometry is None else {"geometry": self.geometry}
+        return said | self.size | described
 
     @property
     def spec(self) -> ModelSpec:
         """The model's sizes; raises `UserError` where this version does not know it."""
         from structsam.models import model_spec
         from structsam.models.image_size import resized
+        from structsam.models.spec_file import spec_from_dict
 
-        return resized(model_spec(self.name), self.image_size, self.embedding)
+        spec = (
+            model_spec(self.name)
+            if self.geometry is None
+            else spec_from_dict(self.geometry, f"Model {self.name} of this record")
+        )
+        return resized(spec, self.image_size, self.embedding)
 
     @property
     def size(self) -> dict[str, Any]:
@@ -106,16 +117,16 @@ class ModelSource:
     """A model and where its weights come from.
 
     Args:
-        model: key of `structsam.models.MODELS`.
-        checkpoint: official `.pth`, or `.safetensors` with the same keys; None takes the weights
-            of the package, where it has some.
+        model: key of `structsam.models.MODELS`, a TOML file, or a description.
+        checkpoint: as in `structsam.load_sam`; its folder may state a preprocessing of its own.
+            None takes the weights of the package, where it has some.
         weights: `random` to do without a checkpoint.
         seed: of random weights.
         image_size, embedding: another side of the input in pixels, as in `structsam.load_sam`;
             None for the trained one.
     """
 
-    model: str
+    model: str | ModelSpec
     checkpoint: str | Path | None = None
     weights: str | None = None
     seed: int = 0
@@ -125,10 +136,11 @@ class ModelSource:
     @property
     def spec(self) -> ModelSpec:
         """The model at that size; raises `UserError` for an unknown model, size or form."""
-        from structsam.models import model_spec
+        from structsam.models.find_model import find_model
         from structsam.models.image_size import resized
 
-        return resized(model_spec(self.model), self.image_size, self.embedding)
+        spec, _ = find_model(self.model, self.checkpoint)
+        return resized(spec, self.image_size, self.embedding)
 
     def require(self) -> None:
         """Refuse an unknown model or a missing file before torch is loaded; raises `UserError`."""
@@ -138,24 +150,25 @@ class ModelSource:
 
     def describe(self) -> ModelRecord:
         """Say where the weights come from, for manifests and records."""
+        from structsam.models import MODELS
         from structsam.models.checkpoint_file import identify_checkpoint
         from structsam.models.load import weights_file
+        from structsam.models.spec_file import spec_to_dict
 
         spec = self.spec
         path = weights_file(spec, self.checkpoint, self.weights)
         size = spec.image_size if spec.trained_image_size else None
         if path is None:
-            found = ModelRecord(self.model, "random", self.seed)
+            found = ModelRecord(spec.name, "random", self.seed)
         else:
             source = "embedded" if self.checkpoint is None else "checkpoint"
             identity = identify_checkpoint(path).to_dict()
-            found = ModelRecord(self.model, source, checkpoint=identity)
-        return replace(found, image_size=size, embedding=spec.embedding)
+            found = ModelRecord(spec.name, source, checkpoint=identity)
+        geometry = None if spec.trained == MODELS.get(spec.name) else spec_to_dict(spec)
+        return replace(found, image_size=size, embedding=spec.embedding, geometry=geometry)
 
     def load(self) -> Sam:
         """Load the unmerged model, float32 and in eval mode."""
         import structsam
 
-        return structsam.load_sam(
-            self.model, self.checkpoint, self.weights, self.seed, self.image_size, self.embedding
-        )
+        return structsam.load_sam(self.spec, self.checkpoint, self.weights, self.seed)

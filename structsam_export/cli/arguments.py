@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from structsam_export.cli.terminal import Terminal
 
 Model = Annotated[
-    str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t; auto: what --checkpoint holds.")
+    str, typer.Option(help="See `list`; a .toml file; or auto: what --checkpoint holds.")
 ]
 Method = Annotated[str, typer.Option(help="Merging method; see `list`.")]
 Methods = Annotated[str, typer.Option(help="all, or methods such as structsam,tome.")]
@@ -102,15 +102,15 @@ class SizeOptions:
     image_size: ImageSize = None
     embedding: EmbeddingForm = "native"
 
-    def spec(self, model: str) -> ModelSpec:
+    def spec(self, model: str | ModelSpec) -> ModelSpec:
         """Return the model at that size; raises `UserError` for an unknown model, size or form."""
-        from structsam.models import model_spec
+        from structsam.models.find_model import find_model
         from structsam.models.image_size import read_image_size, resized
 
         side = None if self.image_size is None else read_image_size(self.image_size)
-        return resized(model_spec(model), side, self.embedding)  # type: ignore[arg-type]
+        return resized(find_model(model)[0], side, self.embedding)  # type: ignore[arg-type]
 
-    def specs(self, model: str) -> list[ModelSpec]:
+    def specs(self, model: str | ModelSpec) -> list[ModelSpec]:
         """Return the model at every size of a list."""
         sides = [None] if self.image_size is None else self.image_size.split(",")
         found = [SizeOptions(side, self.embedding).spec(model) for side in sides]
@@ -125,21 +125,20 @@ class WeightOptions(SizeOptions):
     weights: Weights = None
     seed: Seed = 0
 
-    def named(self, model: str, terminal: Terminal) -> str:
-        """Return the model's name: that of what the checkpoint holds for `auto`, which is said."""
-        if model != "auto":
-            return model
-        from structsam.models.load import recognised_model
+    def find(self, model: str, terminal: Terminal) -> ModelSpec:
+        """Return the model: for `auto` what the checkpoint holds, which is said."""
+        from structsam.models.find_model import find_model
 
-        found, told = recognised_model(self.checkpoint)
-        terminal.say(told)
+        found, told = find_model(model, self.checkpoint)
+        if told:
+            terminal.say(told)
         return found
 
-    def of(self, model: str, terminal: Terminal) -> ModelSource:
+    def of(self, model: ModelSpec, terminal: Terminal) -> ModelSource:
         """Return the model with these weights; says what random ones are good for."""
         return self._sources([self.spec(model)], terminal)[0]
 
-    def of_sizes(self, model: str, terminal: Terminal) -> list[ModelSource]:
+    def of_sizes(self, model: ModelSpec, terminal: Terminal) -> list[ModelSource]:
         """Return the model with these weights at every size of a list."""
         return self._sources(self.specs(model), terminal)
 
@@ -150,7 +149,7 @@ class WeightOptions(SizeOptions):
             terminal.warn(random_note())
         return [
             ModelSource(
-                spec.name,
+                spec.trained,
                 self.checkpoint,
                 self.weights,
                 self.seed,

@@ -40,7 +40,7 @@ def evaluate(
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="Instead of --model.")
     ] = None,
     data: Data,
-    model: Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")] = "vit_t",
+    model: Annotated[str, typer.Option(help="See `list`; a .toml file; or auto.")] = "vit_t",
     source: WeightOptions,
     compared: Compared,
     scoring: Scoring,
@@ -59,7 +59,7 @@ def evaluate(
     terminal = make_terminal()
     if bundle:
         refuse_beside(context, "a bundle", _OF_A_MODEL)
-    sources = [] if bundle else source.of_sizes(source.named(model, terminal), terminal)
+    sources = [] if bundle else source.of_sizes(source.find(model, terminal), terminal)
     setting = scoring.setting(data, source.seed, workers=workers, strict=strict)
     from structsam_export.evaluate.runs import (
         LatestModel,

@@ -51,15 +51,15 @@ def export_model(
 ) -> None:
     """Checkpoint -> merged encoder -> ONNX -> lint -> engines -> parity report."""
     terminal = make_terminal()
-    model = source.named(model, terminal)
+    found = source.find(model, terminal)
     if merging.recipe is not None:
         refuse_beside(context, "--recipe", ("precision", "image_size", "embedding"))
-        found = read_recipe(merging.recipe)
-        precision, side = found.precision, found.image_size
-        calibrate = calibrate or (Path(found.calibrate) if found.calibrate else None)
+        recipe = read_recipe(merging.recipe)
+        precision, side = recipe.precision, recipe.image_size
+        calibrate = calibrate or (Path(recipe.calibrate) if recipe.calibrate else None)
         source = replace(source, image_size=None if side is None else str(side))
-    config = merging.config(context, source.spec(model))
-    weights = source.of(model, terminal)
+    config = merging.config(context, source.spec(found))
+    weights = source.of(found, terminal)
     from structsam_export.pipeline import export
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
@@ -69,7 +69,7 @@ def export_model(
 
     try:
         result = export(
-            model,
+            found,
             config,
             checkpoint=weights.checkpoint,
             weights=weights.weights,

@@ -147,7 +147,7 @@ def measure_spectrum(
     from structsam_export.inspect import spectrum
     from structsam_export.inspect.spectrum_report import spectrum_table
 
-    given = source.of(source.named(model, terminal), terminal)
+    given = source.of(source.find(model, terminal), terminal)
     merging = spectrum.spectrum_choices(given.spec, methods, rate_list(rates), parse_layers(layers))
     report = spectrum.run(given, merging, image or (), graph, out, terminal.say)
     if json_only:
@@ -185,7 +185,7 @@ def inspect(
     from structsam_export.inspect.report import inspection_table
     from structsam_export.merging_choices import choices
 
-    given = source.of(source.named(model, terminal), terminal)
+    given = source.of(source.find(model, terminal), terminal)
     merging = choices(
         given.spec,
         choose_methods(methods),

@@ -25,6 +25,7 @@ from structsam_export.cli.option_groups import takes_groups
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
+    from structsam.models import ModelSpec
     from structsam_export.tune.search import Limit
     from structsam_export.tune.tune import Levers
 
@@ -118,13 +119,12 @@ def read_milliseconds(text: str) -> float:
         raise UserError(f"latency {text!r} is no time. Use one such as 0.8s or 800ms") from None
 
 
-def require_size(side: int, model: str) -> None:
+def require_size(side: int, model: ModelSpec) -> None:
     """Raise a `UserError` for an input size that the model cannot have."""
-    from structsam.models import model_spec
     from structsam.models.image_size import resized
 
     try:
-        resized(model_spec(model), side)
+        resized(model, side)
     except UserError as error:
         raise UserError(str(error).replace("`image_size=", "`sizes=")) from None
 
@@ -136,7 +136,7 @@ def tune(
     images: Annotated[
         list[Path] | None, typer.Option(help="Photo, or folder of photos; repeat it.")
     ] = None,
-    model: Annotated[str, typer.Option(help="vit_b, vit_l, vit_h, medsam or vit_t.")] = "vit_t",
+    model: Annotated[str, typer.Option(help="See `list`; a .toml file; or auto.")] = "vit_t",
     source: WeightOptions,
     lever: LeverOptions,
     limit: LimitOptions,
@@ -150,6 +150,7 @@ def tune(
     if not images:
         raise UserError("--images is missing: give a folder of photos like those of your task")
     refuse_beside(context, "the search", ("image_size", "embedding"))
+    from structsam.models import MODELS
     from structsam_export.plot_style import require_matplotlib
     from structsam_export.runtimes import RunOptions, find_backend
     from structsam_export.tune.report import facts, frontier_table, save_report, verdict
@@ -159,10 +160,10 @@ def tune(
     require_matplotlib()
     sought, base, runtime = limit.limit(), lever.base(), find_backend(backend)
     levers = lever.levers(runtime.name)
-    model = source.named(model, terminal)
+    found = source.find(model, terminal)
     for side in levers.sizes or ():
-        require_size(side, model)
-    given = source.of(model, terminal)
+        require_size(side, found)
+    given = source.of(found, terminal)
     given.require()
     find_photos(images)
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings
@@ -196,5 +197,6 @@ def tune(
     for file in report.files:
         terminal.print(str(file))
     more = " --calibrate DIR" if report.recipe.lacks_photos else ""
-    used = f"--model {model} --recipe {report.files[0]}{more}"
+    named = found.name if model == "auto" and found.name in MODELS else model
+    used = f"--model {named} --recipe {report.files[0]}{more}"
     terminal.print(f"use it: structsam-export export {used}")

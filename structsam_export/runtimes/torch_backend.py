@@ -223,9 +223,8 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
         config = None if stock else MergeConfig.from_dict(merging)
     except UserError as reason:
         raise BackendUnavailable(str(reason)) from reason
-    size: dict[str, Any] = {"image_size": model.image_size, "embedding": model.embedding}
     if bundle.has_random_weights:
-        sam = load_sam(model.name, weights="random", seed=model.seed or 0, **size)
+        sam = load_sam(model.spec, weights="random", seed=model.seed or 0)
     else:
         # without a checkpoint the weights are embedded: TorchBackend.runner has checked
         path = options.checkpoint or weights_file(model.spec)
@@ -236,5 +235,5 @@ def load_merged_sam(bundle: Bundle, options: RunOptions) -> Sam:
                 f"{path} is not the checkpoint of this bundle: SHA-256 "
                 f"{found.sha256[:12]}..., not {str(model.sha256)[:12]}... ({model.title})"
             )
-        sam = load_sam(model.name, checkpoint=path, **size)
+        sam = load_sam(model.spec, checkpoint=path)
     return sam if config is None else apply_merging(sam, config)

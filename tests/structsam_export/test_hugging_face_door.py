@@ -24,6 +24,13 @@ def test_a_folder_becomes_a_bundle_that_passes_parity(
     model = hugging_face_model(tiny_spec)
     folder = tmp_path / "sam-tiny"
     model.save_pretrained(folder)
+    side = tiny_spec.image_size
+    own = transformers.SamImageProcessor(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        image_mean=[0.3, 0.4, 0.5],
+    )
+    transformers.SamProcessor(own).save_pretrained(folder)
     said: list[str] = []
     bundle = export(
         "auto",
@@ -36,9 +43,11 @@ def test_a_folder_becomes_a_bundle_that_passes_parity(
         say=said.append,
     )
     assert bundle.parity, bundle.parity.verdict()
-    assert any(line.startswith("sam-tiny holds tiny, Hugging Face names") for line in said)
+    (told,) = (line for line in said if line.startswith("sam-tiny holds tiny, Hugging Face names"))
+    assert told.endswith("normalised by mean 76.5/102/127.5, std 58.395/57.12/57.375")
     assert bundle.model.name == "tiny" and bundle.model.title == "sam-tiny"
-    # merged in transformers itself, the same photo has the same embedding
+    assert bundle.model.spec.preprocessing.mean == (76.5, 102.0, 127.5)
+    # merged in transformers itself, the same photo has the same embedding: its own normalisation
     import structsam
 
     with bundle.predictor("onnxruntime", threads=1) as predictor:
@@ -46,7 +55,10 @@ def test_a_folder_becomes_a_bundle_that_passes_parity(
         found = predictor.get_image_embedding()
     from structsam_export.predict.preprocessing import preprocess
 
-    pixels, _ = preprocess(read_image(tiny_photo), tiny_spec.preprocessing)
+    pixels, _ = preprocess(read_image(tiny_photo), bundle.preprocessing)
     structsam.apply_merging(model, rate=0.5)
     expected = model.get_image_embeddings(torch.from_numpy(pixels)).numpy()
     assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    theirs = own(read_image(tiny_photo), return_tensors="np")["pixel_values"]
+    # two libraries resize: grey levels differ by less than 2 of 255, the normalisation by nothing
+    assert np.abs(pixels - theirs).max() <= 2 / 57 and np.abs(pixels - theirs).mean() <= 0.5 / 57

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from structsam.errors import UserError
 from structsam.models import MODELS, ModelSpec
 from structsam.models.checkpoint_file import identify_checkpoint, read_checkpoint
 from structsam.models.checkpoint_keys import HUGGING_FACE, recognise
-from structsam.models.load import _meta_sam, load_sam, recognised_model
+from structsam.models.find_model import find_model
+from structsam.models.load import _meta_sam, load_sam
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
 
@@ -133,15 +133,10 @@ def test_the_same_embedding_and_masks_as_transformers(model: Any, folder: Path) 
 def test_what_it_is_gets_said(folder: Path) -> None:
     checkpoint = read_checkpoint(folder)
     assert checkpoint.title == f"Hugging Face names, {len(checkpoint.state)} tensors"
-    name, said = recognised_model(folder)
-    assert name == "tiny"
+    spec, said = find_model("auto", folder)
+    assert spec == MODELS["tiny"]
     assert said == f"sam-tiny holds tiny, {checkpoint.title}"
     assert load_sam("auto", checkpoint=folder).image_encoder.img_size == 256
-
-
-def test_auto_without_a_checkpoint() -> None:
-    with pytest.raises(UserError, match="takes the model from a checkpoint, and none is given"):
-        load_sam("auto")
 
 
 def test_shards_are_one_model(model: Any, folder: Path, tmp_path: Path) -> None:
@@ -214,11 +209,3 @@ def test_adapters_beside_weights_are_refused(model: Any, tmp_path: Path) -> None
     torch.save(state, path)
     with pytest.raises(UserError, match=r"holds adapters \(LoRA\): 1 of .*Merge them"):
         load_sam("tiny", checkpoint=path)
-
-
-def test_no_model_has_this_geometry(tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    path = tmp_path / "wide.pth"
-    wide = replace(tiny_spec, embed_dim=2 * tiny_spec.embed_dim, num_heads=2)
-    torch.save(hugging_face_model(wide).state_dict(), path)
-    with pytest.raises(UserError, match=rf"is {wide.embed_dim} wide and has {wide.depth} blocks"):
-        recognised_model(path)
