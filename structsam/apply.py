@@ -25,7 +25,8 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     `layers`) keep all tokens and use the same attention form, equal to stock SAM up to rounding.
 
     Args:
-        model: a `Sam` of segment_anything or a `SamModel` of transformers, or its image encoder.
+        model: a `Sam` of segment_anything, a `SamModel` of transformers, a `CPSAM` of cellpose, or
+            its image encoder.
         config: what merges where; the default one when None.
         choice: fields of `MergeConfig` in place of those of `config`, by name, such as
             `method="structsam", rate=0.5, layers="global", options={"operator": "central"}`.
@@ -49,7 +50,7 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     forms = read_forms(config.attention)
     merged = []
     for block, row in zip(stock, table, strict=True):
-        _require_relative_positions(block, row.grid)
+        _require_relative_positions(block)
         merged.append(
             MergedBlock(
                 block, row.tiers, forms[row.kind], config.proportional, prompt, config.placement
@@ -120,17 +121,15 @@ def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
         prompt.tokens = pixels.reshape(-1, 4) / stride
 
 
-def _require_relative_positions(block: Any, grid: tuple[int, int]) -> None:
-    """Stock SAM stretches tables of another size; merged tokens keep whole positions instead."""
-    found = [getattr(block.attn, name, None) for name in ("rel_pos_h", "rel_pos_w")]
-    lengths = tuple(table.shape[0] if table is not None else 0 for table in found)
-    expected = (2 * grid[0] - 1, 2 * grid[1] - 1)
-    if lengths != expected:
-        raise UserError(
-            f"a block has relative position tables of {lengths[0]} and {lengths[1]} rows, and its "
-            f"{grid[0]}x{grid[1]} tokens need {expected[0]} and {expected[1]}. Load the model with "
-            "`structsam.load_sam(..., image_size=...)`, which resizes them"
-        )
+def _require_relative_positions(block: Any) -> None:
+    """Tables of another length than the map's are stretched, as stock SAM does in every call."""
+    for name in ("rel_pos_h", "rel_pos_w"):
+        table = getattr(block.attn, name, None)
+        if table is None or not table.shape[0]:
+            raise UserError(
+                f"a block has no {name}, and merged tokens attend by relative positions. Build the "
+                "encoder with use_rel_pos=True"
+            )
 
 
 def image_encoder_of(model: nn.Module) -> Any:

@@ -135,6 +135,8 @@ def export(
     config = MergeConfig.of(config, **choice)
     block_table(config, spec.grid, spec.window_sizes)  # refuses what does not fit the model
     require_precision(precision, calibrate)
+    if calibrate is not None:
+        spec.require_decoder("what INT8 costs is measured in masks")
     photos = [Path(image).expanduser() for image in images] or [SAMPLE_IMAGE]
     for photo in photos:
         read_image(photo, say)
@@ -165,7 +167,7 @@ def export(
         _write_networks(bundle, sam, config, photos, plan_outputs, calibration, clock, count)
         del sam
         clock.step("checking the export rules")
-        for part in ("encoder", "decoder"):
+        for part in bundle.parts:
             require_clean(folder / manifest[part]["file"])
             bundle.record_file(manifest[part]["file"])
         bundle.save_manifest()
@@ -286,9 +288,10 @@ def _write_networks(
         for file in reference.save(folder / REFERENCE_FOLDER):
             bundle.record_file(file.relative_to(folder).as_posix())
         manifest["reference_images"].append(f"{REFERENCE_FOLDER}/{photo.name}")
-    clock.step("exporting the decoder to ONNX")
-    decoder = DecoderModule(sam, rest)
-    manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
+    if sam.mask_decoder is not None:
+        clock.step("exporting the decoder to ONNX")
+        decoder = DecoderModule(sam, rest)
+        manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
     clock.step("exporting the encoder to ONNX")
     if calibration is None:
         encoder = EncoderModule(sam.image_encoder, rest, plan_outputs)
@@ -310,7 +313,7 @@ def _write_networks(
             plan_outputs=plan_outputs,
             say=clock.step,
         ).to_dict()
-    for part in ("encoder", "decoder"):
+    for part in bundle.parts:
         data = f"{manifest[part]['file']}.data"
         if (folder / data).is_file():
             bundle.record_file(data)

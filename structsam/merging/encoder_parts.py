@@ -55,6 +55,14 @@ LIBRARIES = (
         ("patch_embed", "proj"),
     ),
     EncoderParts(
+        "cellpose",
+        "segment_anything.modeling.image_encoder.ImageEncoderViT",
+        "encoder",
+        "blocks",
+        ("norm1", "norm2"),
+        ("patch_embed", "proj"),
+    ),
+    EncoderParts(
         "transformers",
         "transformers.models.sam.modeling_sam.SamVisionEncoder",
         "vision_encoder",

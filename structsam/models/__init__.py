@@ -1,6 +1,7 @@
 """The SAM family. A new model is one file in this folder and one line in `MODELS`."""
 
 from structsam.errors import UserError
+from structsam.models.cpsam import CPSAM
 from structsam.models.medsam import MEDSAM
 from structsam.models.segment_anything_vit import VIT_B, VIT_H, VIT_L
 from structsam.models.spec import DecoderSpec, ModelSpec, OfficialCheckpoint, Preprocessing
@@ -12,6 +13,7 @@ MODELS: dict[str, ModelSpec] = {
     "vit_l": VIT_L,
     "vit_h": VIT_H,
     "medsam": MEDSAM,
+    "cpsam": CPSAM,
 }
 
 __all__ = [

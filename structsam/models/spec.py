@@ -248,6 +248,14 @@ class ModelSpec:
         """Channels per attention head."""
         return self.embed_dim // self.num_heads
 
+    def require_decoder(self, why: str) -> None:
+        """Raise a `UserError` for an encoder alone; `why` says what a decoder is needed for."""
+        if self.decoder is None:
+            raise UserError(
+                f"{self.name} is an image encoder without a mask decoder, and {why}. Use a model "
+                "that has one"
+            )
+
     @property
     def embedded_weights(self) -> Path | None:
         """The weight file that comes with the package, or None."""

@@ -83,7 +83,8 @@ def bench(
             for bundle in filter(is_made_here, own):
                 prepare(bundle, name, say)
             jobs += [(_row(bundle, "bundle", name, "encoder"), bundle) for bundle in own]
-            decoders = {_decoder_of(bundle): bundle for bundle in reversed(own)}
+            with_decoder = [bundle for bundle in own if "decoder" in bundle.parts]
+            decoders = {_decoder_of(bundle): bundle for bundle in reversed(with_decoder)}
             for bundle in reversed(decoders.values()):
                 jobs.append((_row(bundle, "bundle", name, "decoder"), bundle))
         groups = _groups(jobs, procedure.interleave)
@@ -139,8 +140,13 @@ def make_baselines(
                 yield role, make(bundle, scratch / key, say)
 
 
-def _decoder_of(bundle: Bundle) -> str:
-    """Return what tells decoders apart: merging does not touch them, so most bundles share one."""
+def _decoder_of(bundle: Bundle) -> str | None:
+    """Return what tells decoders apart: merging does not touch them, so most bundles share one.
+
+    None for an encoder alone.
+    """
+    if "decoder" not in bundle.parts:
+        return None
     file = bundle.part("decoder").file
     record = bundle.files.get(file)
     return record.sha256 if record else str(bundle.path)

@@ -74,7 +74,7 @@ def make_merged(
     for config in configs:
         name = bundle_name(spec.label, config, precision) + (f"-batch{batch}" if batch > 1 else "")
         bundle = _merged(spec, config, precision, batch, folder / name, decoder, say, calibration)
-        decoder = bundle.onnx_path("decoder")
+        decoder = bundle.onnx_path("decoder") if "decoder" in bundle.parts else None
         yield bundle
 
 
@@ -103,7 +103,7 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
     spec, batch, decoder = like.model.spec.trained, batch_of(like), _decoder_at_trained_size(like)
     merging = {"method": "none", "rate": 0.0, "layers": "all", "attention": "stock", "blocks": []}
 
-    def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
+    def write(staged: Path) -> tuple[Part, Part | None, dict[str, Any]]:
         sam = build_sam(spec)
         last = _write_decoder(sam, float_type(like.precision), decoder, staged)
         return export_stock_encoder(sam.image_encoder, staged, ENCODER_ONNX, batch), last, merging
@@ -114,8 +114,10 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
 
 
 def _decoder_at_trained_size(bundle: Bundle) -> Path | None:
-    """A bundle's decoder, or None where it is made for another input size than the trained one."""
-    return None if bundle.model.size else bundle.onnx_path("decoder")
+    """A bundle's decoder, or None where it has none, or for another input size than the trained."""
+    return (
+        None if bundle.model.size or "decoder" not in bundle.parts else bundle.onnx_path("decoder")
+    )
 
 
 def is_made_here(bundle: Bundle) -> bool:
@@ -169,7 +171,7 @@ def _merged(
     from structsam_export.graph.modules import EncoderModule
     from structsam_export.graph.quantized_encoder import export_quantized_encoder
 
-    def write(staged: Path) -> tuple[Part, Part, dict[str, Any]]:
+    def write(staged: Path) -> tuple[Part, Part | None, dict[str, Any]]:
         sam = build_sam(spec)
         last = _write_decoder(sam, float_type(precision), decoder, staged)
         encoder = apply_merging(sam.image_encoder, config)
@@ -237,7 +239,7 @@ def _reused_or_made(
     folder: Path,
     what: str,
     wanted: dict[str, Any],
-    write: Callable[[Path], tuple[Part, Part, dict[str, Any]]],
+    write: Callable[[Path], tuple[Part, Part | None, dict[str, Any]]],
     say: Say,
 ) -> Bundle:
     """Return the bundle in `folder` if it is the wanted one, whole, and written by this code.
@@ -263,7 +265,7 @@ def _reused_or_made(
             "name": folder.name,
             "merging": wanted["merging"] | merging,
             "encoder": encoder.to_dict(),
-            "decoder": decoder.to_dict(),
+            **({"decoder": decoder.to_dict()} if decoder else {}),
             "files": {},
             "engines": [],
             "parity": None,
@@ -288,11 +290,13 @@ def _refuse_to_replace(folder: Path) -> None:
         )
 
 
-def _write_decoder(sam: Sam, precision: str, decoder: Path | None, folder: Path) -> Part:
-    """Write the decoder of `sam`, or copy one that is known to be the same."""
+def _write_decoder(sam: Sam, precision: str, decoder: Path | None, folder: Path) -> Part | None:
+    """Write the decoder of `sam`, where it has one, or copy one that is known to be the same."""
     from structsam_export.graph.exporter import export_decoder
     from structsam_export.graph.modules import DecoderModule
 
+    if sam.mask_decoder is None:
+        return None
     if decoder is not None:
         return _copied_decoder(decoder, folder)
     return export_decoder(DecoderModule(sam, precision), folder, DECODER_ONNX)

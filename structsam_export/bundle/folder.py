@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from structsam.errors import UserError
 from structsam.models import Preprocessing
@@ -39,8 +39,23 @@ class Bundle:
     manifest: dict[str, Any]
 
     def part(self, name: PartName) -> Part:
-        """Return the contract of the encoder or the decoder."""
+        """Return the contract of the encoder or the decoder.
+
+        Raises:
+            UserError: the model is an encoder alone.
+        """
+        if name not in self.manifest and name in get_args(PartName):
+            raise UserError(
+                f"bundle {self.name} has no {name}: its model, {self.model.name}, is an image "
+                "encoder alone, without prompts and masks. Run the encoder, and what reads its "
+                "embedding"
+            )
         return Part.from_dict(self.manifest[name])
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The networks that it has: both, or the encoder alone."""
+        return tuple(name for name in get_args(PartName) if name in self.manifest)
 
     def onnx_path(self, name: PartName) -> Path:
         """Return the ONNX file of the encoder or the decoder."""

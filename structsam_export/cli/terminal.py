@@ -204,8 +204,10 @@ def parity_table(report: ParityReport) -> Table:
             f"[{color}]{row.status}[/{color}]",
             f"{numbers['cosine']:.7f}",
             f"{numbers['relative_l2']:.2e}",
-            f"{numbers['mean_mask_iou']:.5f}",
-            f"{numbers['min_mask_iou']:.5f}",
+            *(
+                f"{numbers[name]:.5f}" if name in numbers else "no decoder"
+                for name in ("mean_mask_iou", "min_mask_iou")
+            ),
             f"{100 * numbers['same_slot']:.2f} %" if "same_slot" in numbers else "not compared",
         )
     lines = dict.fromkeys(

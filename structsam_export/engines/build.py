@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, get_args
+from typing import Any
 
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
@@ -69,7 +69,7 @@ def build(
     tactic_memory_mb: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    parts: Sequence[PartName] = get_args(PartName),
+    parts: Sequence[PartName] | None = None,
 ) -> list[EngineEntry]:
     """Build what is missing or stale, record it in the manifest, and return all engine entries.
 
@@ -87,7 +87,7 @@ def build(
         tactic_memory_mb: MiB of device memory that trying one kernel may take.
         force: also build engines that are current.
         progress: called for every step, from a second thread too.
-        parts: networks to build, both by default.
+        parts: networks to build, all that the bundle has by default.
 
     Raises:
         UserError: unknown backend or target, a graph that TensorRT cannot parse or build.
@@ -105,7 +105,7 @@ def build(
     chosen, gpu = choose_targets(backend, targets, bundle.precision)
     job = _Job(bundle, flavour, trt, gpu, settings, force, progress or (lambda event: None))
     entries = []
-    for part in parts:
+    for part in bundle.parts if parts is None else parts:
         parsed = functools.cache(functools.partial(_parse, trt, flavour, bundle, part))
         entries += [job.engine(part, target, parsed) for target in chosen]
     return entries

@@ -115,6 +115,7 @@ def model_runs(
             f"a model is evaluated in fp32 or fp16, and not in {precision}. Export a bundle of "
             "that precision, and evaluate the bundle"
         )
+    source.spec.require_decoder("`evaluate` judges masks")
     spec, models, record = source.spec, models or LatestModel(), source.describe()
 
     @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
@@ -37,6 +38,7 @@ from structsam_export.parity.reference import (
     compute_reference,
     decode,
     load_reference,
+    no_masks,
     prompt_grid,
 )
 from structsam_export.predict.image_file import read_image
@@ -110,6 +112,7 @@ def check(
         say(f"inputs and reference outputs for Polygraphy: {save_polygraphy}")
     report = ParityReport(bundle.name, bundle.precision, bundle.has_random_weights)
     report.slots = _why_not_compared(bundle, references)
+    report.masks = "decoder" in bundle.parts
     report.cost = cost_of(bundle)
     shown: list[tuple[Reference, ParityRow, np.ndarray]] = []
     for engine in chosen:
@@ -238,14 +241,17 @@ def _rows(
     with backend.runner(bundle, "encoder", options) as runner:
         encoded = [runner.run(feeds, names) for feeds in inputs]
         runtime = runner.describe()
-    say(f"{backend.name}: decoding")
     rows = []
-    with backend.runner(bundle, "decoder", options) as runner:
+    with ExitStack() as opened:
+        decoder = None
+        if "decoder" in bundle.parts:
+            say(f"{backend.name}: decoding")
+            decoder = opened.enter_context(backend.runner(bundle, "decoder", options))
         for reference, outputs in zip(references, encoded, strict=True):
             embedding = outputs.pop("image_embeddings")
             plan = outputs if encoder.plan_outputs else None
             prompts = prompt_grid(reference.photo.geometry)
-            masks, scores = decode(runner.run, embedding, *prompts)
+            masks, scores = decode(decoder.run, embedding, *prompts) if decoder else no_masks()
             metrics, same = compare(reference, embedding, masks, scores, plan)
             good = keeps_gates(metrics, bundle.precision)
             row = ParityRow(
@@ -293,9 +299,11 @@ def _with_same_slots(
     least = min(same.values())
     if not keeps_gates(metrics, bundle.precision) or least < LEAST_SAME_SLOT[bundle.precision]:
         return replace(row, reason=f"{differ}; not by ties alone, see `followed`")
+    masks = (
+        f", mask IoU at least {metrics['min_mask_iou']:.4f}" if "min_mask_iou" in metrics else ""
+    )
     told = (
         f"ties ranked otherwise: {differ}. With the same slots PyTorch computes the same: relative "
-        f"L2 {metrics['relative_l2']:.1e}, mask IoU at least {metrics['min_mask_iou']:.4f}; from "
-        f"the same input it chooses at least {100 * least:.2f} % of a block's slots alike"
+        f"L2 {metrics['relative_l2']:.1e}{masks}; from the same input it chooses at least {100 * least:.2f} % of a block's slots alike"
     )
     return replace(row, status="passed", reason=told)

@@ -17,6 +17,9 @@ from structsam_export.graph.precisions import PRECISIONS, is_quantized
 from structsam_export.parity.reference import Reference
 from structsam_export.runtimes.base import Arrays
 
+#: What is judged of an encoder alone; masks and scores need a decoder.
+EMBEDDING_GATES = ("cosine", "relative_l2")
+
 #: Smallest union of two masks, as a share of the picture, whose IoU is judged.
 MIN_MASK_AREA = 0.001
 
@@ -60,21 +63,24 @@ def compare(
         plans: `slot_of_token.I` and `anchor_of_slot.I` per block; None when not available.
 
     Returns:
-        Metrics by name, and per block the share of tokens whose slot has the same destination.
+        Metrics by name, those of masks where there is a decoder, and per block the share of tokens whose slot has the same destination.
     """
     a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
     finite = bool(np.isfinite(b).all())
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    iou = judged_iou(reference.masks, masks)
     metrics = {
         "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
         "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
         "max_abs": _largest_difference(a, b),
-        "mean_mask_iou": float(iou.mean()),
-        "min_mask_iou": float(iou.min()),
-        "masks_judged": float(iou.size),
-        "max_score_error": _largest_difference(reference.scores, scores),
     }
+    if reference.masks.size:
+        iou = judged_iou(reference.masks, masks)
+        metrics |= {
+            "mean_mask_iou": float(iou.mean()),
+            "min_mask_iou": float(iou.min()),
+            "masks_judged": float(iou.size),
+            "max_score_error": _largest_difference(reference.scores, scores),
+        }
     same: dict[int, float] = {}
     for index, (slots, anchors) in reference.plans.items() if plans is not None else ():
         assert plans is not None
@@ -104,7 +110,14 @@ def _destinations(slots: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 def keeps_gates(metrics: dict[str, float], precision: str) -> bool:
     """Whether all metrics keep to the gates of the precision."""
-    return all(passes(metrics[name], gate) for name, gate in GATES[precision].items())
+    masks = "masks_judged" in metrics
+    return all(passes(metrics[name], gate) for name, gate in gates_of(precision, masks).items())
+
+
+def gates_of(precision: str, masks: bool = True) -> dict[str, tuple[str, float]]:
+    """Return the gates of a precision; without masks those of the embedding."""
+    gates = GATES[precision]
+    return gates if masks else {name: gates[name] for name in gates if name in EMBEDDING_GATES}
 
 
 def passes(value: float, gate: tuple[str, float]) -> bool:
@@ -143,6 +156,7 @@ class ParityReport:
         slots: that slots are not compared, and why; empty where they are.
         cost: of an INT8 bundle what INT8 costs against FP32, beside the verdict.
         page: the written report.
+        masks: whether the model has a decoder, so that masks are compared.
     """
 
     bundle: str
@@ -152,6 +166,7 @@ class ParityReport:
     slots: str = ""
     cost: str = ""
     page: Path | None = None
+    masks: bool = True
 
     def __bool__(self) -> bool:
         statuses = [row.status for row in self.rows]
@@ -173,13 +188,19 @@ class ParityReport:
             "random_weights": self.random_weights,
             "slots": self.slots or "compared",
             "cost": self.cost,
-            "gates": {name: list(gate) for name, gate in GATES[self.precision].items()},
+            "gates": {name: list(gate) for name, gate in self.gates.items()},
             "rows": [_strict(asdict(row)) for row in self.rows],
         }
 
+    @property
+    def gates(self) -> dict[str, tuple[str, float]]:
+        """The gates that were applied."""
+        return gates_of(self.precision, self.masks)
+
     def verdict(self) -> str:
         """Say in one line how it ended, and which values are off their gates."""
-        note = "".join(f"; {each}" for each in (self.slots, self.cost) if each)
+        alone = "" if self.masks else "of the embedding: the model has no decoder"
+        note = "".join(f"; {each}" for each in (alone, self.slots, self.cost) if each)
         if self:
             ties = dict.fromkeys(row.image for row in self.rows if row.followed)
             told = f"; ties ranked otherwise on {', '.join(ties)}" if ties else ""
@@ -195,7 +216,7 @@ class ParityReport:
                 continue
             missed = [
                 f"{name} {row.metrics[name]:.6g} (gate {gate[1]:g})"
-                for name, gate in GATES[self.precision].items()
+                for name, gate in self.gates.items()
                 if not passes(row.metrics[name], gate)
             ]
             why = f"; {row.reason}" if row.reason else ""

@@ -91,8 +91,11 @@ def drawn_prompts(reference: Reference) -> list[int]:
     """Choose a point and a box whose masks are drawn: ones whose mask is an object.
 
     The mask of an inner point and of the middle box, unless it is nearly empty or nearly all of
-    the photo; then the first that is not, and the fullest below `_MOST` where none is.
+    the photo; then the first that is not, and the fullest below `_MOST` where none is. None of a
+    model without a decoder.
     """
+    if not reference.masks.size:
+        return []
     rows, columns = (
         max(1, round(side * size / reference.photo.geometry.image_size))
         for side, size in zip(

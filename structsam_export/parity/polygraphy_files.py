@@ -13,13 +13,12 @@ import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 from structsam import mask_iou
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import Part, PartName
+from structsam_export.bundle.manifest import Part
 from structsam_export.graph.precisions import float_type
 from structsam_export.parity.compare import GATES, MIN_MASK_AREA, judged_iou
 from structsam_export.parity.reference import Reference, decoder_feed, prompt_grid
@@ -107,7 +106,7 @@ def save_polygraphy(bundle: Bundle, references: Sequence[Reference], folder: Pat
     with atomic.staged_folder(folder.resolve()) as staged:
         for index, reference in enumerate(references):
             coords, labels = prompt_grid(reference.photo.geometry)
-            tensors = {
+            tensors: dict[str, dict[str, Any]] = {
                 "encoder-inputs": {"image": reference.photo.pixels, **reference.prompt_feed},
                 "encoder-outputs": {"image_embeddings": reference.embedding},
                 "decoder-inputs": decoder_feed(reference.embedding, coords, labels),
@@ -117,6 +116,8 @@ def save_polygraphy(bundle: Bundle, references: Sequence[Reference], folder: Pat
                 },
             }
             for kind, arrays in tensors.items():
+                if kind.partition("-")[0] not in bundle.parts:
+                    continue
                 results = RunResults()
                 results.add([arrays], runner_name="reference")
                 (staged / kind).mkdir(exist_ok=True)
@@ -180,7 +181,7 @@ def _readme(bundle: Bundle, references: Sequence[Reference]) -> str:
 
 def _commands(bundle: Bundle, program: str, runner: str) -> str:
     lines = []
-    for part in get_args(PartName):
+    for part in bundle.parts:
         graph = shlex.quote(str(bundle.onnx_path(part).resolve()))
         words = [program, graph, runner, "--validate"]
         words += [f"--load-inputs {part}-inputs --load-outputs {part}-outputs"]

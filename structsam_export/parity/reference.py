@@ -171,6 +171,11 @@ def decode(
     return np.concatenate(masks), np.concatenate(scores)
 
 
+def no_masks() -> tuple[np.ndarray, np.ndarray]:
+    """Return masks and scores of no prompts, for an encoder alone."""
+    return np.zeros((0, 4, 1, 1), bool), np.zeros((0, 4), np.float32)
+
+
 def prompt_box_of(geometry: ImageGeometry) -> np.ndarray:
     """Return parity's prompt box: the middle of the photo, half as wide and high, [1, 4]."""
     height, width = geometry.input_size
@@ -223,9 +228,14 @@ def picture_blocks(sam: Sam) -> list[int]:
 def stock_masks(
     sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules."""
+    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules.
+
+    Of a model without a decoder there are none: Q is 0.
+    """
     import torch
 
+    if sam.mask_decoder is None:
+        return no_masks()
     masks, scores = [], []
     for xy, kind in zip(coords, labels, strict=True):
         if kind[0] == 2:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import get_args
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import PartName
 from structsam_export.runtimes.base import Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from structsam_export.runtimes.openvino_backend import OpenVinoBackend
@@ -62,7 +60,7 @@ def _why_not(backend: Backend, bundle: Bundle | None) -> str | None:
     if bundle is None:
         return "it needs an engine"
     try:
-        for part in get_args(PartName):
+        for part in bundle.parts:
             backend.runner(bundle, part, RunOptions())
     except BackendUnavailable as reason:
         return str(reason)

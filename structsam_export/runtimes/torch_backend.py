@@ -192,8 +192,9 @@ class InMemoryBackend(TorchBackend):
             "name": "in memory",
             "preprocessing": preprocessing.to_dict(),
             "encoder": EncoderModule(self.sam.image_encoder).part("").to_dict(),
-            "decoder": DecoderModule(self.sam).part("").to_dict(),
         }
+        if self.sam.mask_decoder is not None:
+            manifest["decoder"] = DecoderModule(self.sam).part("").to_dict()
         return Bundle(Path("the model in memory"), manifest)
 
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:

@@ -148,6 +148,7 @@ def tune(
     """
     photos, folder = find_photos(images), Path(out)
     spec = source.spec
+    spec.require_decoder("`tune` judges masks")
     if spec.trained_image_size is not None:
         raise UserError("`tune` searches the size of the input. Leave `image_size=` out")
     runtime = find_backend(backend)
