@@ -11,7 +11,7 @@ from structsam.models.checkpoint_file import Checkpoint, read_checkpoint, width_
 from structsam.models.checkpoint_preprocessing import preprocessing_note, with_its_preprocessing
 from structsam.models.derived import derived_spec
 from structsam.models.spec import ModelSpec
-from structsam.models.spec_file import SUFFIX, read_spec
+from structsam.models.spec_file import SUFFIX, read_spec, spec_from_dict, spec_to_dict
 
 #: The name of whatever model a checkpoint holds.
 AUTO = "auto"
@@ -81,9 +81,10 @@ def model_of(checkpoint: Checkpoint, path: str | Path) -> ModelSpec:
         if _geometry(spec) == _geometry(derived):
             return spec
     name = f"vit{derived.depth}x{derived.embed_dim}-p{derived.patch_size}-{derived.image_size}"
-    return replace(
-        derived, name=name if derived.decoder else f"{name}-encoder", title=derived.geometry_text
-    )
+    named = replace(derived, name=name if derived.decoder else f"{name}-encoder")
+    # what a manifest would not take back is refused now: sizes that nobody can run
+    read = spec_from_dict(spec_to_dict(named), f"Checkpoint {path}, as derived")
+    return replace(read, title=derived.geometry_text, weights_note=derived.weights_note)
 
 
 def _geometry(spec: ModelSpec) -> tuple[object, ...]:

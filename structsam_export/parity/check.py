@@ -304,6 +304,7 @@ def _with_same_slots(
     )
     told = (
         f"ties ranked otherwise: {differ}. With the same slots PyTorch computes the same: relative "
-        f"L2 {metrics['relative_l2']:.1e}{masks}; from the same input it chooses at least {100 * least:.2f} % of a block's slots alike"
+        f"L2 {metrics['relative_l2']:.1e}{masks}; from the same input it chooses at least "
+        f"{100 * least:.2f} % of a block's slots alike"
     )
     return replace(row, status="passed", reason=told)

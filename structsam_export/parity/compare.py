@@ -63,7 +63,8 @@ def compare(
         plans: `slot_of_token.I` and `anchor_of_slot.I` per block; None when not available.
 
     Returns:
-        Metrics by name, those of masks where there is a decoder, and per block the share of tokens whose slot has the same destination.
+        Metrics by name, those of masks where there is a decoder, and per block the share of tokens
+        whose slot has the same destination.
     """
     a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
     finite = bool(np.isfinite(b).all())

@@ -106,7 +106,7 @@ def save_polygraphy(bundle: Bundle, references: Sequence[Reference], folder: Pat
     with atomic.staged_folder(folder.resolve()) as staged:
         for index, reference in enumerate(references):
             coords, labels = prompt_grid(reference.photo.geometry)
-            tensors: dict[str, dict[str, Any]] = {
+            tensors = {
                 "encoder-inputs": {"image": reference.photo.pixels, **reference.prompt_feed},
                 "encoder-outputs": {"image_embeddings": reference.embedding},
                 "decoder-inputs": decoder_feed(reference.embedding, coords, labels),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,47 @@ def test_truncated_file(tmp_path: Path, tiny_state: State, form: str, keep: floa
     os.truncate(path, size)
     message = refusal(path)
     assert f"is truncated or damaged: {size:,} bytes" in message
+
+
+def header(text: str, length: int | None = None) -> bytes:
+    """A safetensors file: how long its header is, the header, and four bytes of data."""
+    return (len(text) if length is None else length).to_bytes(8, "little") + text.encode() + b"1234"
+
+
+def described(dtype: str, shape: list[int], offsets: list[int]) -> bytes:
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    return header(json.dumps({"image_encoder.pos_embed": entry}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header('{"a":', 99_999_999),
+        header("{" * 1000),
+        header('{"image_encoder.pos_embed": 3}'),
+        described("F32", [4], [0, 99_999_999_999]),
+        described("F32", [-1], [0, 4]),
+        described("F32", [1], [4, 0]),
+        described("X99", [1], [0, 4]),
+        described("F32", [9_999_999_999, 9_999_999_999, 9], [0, 4]),
+    ],
+    ids=["cut", "no JSON", "number", "beyond the end", "negative", "backwards", "type", "overflow"],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "lies.safetensors"
+    path.write_bytes(content)
+    assert "is truncated or damaged" in refusal(path)
+
+
+def test_a_file_that_is_many_times_larger_unpacked(tmp_path: Path) -> None:
+    """Deflated zeros: torch.save never compresses, and what is compressed is not unpacked."""
+    torch.save({"image_encoder.pos_embed": torch.zeros(1_000_000)}, tmp_path / "plain.pth")
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w") as bomb:
+        for entry in plain.namelist():
+            bomb.writestr(entry, plain.read(entry), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10_000
+    assert "is truncated or damaged" in refusal(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -129,6 +129,20 @@ def test_shapes_that_tell_no_geometry(tmp_path: Path, change: dict[str, Any], me
     assert "\n" not in str(caught.value) and "TOML file" in str(caught.value)
 
 
+def test_a_tensor_that_pretends_to_be_huge_is_refused(tmp_path: Path) -> None:
+    """One number, expanded: a file of few bytes that describes an input of 1.4 million pixels."""
+    side = 100_000
+    tables = {
+        f"image_encoder.blocks.{index}.attn.rel_pos_{axis}": torch.zeros(1).expand(2 * side - 1, 12)
+        for index in range(3)
+        for axis in "hw"
+    }
+    huge = {"image_encoder.pos_embed": torch.zeros(1).expand(1, side, side, 24), **tables}
+    path = saved(tmp_path / "huge.pth", SMALL, **huge)
+    with pytest.raises(UserError, match="image_size is 1400000. Use a whole number from 1 to 4096"):
+        load_sam("auto", checkpoint=path)
+
+
 def test_a_known_size_with_something_missing_is_named(
     tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
