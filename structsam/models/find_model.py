@@ -10,7 +10,7 @@ from structsam.models import MODELS, model_spec
 from structsam.models.checkpoint_file import Checkpoint, read_checkpoint, width_and_depth
 from structsam.models.checkpoint_preprocessing import preprocessing_note, with_its_preprocessing
 from structsam.models.derived import derived_spec
-from structsam.models.spec import ModelSpec
+from structsam.models.spec import DecoderSpec, ModelSpec
 from structsam.models.spec_file import SUFFIX, read_spec, spec_from_dict, spec_to_dict
 
 #: The name of whatever model a checkpoint holds.
@@ -46,6 +46,8 @@ def find_model(
         spec = with_its_preprocessing(model_of(found, checkpoint), checkpoint)
         known = spec.name in MODELS
         what = spec.name if known else f"a SAM that is no model here: {spec.geometry_text}"
+        if spec.decoder is not None and spec.decoder != DecoderSpec():
+            what += f", its decoder's heads taken as {spec.decoder.num_heads}, which no shape tells"
         told = f"{Path(checkpoint).name} holds {what}, {found.title}{preprocessing_note(spec)}"
     elif model.endswith(SUFFIX):
         spec = read_spec(model)

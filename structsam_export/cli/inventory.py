@@ -32,13 +32,14 @@ def list_everything(
 
 
 def inventory() -> dict[str, Any]:
-    """Return models, methods, backends and what `evaluate` knows, JSON-ready."""
+    """Return models, checkpoints, methods, backends and what `evaluate` knows, JSON-ready."""
     from structsam.evaluation.datasets import DATASETS
     from structsam.evaluation.metrics import METRICS
     from structsam.evaluation.protocols import PROTOCOLS
     from structsam.merging.attention_forms import FORMS
     from structsam.methods import METHODS
     from structsam.models import MODELS
+    from structsam.models.checkpoint_keys import NAMINGS
     from structsam_export.engines.targets import backend_facts
     from structsam_export.runtimes import BACKENDS
 
@@ -50,10 +51,14 @@ def inventory() -> dict[str, Any]:
                 "depth": spec.depth,
                 "heads": spec.num_heads,
                 "global_blocks": list(spec.global_blocks),
+                "image_size": spec.image_size,
+                "patch_size": spec.patch_size,
+                "decoder": spec.decoder is not None,
                 "official_file": spec.official.file if spec.official else None,
             }
             for name, spec in MODELS.items()
         },
+        "checkpoints": {naming.title: naming.landmark for naming in NAMINGS},
         "methods": {name: _method_facts(method) for name, method in METHODS.items()},
         "attention": {name: form.title for name, form in FORMS.items()},
         "backends": {name: backend_facts(name) for name in BACKENDS},
@@ -126,7 +131,13 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
     models = Table("name", "model", "width", "depth", "heads", "global blocks", title="models")
     for name, fact in facts["models"].items():
         numbers = [str(fact[key]) for key in ("embed_dim", "depth", "heads")]
-        models.add_row(name, fact["title"], *numbers, ", ".join(map(str, fact["global_blocks"])))
+        blocks = fact["global_blocks"]
+        whole = "all" if len(blocks) == fact["depth"] else ", ".join(map(str, blocks))
+        models.add_row(name, fact["title"], *numbers, whole)
+    models.caption = "or --model auto: what --checkpoint holds; or --model FILE.toml"
+    checkpoints = Table("names of tensors", "told by the key", title="checkpoints")
+    for title, landmark in facts["checkpoints"].items():
+        checkpoints.add_row(title, landmark)
     methods = Table("name", "what it does", "options, default first", "maximum rate")
     methods.title = "methods"
     for name, fact in facts["methods"].items():
@@ -149,4 +160,4 @@ def inventory_tables(facts: dict[str, Any]) -> list[Table]:
     measures = Table("kind", "name", "what", title="metrics and protocols of `evaluate`")
     for kind, (name, title) in zip(kinds, named, strict=True):
         measures.add_row(kind, name, title)
-    return [models, methods, attention, backends, datasets, measures]
+    return [models, checkpoints, methods, attention, backends, datasets, measures]

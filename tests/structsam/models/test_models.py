@@ -74,7 +74,8 @@ def test_preprocessing_survives_json(name: str) -> None:
     [
         ({"resize": "crop"}, "'resize' is 'crop'"),
         ({"mean": [1.0, 2.0]}, "'mean'"),
-        ({"mean": None}, "'mean' and 'std'"),
+        ({"mean": None}, "'mean' is None, expected three numbers, as 'mean_std' takes both"),
+        ({"std": [1.0, 0.0, 1.0]}, "'std' is .* three numbers above 0"),
         ({"image_size": "1024"}, "'image_size'"),
         ({"pad": False}, "'pad' is False"),
         ({"scaling": "odd"}, "'scaling' is 'odd'"),
