@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,36 @@ from tests.structsam.models.test_hugging_face import hugging_face_model
 transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
 
 
+FULL_SIZE = "STRUCTSAM_FULL_SIZE"
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "tiny",
+        pytest.param(
+            "vit_b",
+            marks=pytest.mark.skipif(
+                not os.environ.get(FULL_SIZE), reason=f"takes minutes: set {FULL_SIZE}=1"
+            ),
+        ),
+    ],
+)
 def test_a_folder_becomes_a_bundle_that_passes_parity(
-    tiny_spec: ModelSpec, tiny_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: str,
+    tiny_spec: ModelSpec,
+    tiny_photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
 
     monkeypatch.setitem(MODELS, "tiny", tiny_spec)
-    model = hugging_face_model(tiny_spec)
-    folder = tmp_path / "sam-tiny"
+    spec = MODELS[size]
+    model = hugging_face_model(spec)
+    folder = tmp_path / "sam-seeded"
     model.save_pretrained(folder)
-    side = tiny_spec.image_size
+    side = spec.image_size
     own = transformers.SamImageProcessor(
         size={"longest_edge": side},
         pad_size={"height": side, "width": side},
@@ -43,9 +64,9 @@ def test_a_folder_becomes_a_bundle_that_passes_parity(
         say=said.append,
     )
     assert bundle.parity, bundle.parity.verdict()
-    (told,) = (line for line in said if line.startswith("sam-tiny holds tiny, Hugging Face names"))
+    (told,) = (line for line in said if line.startswith(f"sam-seeded holds {size}, Hugging"))
     assert told.endswith("normalised by mean 76.5/102/127.5, std 58.395/57.12/57.375")
-    assert bundle.model.name == "tiny" and bundle.model.title == "sam-tiny"
+    assert bundle.model.name == size and bundle.model.title == "sam-seeded"
     assert bundle.model.spec.preprocessing.mean == (76.5, 102.0, 127.5)
     # merged in transformers itself, the same photo has the same embedding: its own normalisation
     import structsam
