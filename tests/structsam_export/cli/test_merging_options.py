@@ -11,6 +11,7 @@ import pytest
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam.models import ModelSpec
 from structsam_export import pipeline
 from structsam_export.cli.main import main
 from structsam_export.cli.merging_options import MergingOptions
@@ -24,8 +25,10 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MergeConfig]:
     """`chosen(*arguments)`: what `export` of vit_b is asked to merge; it ends there."""
     found: list[MergeConfig] = []
 
-    def stop(model: str, config: MergeConfig, **rest: Any) -> None:
-        assert model == "vit_b" and not {field.name for field in fields(MergeConfig)} & set(rest)
+    def stop(model: ModelSpec, config: MergeConfig, **rest: Any) -> None:
+        assert model.name == "vit_b" and not {field.name for field in fields(MergeConfig)} & set(
+            rest
+        )
         found.append(config)
         raise UserError("asked")
 
