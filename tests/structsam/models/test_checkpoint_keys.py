@@ -57,12 +57,21 @@ KEY = st.lists(st.sampled_from(WORDS), min_size=1, max_size=5).map(".".join)
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(NAMINGS), st.sets(KEY, max_size=40), st.just("") | PREFIX)
+@given(
+    st.sampled_from(NAMINGS),
+    st.sets(KEY, max_size=30),
+    st.sets(KEY, max_size=2),
+    st.just("") | PREFIX,
+)
 def test_whatever_the_keys_no_tensor_is_lost_or_has_two_names(
-    naming: Naming, drawn: set[str], prefix: str
+    naming: Naming, drawn: set[str], twice: set[str], prefix: str
 ) -> None:
-    """Every renaming that is accepted is a bijection; what would not be one is refused."""
-    keys = sorted({f"{prefix}{key}" for key in {*drawn, naming.landmark}})
+    """Every renaming that is accepted is a bijection; what would not be one is refused.
+
+    `twice` stand there under both names.
+    """
+    plain_keys = {*drawn, *twice, *map(naming.rename, twice), naming.landmark}
+    keys = sorted(f"{prefix}{key}" for key in plain_keys)
     try:
         found = recognise(keys)
     except ValueError:
