@@ -44,6 +44,7 @@ def bundle_of(spec: ModelSpec, folder: Path) -> Any:
     return SimpleNamespace(
         model=ModelRecord(spec.name, "random", 0, None, size, spec.embedding),
         onnx_path=lambda part: folder / f"{part}.onnx",
+        parts=("encoder", "decoder"),
         part=lambda name: SimpleNamespace(inputs=[SimpleNamespace(shape=(1, 3, 8, 8))]),
         manifest={"merging": {"attention": "folded"}},
         precision="fp32",
