@@ -81,6 +81,7 @@ INFRASTRUCTURE = {
         "cuda_memory",
         "device_buffers",
         "device_tensor",
+        "kept_tensor",
         "openvino_cache",
         "runtime_cache",
         "tensorrt_contexts",

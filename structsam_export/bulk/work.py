@@ -16,7 +16,7 @@ from structsam.errors import UserError
 from structsam_export.bulk.source import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.embedding_file import save_embedding, to_half
+from structsam_export.predict.embedding_file import photo_id, save_embedding, to_half
 from structsam_export.predict.everything.runs import coco_rle, load_mask_tools, mask_of, runs_of
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION
@@ -58,6 +58,7 @@ class Item:
     photo: Photo | None = None
     embedding: np.ndarray | None = None
     half: np.ndarray | None = None
+    photo_id: str = ""
     annotations: list[dict[str, Any]] | None = None
     runs: list[np.ndarray] | None = None
 
@@ -92,6 +93,8 @@ class Work:
         item = Item(task)
         with _problem_of(item):
             item.photo = read_photo(task.path, self._bundle.preprocessing)
+            if self._wanted.embeddings:
+                item.photo_id = photo_id(task.path.read_bytes())
             if self._asks(task):
                 read_prompts(**task.prompts().arrays(), geometry=item.photo.geometry)
         return item
@@ -189,7 +192,8 @@ class Work:
         assert item.photo is not None and item.runs is not None
         size, name = item.photo.geometry.original_size, safe_name(item.task.name)
         if item.half is not None:
-            save_embedding(self._out / EMBEDDINGS / f"{name}.npz", self._bundle, item.half, size)
+            file = self._out / EMBEDDINGS / f"{name}.npz"
+            save_embedding(file, self._bundle, item.half, size, item.photo_id)
         for index, runs in enumerate(item.runs if self._wanted.masks else ()):
             pixels = mask_of(runs, size).astype(np.uint8) * 255
             file = self._out / MASKS / name / f"mask_{index:04d}.png"

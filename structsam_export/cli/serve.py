@@ -34,6 +34,9 @@ def serve_bundle(
     spill: Annotated[
         Path | None, typer.Option(help="Folder for encoded photos that leave memory.")
     ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Folder that `segment --save-embeddings` made.")
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Photos that may wait.")] = 16,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Of a photo's file, MiB.")] = 64,
     checkpoint: Checkpoint = None,
@@ -52,7 +55,9 @@ def serve_bundle(
     if spill is not None:
         atomic.require_writable(spill)
         spill = spill / opened.files[opened.part("encoder").file].sha256[:16]
-    settings = ServeSettings(cache_mb=cache_mb, spill=spill, queue=queue, max_body_mb=max_body_mb)
+    settings = ServeSettings(
+        cache_mb=cache_mb, spill=spill, embeddings=embeddings, queue=queue, max_body_mb=max_body_mb
+    )
     if opened.has_random_weights:
         terminal.warn(random_note())
 

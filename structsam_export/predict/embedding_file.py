@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,13 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
+
+_ID_DIGITS = 32
+
+
+def photo_id(data: bytes) -> str:
+    """Return what photos are known by: the start of the SHA-256 of their file's bytes."""
+    return hashlib.sha256(data).hexdigest()[:_ID_DIGITS]
 
 
 def to_half(embedding: np.ndarray, advice: str = "Leave out `save_embeddings=True`") -> np.ndarray:
@@ -31,9 +40,12 @@ def to_half(embedding: np.ndarray, advice: str = "Leave out `save_embeddings=Tru
 
 
 def save_embedding(
-    file: Path, bundle: Bundle, half: np.ndarray, original_size: tuple[int, int]
+    file: Path, bundle: Bundle, half: np.ndarray, original_size: tuple[int, int], photo: str
 ) -> None:
     """Write an embedding float16 [1, C, h, w] of a photo of (H, W) pixels, atomically.
+
+    Args:
+        photo: its `photo_id`.
 
     Raises:
         UserError: the file cannot be written.
@@ -44,6 +56,7 @@ def save_embedding(
             embedding=half,
             original_size=np.array(original_size),
             encoder=np.array(_encoder_of(bundle)),
+            photo=np.array(photo),
         )
 
 
@@ -53,25 +66,50 @@ def load_embedding(file: Path, bundle: Bundle) -> tuple[np.ndarray, tuple[int, i
     Raises:
         UserError: missing, damaged, or of another encoder than this bundle's.
     """
+    found = _read(file, bundle, ("embedding", "original_size"))
     try:
-        with np.load(file, allow_pickle=False) as found:
-            embedding, size, encoder = (
-                found[name] for name in ("embedding", "original_size", "encoder")
-            )
-            height, width = map(int, size)
+        height, width = map(int, found["original_size"])
+        return found["embedding"].astype(np.float32), (height, width)
+    except (ValueError, TypeError) as error:
+        raise _damaged(file, error) from None
+
+
+def photo_of(file: Path, bundle: Bundle) -> str:
+    """Return the `photo_id` of the photo that an embedding is of, without reading all of it.
+
+    Raises:
+        UserError: as `load_embedding`, or the file is of an earlier version and does not say.
+    """
+    return str(_read(file, bundle, ("photo",))["photo"])
+
+
+def _read(file: Path, bundle: Bundle, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            encoder = str(arrays["encoder"])
+            if "photo" in names and "photo" not in arrays:
+                raise UserError(
+                    f"{file} does not say which photo it is of: an earlier version made it. Make "
+                    "it again with `structsam-export segment`"
+                )
+            found = {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise UserError(
             f"no embedding at {file}. Make it with `structsam-export segment`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file} is no embedding, or damaged ({reason}). Make it again") from None
-    if str(encoder) != _encoder_of(bundle):
+        raise _damaged(file, error) from None
+    if encoder != _encoder_of(bundle):
         raise UserError(
             f"{file} was made by another encoder than that of {bundle.path}: its masks would be "
             "wrong. Make it again with this bundle"
         )
-    return embedding.astype(np.float32), (height, width)
+    return found
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{file} is no embedding, or damaged ({reason}). Make it again")
 
 
 def _encoder_of(bundle: Bundle) -> str:

@@ -150,7 +150,8 @@ class Predictor:
     def encoded_image(self) -> EncodedImage:
         """The current image, to be taken up again by `set_encoded_image`, here or elsewhere.
 
-        It holds after other images are set: what a runtime would overwrite comes to the host.
+        It holds after other images are set, and after the networks are closed: what a runtime would
+        overwrite is copied, on its device where there is room.
 
         Raises:
             UserError: no image is set.

@@ -135,6 +135,11 @@ class Cuda:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host, device, size, kind, stream)
 
+    def copy_on_device(self, target: int, source: int, size: int, stream: Any) -> None:
+        """Start copying `size` bytes from one place of device memory to another."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", target, source, size, kind, stream)
+
     def create_stream(self) -> Any:
         """Return a new stream, independent of the default one; `int(stream)` is its handle."""
         return self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)

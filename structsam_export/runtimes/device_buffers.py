@@ -11,6 +11,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.runtimes.cuda_memory import Cuda, CudaError
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
+from structsam_export.runtimes.kept_tensor import KeptTensor
 
 
 class DeviceBuffers:
@@ -72,6 +73,23 @@ class DeviceBuffers:
         self._staging(name, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
         self._cuda.copy_to_device(self._device[name], self._host[name], array.nbytes, stream)
 
+    def take(self, name: str, tensor: KeptTensor, stream: Any) -> None:
+        """Start copying a kept tensor into the memory of `name`, whose address never changes."""
+        self._cuda.copy_on_device(self._device[name], tensor.address, tensor.nbytes, stream)
+
+    def keep(self, tensor: BufferTensor, stream: Any) -> DeviceTensor:
+        """Return a copy that later runs leave alone: on the device, or the host where it is full.
+
+        Raises:
+            RuntimeError: as `BufferTensor.address`.
+        """
+        try:
+            return KeptTensor(self._cuda, tensor.address, tensor.shape, tensor.dtype, stream)
+        except CudaError as error:
+            if error.status != CudaError.OUT_OF_MEMORY:
+                raise
+            return HostTensor(tensor.numpy())
+
     def download(self, name: str, size: int, stream: Any) -> None:
         """Start copying the first `size` bytes of a tensor to the host; `read` them after it."""
         self._cuda.copy_to_host(self._host[name], self._device[name], size, stream)
@@ -131,6 +149,6 @@ class BufferTensor(DeviceTensor):
         assert self.address
         return self._buffers.fetch(self._name, self.shape, self.dtype, self._stream)
 
-    def kept(self) -> HostTensor:
-        """Return a copy in host memory: the buffers belong to the next run."""
-        return HostTensor(self.numpy())
+    def kept(self) -> DeviceTensor:
+        """Return a copy: the buffers belong to the next run. See `DeviceBuffers.keep`."""
+        return self._buffers.keep(self, self._stream)

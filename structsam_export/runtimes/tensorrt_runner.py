@@ -17,6 +17,7 @@ from structsam_export.runtimes.cuda_graphs import GraphCache
 from structsam_export.runtimes.cuda_memory import Cuda, Gpu, open_cuda
 from structsam_export.runtimes.device_buffers import BufferTensor, DeviceBuffers
 from structsam_export.runtimes.device_tensor import DeviceTensor, Feeds
+from structsam_export.runtimes.kept_tensor import KeptTensor
 from structsam_export.runtimes.tensorrt_contexts import Contexts
 from structsam_export.runtimes.tensorrt_engine import read_engine
 from structsam_export.runtimes.tensorrt_module import Flavour, construct, load_module, logger_of
@@ -150,7 +151,9 @@ class TensorRTRunner(Runner):
 
     def _takes(self, tensor: DeviceTensor) -> bool:
         # the graph of a static network has the addresses of its own buffers
-        return isinstance(tensor, BufferTensor) and self._dynamic
+        return isinstance(tensor, KeptTensor) or (
+            isinstance(tensor, BufferTensor) and self._dynamic
+        )
 
     def _start_run(self, feeds: Feeds) -> dict[str, int]:
         """Put uploads and the network on the stream; return the sizes of dynamic dimensions."""
@@ -172,8 +175,11 @@ class TensorRTRunner(Runner):
             if isinstance(feed, BufferTensor):
                 address = feed.address
             else:
-                assert isinstance(feed, np.ndarray)
-                self._buffers.upload(spec.name, feed, self._stream)
+                if isinstance(feed, KeptTensor):  # one graph then does for all kept images
+                    self._buffers.take(spec.name, feed, self._stream)
+                else:
+                    assert isinstance(feed, np.ndarray)
+                    self._buffers.upload(spec.name, feed, self._stream)
                 address = self._buffers.address(spec.name)
             binding.append((spec.name, feed.shape, address))
         return shapes, tuple(binding)

@@ -89,6 +89,12 @@ class ImageCache:
                 known = True
         return known
 
+    def clear(self) -> None:
+        """Forget all images in memory, and free what they hold on a device."""
+        with self._lock:
+            self._images.clear()
+            self._bytes = 0
+
     def _drop(self, image_id: str) -> bool:
         image = self._images.pop(image_id, None)
         self._bytes -= 0 if image is None else image.nbytes

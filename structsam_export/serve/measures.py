@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 if TYPE_CHECKING:
     from structsam_export.serve.image_cache import ImageCache
@@ -20,6 +27,7 @@ class Measures:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory and CPU time, on Linux
         self.encode = Histogram(
             "structsam_encode_seconds",
             "Preprocessing and encoder, a photo",
@@ -58,7 +66,7 @@ class Measures:
             registry=self._registry,
         )
         self.lookups = Counter(
-            "structsam_cache_lookups", "Photos sent: known or not", ["found"],
+            "structsam_cache_lookups", "Photos sent: hit, saved or miss", ["found"],
             registry=self._registry,
         )  # fmt: skip
         self.evicted = Counter(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from structsam_export.bundle.folder import Bundle
+from structsam_export.predict.embedding_file import photo_id
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.image_file import read_image_bytes
@@ -23,10 +23,10 @@ from structsam_export.predict.upscaling import binary_masks
 from structsam_export.serve.image_cache import ImageCache
 from structsam_export.serve.measures import Measures
 from structsam_export.serve.refusals import Refusal, UnknownImage
+from structsam_export.serve.saved_embeddings import SavedEmbeddings
 from structsam_export.serve.settings import ServeSettings
 from structsam_export.serve.worker import Worker
 
-_ID_DIGITS = 32
 State = Literal["starting", "ok", "stopping"]
 
 
@@ -36,7 +36,7 @@ class AddedImage:
 
     Args:
         geometry: its size, and its place in the encoder's input.
-        cached: whether it had been encoded before.
+        cached: whether it had been encoded before, here or by `segment`.
         encode_ms: of preprocessing and encoder; 0 where it was cached.
     """
 
@@ -94,6 +94,8 @@ class Service:
             settings.spill_bytes,
             self.measures.evicted.inc,
         )
+        folder = settings.embeddings
+        self._saved = None if folder is None else SavedEmbeddings(folder, bundle)
         self._encoder = Predictor(bundle, backend, **options)
         self._decoder = Predictor(bundle, self._encoder.backend, **options)
         self._finder = Predictor(bundle, self._encoder.backend, **options)
@@ -128,6 +130,7 @@ class Service:
             worker.stop()
         for predictor in (self._encoder, self._decoder, self._finder):
             predictor.close()
+        self.cache.clear()
 
     def describe(self) -> dict[str, Any]:
         """Return which bundle and runtime serve, ready for JSON."""
@@ -139,10 +142,12 @@ class Service:
         Raises:
             Refusal: no photo, too large, or too many are waiting.
         """
-        image_id = hashlib.sha256(data).hexdigest()[:_ID_DIGITS]
+        image_id = photo_id(data)
         most = self.settings.max_pixels
-        known = self.cache.get(image_id)
-        self.measures.lookups.labels("hit" if known else "miss").inc()
+        known, how = self.cache.get(image_id), "hit"
+        if known is None:
+            known, how = self._take_saved(image_id), "saved"
+        self.measures.lookups.labels("miss" if known is None else how).inc()
         if known is not None:
             return AddedImage(image_id, known.geometry, True, 0.0)
         with self._lock:
@@ -158,14 +163,21 @@ class Service:
 
     def image(self, image_id: str) -> EncodedImage:
         """Return a kept image. Raises `UnknownImage`."""
-        image = self.cache.get(image_id)
+        image = self.cache.get(image_id) or self._take_saved(image_id)
         if image is None:
             raise UnknownImage(image_id)
         return image
 
+    def _take_saved(self, image_id: str) -> EncodedImage | None:
+        image = None if self._saved is None else self._saved.find(image_id)
+        if image is not None:
+            self.cache.put(image_id, image)
+        return image
+
     def remove(self, image_id: str) -> None:
-        """Forget an image. Raises `UnknownImage`."""
-        if not self.cache.remove(image_id):
+        """Forget an image; a saved embedding stays. Raises `UnknownImage`."""
+        saved = self._saved is not None and image_id in self._saved
+        if not self.cache.remove(image_id) and not saved:
             raise UnknownImage(image_id)
 
     def masks(

@@ -17,6 +17,7 @@ class ServeSettings:
     Args:
         cache_mb: memory for encoded images, in MiB; SAM's take 4 each.
         spill: folder for images that must leave memory.
+        embeddings: folder of embeddings that `segment` saved, looked up before a photo is encoded.
         spill_mb: of all files there, in MiB.
         queue: photos that may wait for the encoder, and requests that may wait for the decoder
             (four times as many); beyond it a request is told to come again.
@@ -27,6 +28,7 @@ class ServeSettings:
 
     cache_mb: int = 1024
     spill: Path | None = None
+    embeddings: Path | None = None
     spill_mb: int = 8192
     queue: int = 16
     max_body_mb: int = 64

@@ -22,11 +22,13 @@ class FakeCuda:
         fail: call -> how many calls still succeed; all later ones fail.
         fail_once: call -> how many calls still succeed before the one that fails.
         alive: what was allocated or created, and not yet freed or destroyed.
-        copies: (1 to the device or 2 to the host, bytes) of every copy.
+        copies: (1 to the device, 2 to the host or 3 on the device, bytes) of every copy.
     """
 
     cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self, devices: int = 1, driver: int = 12060, status: int = 0) -> None:

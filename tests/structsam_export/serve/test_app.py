@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,29 @@ def test_a_photo_is_forgotten(client: TestClient, photo: bytes) -> None:
     error_of(client.get(f"/v1/images/{image_id}/embedding"), 404)
 
 
+def test_a_photo_that_had_to_make_room_is_to_be_sent_again(
+    tiny_bundle: Bundle, photo: bytes
+) -> None:
+    with client_of(tiny_bundle, cache_mb=1) as client:  # four embeddings
+        ids = [
+            client.post("/v1/images", content=photo + bytes([number])).json()["id"]
+            for number in range(5)
+        ]
+        first, last = (f"/v1/images/{image_id}" for image_id in (ids[0], ids[-1]))
+        asked = {"boxes": [[1, 1, 9, 9]]}
+        for answer in (
+            client.post(f"{first}/masks", json=asked),
+            client.post(f"{first}/everything", json={}),
+            client.get(f"{first}/embedding"),
+            client.delete(first),
+        ):
+            assert "had to make room for others. Send the photo again" in error_of(answer, 404)
+        assert client.post(f"{last}/masks", json=asked).status_code == 200
+        again = client.post("/v1/images", content=photo + bytes([0])).json()
+        assert again["id"] == ids[0] and not again["cached"]
+        assert client.post(f"{first}/masks", json=asked).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -208,6 +232,7 @@ def test_what_prometheus_reads(client: TestClient, image_id: str) -> None:
         'structsam_queue{worker="encoder"} 0.0',
         "structsam_cache_bytes",
         "structsam_decode_seconds_count",
+        *(["process_resident_memory_bytes"] if sys.platform == "linux" else []),
     ):
         assert line in answer.text
 

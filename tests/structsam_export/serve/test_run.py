@@ -17,6 +17,7 @@ import pytest
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.serve.run import is_local, serve
+from structsam_export.serve.settings import ServeSettings
 
 
 def test_a_port_in_use(tiny_bundle: Bundle) -> None:
@@ -26,6 +27,12 @@ def test_a_port_in_use(tiny_bundle: Bundle) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use"):
             serve(tiny_bundle, port=port)
+
+
+def test_embeddings_that_are_not_there(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    settings = ServeSettings(embeddings=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no folder .*nowhere"):
+        serve(tiny_bundle, port=0, settings=settings)
 
 
 @pytest.mark.parametrize(
