@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.prediction import Prediction, predict_image
 from structsam_export.triton.repository import write_repository
 from structsam_export.triton.settings import TritonSettings
-from tests.structsam_export.triton.bundles import batched_bundle, prompt_aware_bundle
-from tests.structsam_export.triton.server import Server, environment, serving, with_stand_ins
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+
+from tests.structsam_export.sam_like_bundle import make_sam_like_bundle
+from tests.structsam_export.triton.bundles import batched_bundle, prompt_aware_bundle
+from tests.structsam_export.triton.server import Server, environment, serving, with_stand_ins
 
 BOXES = ((30.0, 20.0, 70.0, 50.0), (88.0, 58.0, 112.0, 82.0))
 POINT = (50.0, 35.0, 1)
 
 
-@dataclass
-class Served:
-    """The server, the bundles behind the names of its models, and answers to the calls below."""
+@dataclass(frozen=True)
+class Recorded:
+    """What a server answered.
 
-    server: Server
-    bundles: dict[str, Bundle]
-    repository: Path
+    Args:
+        answers: to `calls`, by their names; an error is its text.
+        encoded: how often each encoder answered for them.
+        alone, together: eight photos sent at once, and four of them as one request.
+        runs: of the encoder of fixed batch, for the eight, and for the four.
+        client: what the client of the README printed, and the masks that it saved.
+    """
+
     answers: dict[str, Any]
     encoded: dict[str, int]
+    alone: list[np.ndarray]
+    together: np.ndarray
+    runs: tuple[int, int]
+    client: tuple[str, np.ndarray]
 
 
 def bytes_of(*contents: bytes) -> np.ndarray:
@@ -89,44 +101,77 @@ def calls(photo: Path) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
 
 
 @pytest.fixture(scope="module")
-def served(
+def recorded(
     tiny_bundle: Bundle, tiny_photo: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    folder, root = environment(), tmp_path_factory.mktemp("triton")
+) -> Recorded:
+    """One server for all workers of a run; it takes seconds to start."""
+    pytest.importorskip("onnxruntime")
+    folder, root = environment(), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    kept = root / "triton-answers.pickle"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(record(folder, root / "triton", tiny_bundle, tiny_photo)))
+    found = pickle.loads(kept.read_bytes())
+    assert isinstance(found, Recorded)
+    return found
+
+
+def record(folder: Path, root: Path, tiny_bundle: Bundle, photo: Path) -> Recorded:
+    models = root / "models"
+    models.mkdir(parents=True)
     bundles = {
         "tiny": tiny_bundle,
         "aware": prompt_aware_bundle(root / "aware"),
         "batched": batched_bundle(root / "batched", 4),
     }
-    models = root / "models"
-    models.mkdir()
     for name, bundle in bundles.items():
         settings = TritonSettings(name, "onnxruntime", workers=1)
         made = write_repository(bundle, root / f"{name}-repository", settings)
         for model in with_stand_ins(made.path, root / f"{name}-served").iterdir():
             shutil.move(model, models / model.name)  # files beside the models as well
     with serving(folder, models, root / "log") as server:
-        sent = calls(tiny_photo)
+        sent = calls(photo)
         before = {name: server.inferences(f"{name}_encoder") for name in bundles}  # warm-up
         answers = dict(zip(sent, server.infer(list(sent.values())), strict=True))
         encoded = {n: server.inferences(f"{n}_encoder") - count for n, count in before.items()}
-        yield Served(server, bundles, root / "tiny-repository", answers, encoded)
+        return Recorded(answers, encoded, *batches(server), client(server, root, photo))
 
 
-def predicted(served: Served, photo: Path, out: Path, **prompts: Any) -> Prediction:
-    return predict_image(
-        served.bundles["tiny"], photo, out=out, backend="onnxruntime", overlay=False, **prompts
-    )
+def batches(server: Server) -> tuple[list[np.ndarray], np.ndarray, tuple[int, int]]:
+    """Send eight photos at once, then four as one request; return embeddings, and the runs."""
+    inputs = np.random.default_rng(0).normal(size=(8, 1, 3, 64, 64)).astype(np.float32)
+    start = server.executions("batched_encoder_batch")
+    found = server.infer([("batched_encoder", {"image": image}) for image in inputs], at_once=True)
+    middle = server.executions("batched_encoder_batch")
+    (four,) = server.infer([("batched_encoder", {"image": np.concatenate(inputs[:4])})])
+    end = server.executions("batched_encoder_batch")
+    alone = [answer["image_embeddings"] for answer in found]
+    return alone, four["image_embeddings"], (middle - start, end - middle)
+
+
+def client(server: Server, root: Path, photo: Path) -> tuple[str, np.ndarray]:
+    """Run the client that lies in the repository; return what it prints and saves."""
+    script = (root / "tiny-repository" / "client.py").read_text()
+    script = script.replace("localhost:8001", server.address)
+    box = ",".join(f"{value:g}" for value in BOXES[0])
+    told = server.run_script(script, str(photo), "masks.npz", "--box", box, cwd=root)
+    with np.load(root / "masks.npz") as saved:
+        return told, saved["masks"]
+
+
+def predicted(bundle: Bundle, photo: Path, out: Path, **prompts: Any) -> Prediction:
+    return predict_image(bundle, photo, out=out, backend="onnxruntime", overlay=False, **prompts)
 
 
 def agrees(answer: Any, prediction: Prediction) -> None:
     assert not isinstance(answer, str), answer
     masks = answer["masks"].reshape(-1, *answer["masks"].shape[-2:])
-    assert masks.dtype == bool and len(masks) == len(prediction.masks)
+    assert masks.dtype == bool and len(masks) == len(prediction.masks) and masks.any()
     for mask, file in zip(masks, prediction.masks, strict=True):
         other = np.asarray(Image.open(file)) > 0
         assert (mask & other).sum() >= 0.999 * (mask | other).sum()
-    assert masks.any()
     scores = [m["score"] for p in prediction.details["prompts"] for m in p["masks"]]
     np.testing.assert_allclose(answer["scores"].reshape(-1), scores, atol=1e-4)
 
@@ -141,43 +186,53 @@ def agrees(answer: Any, prediction: Prediction) -> None:
     ],
 )
 def test_masks_are_those_of_predict(
-    served: Served, tiny_photo: Path, tmp_path: Path, call: str, prompts: dict[str, Any]
+    recorded: Recorded,
+    tiny_bundle: Bundle,
+    tiny_photo: Path,
+    tmp_path: Path,
+    call: str,
+    prompts: dict[str, Any],
 ) -> None:
-    agrees(served.answers[call], predicted(served, tiny_photo, tmp_path / "out", **prompts))
+    prediction = predicted(tiny_bundle, tiny_photo, tmp_path / "out", **prompts)
+    agrees(recorded.answers[call], prediction)
 
 
-def test_a_photo_on_its_side_is_upright(served: Served, tiny_photo: Path, tmp_path: Path) -> None:
+def test_a_photo_on_its_side_is_upright(
+    recorded: Recorded, tiny_bundle: Bundle, tiny_photo: Path, tmp_path: Path
+) -> None:
     photo = tmp_path / "turned.jpg"
     photo.write_bytes(turned(tiny_photo))
-    assert served.answers["turned"]["masks"].shape == (1, 1, 128, 96)
+    assert recorded.answers["turned"]["masks"].shape == (1, 1, 128, 96)
     box = tuple(value / 2 for value in BOXES[0])
-    agrees(served.answers["turned"], predicted(served, photo, tmp_path / "out", boxes=[box]))
+    prediction = predicted(tiny_bundle, photo, tmp_path / "out", boxes=[box])
+    agrees(recorded.answers["turned"], prediction)
 
 
-@pytest.mark.parametrize("name", ["aware", "batched"])
-def test_other_encoders(served: Served, tiny_photo: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "make"), [("aware", prompt_aware_bundle), ("batched", make_sam_like_bundle)]
+)
+def test_other_encoders(
+    recorded: Recorded, tiny_photo: Path, tmp_path: Path, name: str, make: Any
+) -> None:
     """One encodes for every box; one takes four photos a call, whatever comes."""
-    bundle = served.bundles[name] if name == "aware" else None
-    if bundle is None:
-        from tests.structsam_export.sam_like_bundle import make_sam_like_bundle
-
-        bundle = make_sam_like_bundle(served.repository.parent / "single")
-    with bundle.predictor("onnxruntime") as predictor:
+    with make(tmp_path / "bundle").predictor("onnxruntime") as predictor:
         predictor.set_image(np.asarray(Image.open(tiny_photo).convert("RGB")))
         masks, scores, _ = predictor.predict(box=np.array(BOXES), multimask_output=False)
-    np.testing.assert_array_equal(served.answers[name]["masks"], masks)
-    np.testing.assert_allclose(served.answers[name]["scores"], scores, rtol=1e-3)
+    np.testing.assert_array_equal(recorded.answers[name]["masks"], masks)
+    np.testing.assert_allclose(recorded.answers[name]["scores"], scores, rtol=1e-3)
 
 
-def test_a_photo_is_encoded_once(served: Served) -> None:
+def test_a_photo_is_encoded_once(recorded: Recorded) -> None:
     """Two photos were masked, one of them four times; the ensemble ran besides."""
-    assert served.encoded["tiny"] == 3
-    assert served.encoded["aware"] == len(BOXES)  # it must encode for every box
+    assert recorded.encoded["tiny"] == 3
+    assert recorded.encoded["aware"] == len(BOXES)  # it must encode for every box
 
 
-def test_the_ensemble_gives_the_embedding(served: Served, tiny_photo: Path) -> None:
-    found = served.answers["embedding"]
-    with served.bundles["tiny"].predictor("onnxruntime") as predictor:
+def test_the_ensemble_gives_the_embedding(
+    recorded: Recorded, tiny_bundle: Bundle, tiny_photo: Path
+) -> None:
+    found = recorded.answers["embedding"]
+    with tiny_bundle.predictor("onnxruntime") as predictor:
         predictor.set_image(np.asarray(Image.open(tiny_photo).convert("RGB")))
         expected, geometry = predictor.get_image_embedding(), predictor.geometry
     np.testing.assert_allclose(found["image_embeddings"], expected, atol=1e-4)
@@ -197,37 +252,21 @@ def test_the_ensemble_gives_the_embedding(served: Served, tiny_photo: Path) -> N
         ("flat box", "unexpected shape for input 'boxes'"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(served: Served, call: str, message: str) -> None:
-    answer = served.answers[call]
+def test_a_mistake_is_answered_in_one_line(recorded: Recorded, call: str, message: str) -> None:
+    answer = recorded.answers[call]
     assert isinstance(answer, str) and message in answer and "\n" not in answer, answer
 
 
-def test_photos_that_wait_share_a_call(served: Served) -> None:
-    rng = np.random.default_rng(0)
-    photos = rng.normal(size=(8, 1, 3, 64, 64)).astype(np.float32)
-    before = served.server.executions("batched_encoder_batch")
-    found = served.server.infer(
-        [("batched_encoder", {"image": photo}) for photo in photos], at_once=True
-    )
-    calls = served.server.executions("batched_encoder_batch") - before
-    assert 2 <= calls < 8
-    (all_at_once,) = served.server.infer(
-        [("batched_encoder", {"image": np.concatenate(photos[:4])})]
-    )
-    assert served.server.executions("batched_encoder_batch") == before + calls + 1
-    for index, answer in enumerate(found[:4]):
-        expected = all_at_once["image_embeddings"][index : index + 1]
-        np.testing.assert_array_equal(answer["image_embeddings"], expected)
+def test_photos_that_wait_share_a_call(recorded: Recorded) -> None:
+    eight, four = recorded.runs
+    assert 2 <= eight < 8 and four == 1
+    assert len(recorded.together) == 4
+    for alone, together in zip(recorded.alone, recorded.together, strict=False):
+        np.testing.assert_array_equal(alone[0], together)
 
 
-def test_the_client_of_the_readme(served: Served, tiny_photo: Path, tmp_path: Path) -> None:
-    script = (served.repository / "client.py").read_text()
-    script = script.replace("localhost:8001", served.server.address)
-    box = ",".join(f"{value:g}" for value in BOXES[0])
-    told = served.server.run_script(
-        script, str(tiny_photo), "masks.npz", "--box", box, cwd=tmp_path
-    )
-    expected = served.answers["boxes"]["masks"][0, 0]
+def test_the_client_of_the_readme(recorded: Recorded) -> None:
+    told, masks = recorded.client
+    expected = recorded.answers["boxes"]["masks"][0, 0]
     assert told.startswith(f"{expected.sum()} pixels, score ")
-    with np.load(tmp_path / "masks.npz") as saved:
-        np.testing.assert_array_equal(saved["masks"][0, 0], expected)
+    np.testing.assert_array_equal(masks[0, 0], expected)
