@@ -18,7 +18,7 @@ from structsam.models.load import build_sam, load_sam
 vit = pytest.importorskip("cellpose.vit", reason="needs `pip install --no-deps cellpose`")
 
 #: In place of ViT-L: windows and a global block, at SAM's 1024 pixels.
-SMALL = ModelSpec("small", "", 32, 3, 2, global_blocks=(1,))
+SMALL = ModelSpec("small", "", 32, 2, 2, global_blocks=(1,))
 
 
 def cellpose_model() -> Any:
@@ -51,7 +51,7 @@ def test_rate_0_is_its_own_output_and_removing_restores_it(model: Any, tile: tor
     assert rows == {27, 127}
     keys, stock = list(model.state_dict()), model(tile)[0]
     structsam.apply_merging(model, rate=0.0)
-    assert len(merged_blocks(model)) == 3 and list(model.state_dict()) == keys
+    assert len(merged_blocks(model)) == 2 and list(model.state_dict()) == keys
     assert difference(model(tile)[0], stock) <= 1e-5
     structsam.apply_merging(model, rate=0.5)
     assert difference(model(tile)[0], stock) > 1e-3
@@ -66,7 +66,7 @@ def test_its_file_is_recognised_and_merges_alike(
 ) -> None:
     model.save_model(tmp_path / "cpsam")
     spec, told = find_model("auto", tmp_path / "cpsam")
-    assert spec.name == "vit3x32-p8-256-encoder" and spec.global_blocks == (0, 1, 2)
+    assert spec.name == "vit2x32-p8-256-encoder" and spec.global_blocks == (0, 1)
     assert "(all global), 2 heads, patches of 8 on 256 pixels, no decoder, Cellpose names" in told
     assert "left out 5 others (" in told and "diam_labels" in told
     sam = load_sam("auto", checkpoint=tmp_path / "cpsam")

@@ -172,3 +172,7 @@ def test_cellposes_own_file_becomes_a_bundle(
     with find_backend("onnxruntime").runner(bundle, "encoder", RunOptions(threads=1)) as runner:
         found = runner.run({"image": photo.pixels}, ["image_embeddings"])["image_embeddings"]
     assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
+    from structsam_export.engines.build import build
+
+    assert [entry.part for entry in build(bundle, "tensorrt-rtx", targets=["sm89"])] == ["encoder"]

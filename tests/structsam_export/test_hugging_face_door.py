@@ -83,3 +83,7 @@ def test_a_folder_becomes_a_bundle_that_passes_parity(
     theirs = own(read_image(tiny_photo), return_tensors="np")["pixel_values"]
     # two libraries resize: grey levels differ by less than 2 of 255, the normalisation by nothing
     assert np.abs(pixels - theirs).max() <= 2 / 57 and np.abs(pixels - theirs).mean() <= 0.5 / 57
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed here")
+    from structsam_export.engines.build import build
+
+    assert len(build(bundle, "tensorrt-rtx", targets=["sm89"])) == 2
