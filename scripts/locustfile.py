@@ -10,6 +10,7 @@ docs/serving.md is printed, and the exit code is 1 where anything failed, or whe
 memory, without its kept images, grew by more than a tenth in the second half.
 """
 
+import contextlib
 import itertools
 import json
 import random
@@ -106,7 +107,7 @@ def look(client):
 
 @events.test_start.add_listener
 def watch(environment, **_):
-    from requests import Session
+    from requests import RequestException, Session
 
     class At(Session):
         def get(self, path):
@@ -115,7 +116,8 @@ def watch(environment, **_):
     def forever():
         client = At()
         while True:
-            look(client)
+            with contextlib.suppress(RequestException):
+                look(client)
             gevent.sleep(EVERY)
 
     gevent.spawn(forever)

@@ -155,6 +155,17 @@ def test_where_it_cannot_run_the_server_answers(
     page.close()
 
 
+def test_a_machine_with_little_memory_is_spared(browser: Any, server: Server) -> None:
+    page, asked = browser.new_page(), []
+    page.add_init_script("Object.defineProperty(navigator, 'deviceMemory', { value: 1 })")
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.address)
+    page.locator("#here:disabled").wait_for(timeout=60_000)
+    assert "little memory" in page.locator("#where").get_attribute("title")
+    assert not [url for url in asked if url.endswith((".onnx", ".wasm"))]
+    page.close()
+
+
 def test_a_decoder_that_fails_later_hands_over(
     browser: Any, server: Server, tiny_photo: Path
 ) -> None:
