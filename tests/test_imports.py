@@ -20,7 +20,12 @@ def room_of(path):
 
 NEVER_IN_STRUCTSAM = ("structsam_export", "onnx", "onnxruntime", "tensorrt")
 #: What run-time modules may import of structsam: it needs no torch.
-LIGHT_IN_STRUCTSAM = ("structsam.errors", "structsam.mask_iou", "structsam.models")
+LIGHT_IN_STRUCTSAM = (
+    "structsam.errors",
+    "structsam.mask_iou",
+    "structsam.mask_runs",
+    "structsam.models",
+)
 #: What a machine that only runs bundles has not: torch, and what of structsam needs it.
 ABSENT_AT_RUN_TIME = ("torch", "torchvision", "segment_anything", "structsam")
 #: The steps of export and study that need torch. All others must load without it, new ones too.

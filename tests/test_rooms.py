@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("structsam", "structsam_export")
 #: From the ground up. A room may import the floors below its own, and nothing beside or above it.
 FLOORS = (
-    ("structsam.errors", "structsam.mask_iou"),
+    ("structsam.errors", "structsam.mask_iou", "structsam.mask_runs"),
     ("structsam.token_graphs",),
     ("structsam.plans", "structsam.models", "structsam.evaluation"),
     ("structsam.methods",),

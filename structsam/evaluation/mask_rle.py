@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
+from structsam.mask_runs import mask_of
 
 #: Seven characters hold 35 bits: more than any run of an image.
 _MOST_CHARACTERS_PER_RUN = 7
@@ -62,9 +63,7 @@ def decode(counts: str, size: tuple[int, int]) -> np.ndarray:
     >>> decode("13", (2, 2)).tolist()
     [[False, True], [True, True]]
     """
-    runs = run_lengths(counts, size)
-    columns = np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(size[1], size[0])
-    return np.ascontiguousarray(columns.T)
+    return mask_of(run_lengths(counts, size), size)
 
 
 def rle_dict(counts: str, size: tuple[int, int]) -> dict[str, Any]:

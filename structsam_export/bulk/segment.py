@@ -19,7 +19,7 @@ from structsam_export.bulk.source import Source, Task, read_source
 from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.everything.runs import load_mask_tools
+from structsam_export.predict.everything.coco_masks import load_mask_tools
 
 RUN_JSON = "run.json"
 _LOCK = ".segment.lock"

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
+from structsam.mask_runs import mask_of, runs_of
 from structsam_export.bulk.source import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.embedding_file import photo_id, save_embedding, to_half
-from structsam_export.predict.everything.runs import coco_rle, load_mask_tools, mask_of, runs_of
+from structsam_export.predict.everything.coco_masks import coco_rle, load_mask_tools
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION
 from structsam_export.predict.overlay import draw_overlay

@@ -10,7 +10,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from structsam_export.predict.everything.runs import coco_rle, runs_of
+from structsam.mask_runs import runs_of
+from structsam_export.predict.everything.coco_masks import coco_rle
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.schemas import Mask, MaskFormat, MasksAnswer
 from structsam_export.serve.service import FoundMasks

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
+from structsam.mask_runs import mask_of
 from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.everything.runs import coco_rle, mask_of
+from structsam_export.predict.everything.coco_masks import coco_rle
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION, bundle_notes

@@ -15,15 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from structsam.errors import UserError
+from structsam.mask_runs import mask_of, runs_of
+from structsam_export.predict.everything.coco_masks import coco_rle, uncompressed_rle
 from structsam_export.predict.everything.crops import Crop, crop_boxes, cut_by_crop
 from structsam_export.predict.everything.nms import box_nms
 from structsam_export.predict.everything.regions import without_small_regions
-from structsam_export.predict.everything.runs import (
-    coco_rle,
-    mask_of,
-    runs_of,
-    uncompressed_rle,
-)
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.predict.upscaling import mask_and_areas

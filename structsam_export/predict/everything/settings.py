@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.predict.everything.coco_masks import load_mask_tools
 from structsam_export.predict.everything.regions import load_ndimage
-from structsam_export.predict.everything.runs import load_mask_tools
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES: tuple[OutputMode, ...] = get_args(OutputMode)

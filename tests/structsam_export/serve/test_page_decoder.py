@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from structsam.evaluation.mask_rle import decode
+from structsam.mask_runs import runs_of
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.decoder_feeds import decoder_feeds
-from structsam_export.predict.everything.runs import coco_rle, runs_of
+from structsam_export.predict.everything.coco_masks import coco_rle
 from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.predict.prompts import read_prompts
 from structsam_export.predict.upscaling import binary_masks

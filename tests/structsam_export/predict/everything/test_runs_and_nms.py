@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from structsam.mask_runs import mask_of, runs_of
 from structsam_export.predict.everything.nms import box_nms
 from structsam_export.predict.everything.regions import without_small_regions
-from structsam_export.predict.everything.runs import mask_of, runs_of
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 

@@ -1,19 +1,14 @@
-"""Masks as run lengths down the columns, off and on in turn, off first: COCO's order.
-
-A mask of everything is small beside its photo: only its part of the photo is looked at.
-"""
+"""Masks as run lengths down the columns, off and on in turn, off first: COCO's order."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-
-from structsam.errors import UserError
 
 
 def runs_of(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
     """Return the runs int64 of a mask in a photo of `size` (H, W).
+
+    Only the window is looked at: most masks are small beside their photo.
 
     Args:
         part: bool [h, w], the mask inside a window; it is off everywhere else.
@@ -46,34 +41,3 @@ def mask_of(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[1], size[0])
     return np.ascontiguousarray(columns.T)
-
-
-def uncompressed_rle(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """Return COCO's form with a list of numbers."""
-    return {"size": list(size), "counts": runs.tolist()}
-
-
-def coco_rle(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """Return COCO's form with compressed counts as text, ready for JSON.
-
-    Raises:
-        UserError: pycocotools is not installed.
-    """
-    rle = load_mask_tools().frPyObjects(uncompressed_rle(runs, size), *size)
-    return {"size": list(size), "counts": str(rle["counts"], "ascii")}
-
-
-def load_mask_tools() -> Any:
-    """Import `pycocotools.mask`.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise UserError(
-            f"compressed COCO masks need pycocotools ({error}). Install it with "
-            "`pip install 'structsam[masks]'`, or choose `output_mode='uncompressed_rle'`"
-        ) from error
-    return mask
