@@ -7,14 +7,16 @@ when it is called is left out: that is for exporting, and for other runtimes.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("structsam", "structsam_export")
 
 
-def python_sources(module: str) -> dict[str, Path]:
+@cache
+def python_sources(module: str) -> Mapping[str, Path]:
     """Return what importing a module of ours loads: its place below the packages -> its file."""
     found: dict[str, Path] = {}
     waiting = [module]

@@ -7,7 +7,6 @@ alone; the photo is not even decoded then.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import open_bundle
+from structsam_export.predict.embedding_file import photo_id
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.prompts import AskedPrompts, check_numbers
@@ -66,13 +66,13 @@ class PhotoMasks:
         }
 
     def _set_photo(self, photo: bytes) -> None:
-        digest = hashlib.sha256(photo).hexdigest()
-        known = self._cache.get(digest)
+        known_as = photo_id(photo)
+        known = self._cache.get(known_as)
         if known is not None:
             self._predictor.set_encoded_image(known)
             return
         self._predictor.set_image(read_image_bytes(photo, "photo"))
-        self._cache.put(digest, self._predictor.encoded_image)
+        self._cache.put(known_as, self._predictor.encoded_image)
 
 
 def asked(
