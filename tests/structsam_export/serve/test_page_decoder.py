@@ -59,14 +59,17 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
         yield page
 
 
-def test_clicks_boxes_and_hovering_need_no_server(
-    browser: Any, server: Server, tiny_photo: Path, predictor: Any
+def test_clicks_and_hovering_need_no_server(
+    browser: Any, tiny_bundle: Bundle, tiny_photo: Path, predictor: Any
 ) -> None:
-    asked: list[str] = []
+    server, asked = Server(tiny_bundle), []
     with page_at(browser, server, decoder="browser") as page:
         page.on("request", lambda request: asked.append(request.url))
-        choose(page, tiny_photo)
-        ready(page)
+        try:
+            choose(page, tiny_photo)
+            ready(page)
+        finally:
+            server.stop()
         click(page, 50, 35)
         said(page, f"Score .* {HERE}")
         masks, scores, _ = predictor.predict(np.array([[50, 35]]), np.array([1]))
@@ -115,21 +118,6 @@ def test_the_two_give_the_same_masks(browser: Any, server: Server, tiny_photo: P
     assert len(here) == len(there) == 5
     assert [iou(a, b) >= 0.999 for a, b in zip(here, there, strict=True)] == [True] * 5
     assert len({mask.tobytes() for mask in there}) == 5  # they are five masks
-
-
-def test_it_goes_on_while_the_server_is_away(
-    browser: Any, tiny_bundle: Bundle, tiny_photo: Path
-) -> None:
-    server = Server(tiny_bundle)
-    try:
-        with page_at(browser, server, decoder="browser") as page:
-            choose(page, tiny_photo)
-            ready(page)
-            server.stop()
-            click(page, 50, 35)
-            said(page, f"Score .* {HERE}")
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize(
