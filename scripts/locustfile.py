@@ -141,7 +141,7 @@ def report(environment, **_):
     print(json.dumps({"requests": total.num_requests, "failures": total.num_failures,
                       "told to come again (429)": len(refused)}))  # fmt: skip
     if not memory:
-        print("the server tells no memory: it runs on another system than Linux")
+        print("the server told no memory: it does not answer, or does not run on Linux")
         return
     middle = len(memory) // 2
     for moment, place in (("start", 0), ("middle", middle), ("end", -1)):
