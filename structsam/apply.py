@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from structsam.block_table import block_table
+from structsam.block_table import BlockRow, block_table
 from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam.merging.attention_forms import read_forms
@@ -25,8 +25,8 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     `layers`) keep all tokens and use the same attention form, equal to stock SAM up to rounding.
 
     Args:
-        model: a `Sam` of segment_anything, a `SamModel` of transformers, a `CPSAM` of cellpose, or
-            its image encoder.
+        model: a `Sam` of segment_anything or segment_anything_hq, a `SamModel` of transformers, a
+            `CPSAM` of cellpose, or its image encoder.
         config: what merges where; the default one when None.
         choice: fields of `MergeConfig` in place of those of `config`, by name, such as
             `method="structsam", rate=0.5, layers="global", options={"operator": "central"}`.
@@ -46,6 +46,8 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
         tuple(encoder.pos_embed.shape[1:3]),
         tuple(block.window_size for block in stock),
     )
+    if parts.early_features:
+        _require_early_features(table)
     prompt = PromptBox() if config.prompt_aware else None
     forms = read_forms(config.attention)
     merged = []
@@ -121,6 +123,16 @@ def set_prompt_box(model: nn.Module, box: Tensor | Sequence[float]) -> None:
         prompt.tokens = pixels.reshape(-1, 4) / stride
 
 
+def _require_early_features(table: Sequence[BlockRow]) -> None:
+    """SAM-HQ reads the tokens after the first global block: no stage may go on beyond it."""
+    first = next((row for row in table if row.is_global), None)
+    if first is not None and first.stage[-1] != first.index:
+        raise UserError(
+            f"SAM-HQ takes early features after block {first.index}, and placement 'stage' would "
+            f"merge it together with block {first.stage[-1]}. Use `placement='block'`"
+        )
+
+
 def _require_relative_positions(block: Any) -> None:
     """Tables of another length than the map's are stretched, as stock SAM does in every call."""
     for name in ("rel_pos_h", "rel_pos_w"):
@@ -145,7 +157,8 @@ def _encoder_and_parts(model: nn.Module) -> tuple[Any, EncoderParts]:
     found = find_encoder(model)
     if found is None:
         raise UserError(
-            f"{type(model).__name__} is not a SAM model. Pass a segment_anything Sam "
-            "(structsam.load_sam makes one), a SamModel of transformers, or its image encoder"
+            f"{type(model).__name__} is not a SAM model. Pass a Sam of segment_anything "
+            "(structsam.load_sam makes one) or segment_anything_hq, a SamModel of transformers, "
+            "or its image encoder"
         )
     return found

@@ -2,7 +2,7 @@
 
 Convention (fvcore's, and the papers'): one multiply-add is one unit, LayerNorm costs 5 units per
 element, bilinear resizing 4, and softmax, GELU, additions, comparisons, gathers and the neck's
-LayerNorm2d cost nothing.
+LayerNorm2d cost nothing. The neck's count holds SAM-HQ's transposed convolutions as well.
 Units are counted for one image. The merge step is counted in three parts, see `MergeCost`.
 
 Letters: N tokens and M slots of one map, C channels, h heads of d channels, H W grid of one map.
@@ -59,6 +59,8 @@ def encoder_flops(
     neck = tokens * (channels * spec.channels + 9 * spec.channels**2)  # 1x1, then 3x3 convolution
     if spec.embedding_grid != spec.grid:
         neck += _BILINEAR_UNITS * spec.channels * spec.embedding_grid[0] * spec.embedding_grid[1]
+    if spec.hq:
+        neck += _hq_features(spec)
     return EncoderFlops(
         model=spec.label,
         method=config.method if any(row.tiers for row in table) else "none",
@@ -73,6 +75,21 @@ def encoder_flops(
 def unmerged_flops(spec: ModelSpec) -> EncoderFlops:
     """Count the stock encoder."""
     return encoder_flops(spec, MergeConfig(rate=0.0, attention="dense"))
+
+
+def _hq_features(spec: ModelSpec) -> int:
+    """SAM-HQ: embedding and early features to four times their sides, in two steps each."""
+    height, width = spec.embedding_grid
+    tokens, out = height * width, spec.channels // 8
+    units = 0
+    for channels, hidden in (
+        (spec.channels, spec.channels // 4),
+        (spec.embed_dim, spec.channels),
+    ):
+        units += 4 * tokens * channels * hidden + 16 * tokens * hidden * out
+    if spec.embedding_grid != spec.grid:
+        units += _BILINEAR_UNITS * spec.embed_dim * tokens
+    return units
 
 
 def _block(spec: ModelSpec, config: MergeConfig, placement: str, row: BlockRow) -> BlockFlops:

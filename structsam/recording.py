@@ -65,7 +65,8 @@ def block_inputs(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor
         for block in blocks_of(model)
     ]
     try:
-        return inputs, encoder(images)
+        found = encoder(images)
+        return inputs, found[0] if isinstance(found, tuple) else found
     finally:
         for hook in hooks:
             hook.remove()

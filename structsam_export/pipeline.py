@@ -294,7 +294,7 @@ def _write_networks(
         manifest["decoder"] = export_decoder(decoder, folder, DECODER_ONNX).to_dict()
     clock.step("exporting the encoder to ONNX")
     if calibration is None:
-        encoder = EncoderModule(sam.image_encoder, rest, plan_outputs)
+        encoder = EncoderModule(sam, rest, plan_outputs)
         manifest["encoder"] = export_encoder(encoder, folder, ENCODER_ONNX).to_dict()
     else:
         feeds = encoder_feeds(
@@ -305,7 +305,7 @@ def _write_networks(
             count,
         )
         manifest["encoder"] = export_quantized_encoder(
-            sam.image_encoder,
+            sam,
             bundle.precision,
             (feed for _, feed in feeds),
             folder,

@@ -23,6 +23,7 @@ class EncoderParts:
         blocks: attribute of the encoder: the transformer blocks.
         norms: attributes of a block: what comes before attention, and before the MLP.
         patches: attributes down to the convolution that makes tokens.
+        early_features: the encoder also gives the tokens after its first global block (SAM-HQ).
     """
 
     library: str
@@ -31,6 +32,7 @@ class EncoderParts:
     blocks: str
     norms: tuple[str, str]
     patches: tuple[str, ...]
+    early_features: bool = False
 
     def blocks_of(self, encoder: nn.Module) -> nn.ModuleList:
         """Return the blocks of an encoder."""
@@ -47,12 +49,30 @@ class EncoderParts:
 
 LIBRARIES = (
     EncoderParts(
+        "structsam",
+        "structsam.models.sam_hq.HqImageEncoder",  # before the class that it derives from
+        "image_encoder",
+        "blocks",
+        ("norm1", "norm2"),
+        ("patch_embed", "proj"),
+        early_features=True,
+    ),
+    EncoderParts(
         "segment_anything",
         "segment_anything.modeling.image_encoder.ImageEncoderViT",
         "image_encoder",
         "blocks",
         ("norm1", "norm2"),
         ("patch_embed", "proj"),
+    ),
+    EncoderParts(
+        "segment_anything_hq",
+        "segment_anything_hq.modeling.image_encoder.ImageEncoderViT",
+        "image_encoder",
+        "blocks",
+        ("norm1", "norm2"),
+        ("patch_embed", "proj"),
+        early_features=True,
     ),
     EncoderParts(
         "cellpose",

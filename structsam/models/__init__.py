@@ -3,6 +3,7 @@
 from structsam.errors import UserError
 from structsam.models.cpsam import CPSAM
 from structsam.models.medsam import MEDSAM
+from structsam.models.sam_hq_vit import VIT_B_HQ, VIT_H_HQ, VIT_L_HQ
 from structsam.models.segment_anything_vit import VIT_B, VIT_H, VIT_L
 from structsam.models.spec import DecoderSpec, ModelSpec, OfficialCheckpoint, Preprocessing
 from structsam.models.vit_t import VIT_T
@@ -13,6 +14,9 @@ MODELS: dict[str, ModelSpec] = {
     "vit_l": VIT_L,
     "vit_h": VIT_H,
     "medsam": MEDSAM,
+    "vit_b_hq": VIT_B_HQ,
+    "vit_l_hq": VIT_L_HQ,
+    "vit_h_hq": VIT_H_HQ,
     "cpsam": CPSAM,
 }
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
 from structsam.models import MODELS
-from structsam.models.checkpoint_keys import LANDMARK, Recognised, lora_keys, recognise
+from structsam.models.checkpoint_keys import (
+    LANDMARK,
+    Recognised,
+    is_hq,
+    lora_keys,
+    recognise,
+    what_else,
+)
 from structsam.models.checkpoint_path import checkpoint_files
 from structsam.models.spec import ModelSpec
 
@@ -121,6 +128,8 @@ def read_checkpoint(path: str | Path, spec: ModelSpec | None = None) -> Checkpoi
     except ValueError as reason:
         raise UserError(f"Checkpoint {path} {reason}: save one model's state dict.") from reason
     if names is None:
+        if (other := what_else(found)) is not None:
+            raise UserError(f"Checkpoint {path} holds {other}.")
         raise UserError(
             f"Checkpoint {path} holds no Segment Anything model: its {len(found)} keys are "
             f"{_first(found)}, expected image_encoder.*, prompt_encoder.*, mask_decoder.*, or "
@@ -154,17 +163,18 @@ def check_state_dict(
     Raises `UserError`: with the model the file does hold where that can be told from its shapes,
     otherwise with the first keys that are missing, extra or of another shape.
     """
-    size = width_and_depth(state)
-    if size and size != (spec.embed_dim, spec.depth):
+    size, hq = width_and_depth(state), is_hq(state)
+    same = [s for s in MODELS.values() if size and (s.embed_dim, s.depth, s.hq) == (*size, hq)]
+    if size and (size != (spec.embed_dim, spec.depth) or (hq != spec.hq and same)):
         width, depth = size
-        same = [s for s in MODELS.values() if (s.embed_dim, s.depth) == size]
         patch = tuple(state[LANDMARK].shape[2:]) if LANDMARK in state else ()
         names = [s.name for s in same if patch in ((), (s.patch_size, s.patch_size))]
-        holds = f"{' or '.join(names) or 'an unknown model'} ({width} wide, {depth} blocks)"
+        holds = f"{' or '.join(names) or 'an unknown model'} ({_told(width, depth, hq)})"
         way_out = f"use `model='{names[0]}'`" if names else "pass another checkpoint"
+        wanted = _told(spec.embed_dim, spec.depth, spec.hq)
         raise UserError(
-            f"Checkpoint {path} holds {holds}, expected {spec.name} ({spec.embed_dim} wide, "
-            f"{spec.depth} blocks): {way_out}, or {spec.how_to_get_weights}."
+            f"Checkpoint {path} holds {holds}, expected {spec.name} ({wanted}): {way_out}, "
+            f"or {spec.how_to_get_weights}."
         )
     problems = []
     if missing := [key for key in expected if key not in state]:
@@ -288,6 +298,10 @@ def _what_it_looks_like(head: bytes) -> str:
     if text.startswith(b"\x80"):
         return "a plain Python pickle, which could run code"
     return f"of an unknown format (it starts with {head[:8]!r})"
+
+
+def _told(width: int, depth: int, hq: bool) -> str:
+    return f"{width} wide, {depth} blocks{', SAM-HQ' if hq else ''}"
 
 
 def _first(keys: Iterable[str], limit: int = 5) -> str:

@@ -13,6 +13,25 @@ from dataclasses import dataclass, field
 #: The key that every segment-anything model has.
 LANDMARK = "image_encoder.patch_embed.proj.weight"
 
+#: What begins the names of SAM-HQ's own tensors.
+HQ_PREFIXES = tuple(
+    f"mask_decoder.{part}."
+    for part in (
+        "hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature"
+    )
+)  # fmt: skip
+#: Keys of what is no whole SAM with a ViT: what it is, and the way out.
+_OTHERS = {
+    "patch_embed.seq.0.c.weight": (
+        "a TinyViT encoder, as MobileSAM and Light HQ-SAM have: it is no plain ViT, and its blocks "
+        "do not merge here. Pass SAM's or SAM-HQ's ViT-B, L or H"
+    ),
+    "hf_token.weight": (
+        "SAM-HQ's decoder alone, as its training saves it. Put its tensors below 'mask_decoder.' "
+        "beside SAM's, and save one state dict"
+    ),
+}
+
 _POINT_ENCODING = "pe_layer.positional_encoding_gaussian_matrix"
 _LORA = re.compile(r"(^|[._])(lora|linear_[ab]_[qkv]|w_[ab]_\d)", re.IGNORECASE)
 
@@ -107,9 +126,10 @@ class Recognised:
 
     @property
     def title(self) -> str:
-        """Such as `Hugging Face names below 'module.', 314 tensors`."""
+        """Such as `Hugging Face names below 'module.', 314 tensors`; SAM-HQ is said before."""
         below = f" below {self.prefix!r}" if self.prefix else ""
-        return f"{self.naming.title}{below}, {len(self.keys)} tensors"
+        hq = "SAM-HQ, " if is_hq(self.keys) else ""
+        return f"{hq}{self.naming.title}{below}, {len(self.keys)} tensors"
 
 
 def recognise(keys: Iterable[str]) -> Recognised | None:
@@ -149,6 +169,20 @@ def recognise(keys: Iterable[str]) -> Recognised | None:
         if not key.startswith(prefix) or key.removeprefix(prefix) in naming.beside
     )
     return Recognised(naming, prefix, names, others)
+
+
+def is_hq(keys: Iterable[str]) -> bool:
+    """Whether segment-anything names are those of SAM-HQ, all of them or some."""
+    return any(key.startswith(HQ_PREFIXES) for key in keys)
+
+
+def what_else(keys: Iterable[str]) -> str | None:
+    """Return what keys that `recognise` does not know are, with a way out, where that is known."""
+    found = list(keys)
+    for end, what in _OTHERS.items():
+        if any(key == end or key.endswith(f".{end}") for key in found):
+            return what
+    return None
 
 
 def lora_keys(keys: Iterable[str]) -> list[str]:

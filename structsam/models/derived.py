@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from structsam.models.checkpoint_keys import is_hq
 from structsam.models.spec import DecoderSpec, ModelSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,6 +67,7 @@ def _decoder(shapes: Shapes) -> DecoderSpec:
         depth=_count(shapes, _LAYERS),
         mlp_dim=_shape(shapes, f"{_LAYERS}0.mlp.lin1.weight", 2)[0],
         score_dim=_shape(shapes, "mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
+        hq=is_hq(shapes),
     )
 
 

@@ -46,7 +46,7 @@ def find_model(
         spec = with_its_preprocessing(model_of(found, checkpoint), checkpoint)
         known = spec.name in MODELS
         what = spec.name if known else f"a SAM that is no model here: {spec.geometry_text}"
-        if spec.decoder is not None and spec.decoder != DecoderSpec():
+        if spec.decoder is not None and replace(spec.decoder, hq=False) != DecoderSpec():
             what += f", its decoder's heads taken as {spec.decoder.num_heads}, which no shape tells"
         told = f"{Path(checkpoint).name} holds {what}, {found.title}{preprocessing_note(spec)}"
     elif model.endswith(SUFFIX):

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("structsam")
 
-_PROMPT_TABLES = ("gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens")
-_TRANSPOSED = tuple(f"mask_decoder.output_upscaling.{layer}.weight" for layer in (0, 3))
+_PROMPT_TABLES = (
+    "gaussian_matrix", "point_embed", "no_mask_embed", "iou_token", "mask_tokens", "hf_token"
+)  # fmt: skip
+_TRANSPOSED = tuple(
+    f"mask_decoder.{name}.{layer}.weight"
+    for name in ("output_upscaling", "compress_vit_feat", "embedding_encoder")
+    for layer in (0, 3)
+)
 
 
 def load_sam(
@@ -162,9 +168,14 @@ def _distribution(path: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def _meta_sam(spec: ModelSpec) -> Sam:
     """The modules of `build_sam.py` in segment-anything, with no memory behind their tensors."""
     torch, modeling = _torch(), _segment_anything_modeling()
+    encoder, decoder = modeling.ImageEncoderViT, modeling.MaskDecoder
+    if spec.hq:
+        from structsam.models.sam_hq import HqImageEncoder, HqMaskDecoder
+
+        encoder, decoder = HqImageEncoder, partial(HqMaskDecoder, vit_dim=spec.embed_dim)
     with torch.device("meta"):
         sam = modeling.Sam(
-            image_encoder=modeling.ImageEncoderViT(
+            image_encoder=encoder(
                 depth=spec.depth,
                 embed_dim=spec.embed_dim,
                 img_size=spec.image_size,
@@ -186,7 +197,7 @@ def _meta_sam(spec: ModelSpec) -> Sam:
                 mask_in_chans=16,
             ),
             mask_decoder=spec.decoder
-            and modeling.MaskDecoder(
+            and decoder(
                 num_multimask_outputs=3,
                 transformer=modeling.TwoWayTransformer(
                     depth=spec.decoder.depth,

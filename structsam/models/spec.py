@@ -131,13 +131,14 @@ class DecoderSpec:
     """Sizes of the mask decoder; those of every published SAM by default.
 
     depth, num_heads, mlp_dim: of its two-way transformer. score_dim: hidden width of the head that
-    predicts a mask's IoU.
+    predicts a mask's IoU. hq: that of SAM-HQ, see `sam_hq.py`.
     """
 
     depth: int = 2
     num_heads: int = 8
     mlp_dim: int = 2048
     score_dim: int = 256
+    hq: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,11 @@ class ModelSpec:
         return self.trained.grid if self.embedding == "upsample" else self.grid
 
     @property
+    def hq(self) -> bool:
+        """Whether this is a SAM-HQ, whose encoder gives a second feature map."""
+        return self.decoder is not None and self.decoder.hq
+
+    @property
     def geometry_text(self) -> str:
         """Its sizes for people: `768 wide, 12 blocks (2, 5, 8, 11 global), 12 heads, ...`."""
         whole = ", ".join(map(str, self.global_blocks)) or "none"
@@ -225,7 +231,7 @@ class ModelSpec:
             blocks = "all global"
         else:
             blocks = f"{whole} global, the others in windows of {self.window_size}"
-        masks = "" if self.decoder else ", no decoder"
+        masks = (", SAM-HQ" if self.hq else "") if self.decoder else ", no decoder"
         return (
             f"{self.embed_dim} wide, {self.depth} blocks ({blocks}), {self.num_heads} heads, "
             f"patches of {self.patch_size} on {self.image_size} pixels{masks}"

@@ -18,6 +18,7 @@ depth = 2
 heads = 8
 mlp = 2048
 score = 256
+hq = false               # true for SAM-HQ's decoder
 
 [preprocessing]          # SAM's by default
 mean = [123.675, 116.28, 103.53]
@@ -98,7 +99,7 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
     if spec.decoder:
         values["decoder"] = {
             key: getattr(spec.decoder, name) for key, (name, _) in _DECODER_SIZES.items()
-        }
+        } | {"hq": spec.decoder.hq}
     stated = spec.preprocessing.to_dict()
     values["preprocessing"] = {
         key: stated[key] for key in _PREPROCESSING if stated[key] is not None
@@ -187,8 +188,9 @@ def _decoder(value: Any, where: str) -> DecoderSpec | None:
         return DecoderSpec() if value else None
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: decoder is {value!r}. Use true, false or a table.")
-    _require_keys(value, tuple(_DECODER_SIZES), (), f"{where}, decoder")
-    return DecoderSpec(**_sizes(value, _DECODER_SIZES, f"{where}, decoder"))
+    inside = f"{where}, decoder"
+    _require_keys(value, (*_DECODER_SIZES, "hq"), (), inside)
+    return DecoderSpec(**_sizes(value, _DECODER_SIZES, inside), hq=_flag(value, "hq", inside))
 
 
 def _preprocessing(values: Mapping[str, Any], spec: ModelSpec, where: str) -> Preprocessing:

@@ -106,7 +106,7 @@ def make_stock(like: Bundle, folder: Path, say: Say) -> Bundle:
     def write(staged: Path) -> tuple[Part, Part | None, dict[str, Any]]:
         sam = build_sam(spec)
         last = _write_decoder(sam, float_type(like.precision), decoder, staged)
-        return export_stock_encoder(sam.image_encoder, staged, ENCODER_ONNX, batch), last, merging
+        return export_stock_encoder(sam, staged, ENCODER_ONNX, batch), last, merging
 
     flops = unmerged_flops(spec).to_dict()
     wanted = _wanted(spec, merging, "fp32", batch, flops, decoder)
@@ -174,14 +174,14 @@ def _merged(
     def write(staged: Path) -> tuple[Part, Part | None, dict[str, Any]]:
         sam = build_sam(spec)
         last = _write_decoder(sam, float_type(precision), decoder, staged)
-        encoder = apply_merging(sam.image_encoder, config)
+        apply_merging(sam, config)
         if calibration is None:
-            first = export_encoder(EncoderModule(encoder, precision), staged, ENCODER_ONNX, batch)
+            first = export_encoder(EncoderModule(sam, precision), staged, ENCODER_ONNX, batch)
         else:
             box, how = bool(config.prompt_aware), spec.preprocessing
             photos = encoder_feeds(calibration.measured, how, box, "calibrating", _count_nothing)
             first = export_quantized_encoder(
-                encoder, precision, (feed for _, feed in photos), staged, ENCODER_ONNX, batch
+                sam, precision, (feed for _, feed in photos), staged, ENCODER_ONNX, batch
             )
         table = block_table(config, spec.grid, spec.window_sizes)
         return first, last, {"blocks": [row.to_dict() for row in table]}

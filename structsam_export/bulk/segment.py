@@ -88,6 +88,8 @@ def segment(
     _check(bundle, listed, wanted)
     folder = Path(out)
     run = _facts(bundle, source, photos, listed, wanted)
+    if options.get("hq_token_only"):
+        run["hq_token_only"] = True
     with _only_here(folder):
         _begin(folder, run)
         done = Done(folder)

@@ -16,6 +16,7 @@ from structsam.errors import UserError
 from structsam.mask_runs import mask_of, runs_of
 from structsam_export.bulk.source import OBJECT, Task
 from structsam_export.bundle import atomic
+from structsam_export.bundle.features import Features
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.embedding_file import photo_id, save_embedding, to_half
 from structsam_export.predict.everything.coco_masks import coco_rle, load_mask_tools
@@ -57,8 +58,8 @@ class Item:
     task: Task
     problem: str | None = None
     photo: Photo | None = None
-    embedding: np.ndarray | None = None
-    half: np.ndarray | None = None
+    features: Features | None = None
+    half: Features | None = None
     photo_id: str = ""
     annotations: list[dict[str, Any]] | None = None
     runs: list[np.ndarray] | None = None
@@ -101,16 +102,17 @@ class Work:
         return item
 
     def encode(self, item: Item) -> Item:
-        """Compute the embedding."""
+        """Compute what the decoder takes."""
         needed = self._wanted.everything or self._wanted.embeddings or self._asks(item.task)
         if item.problem or not needed or not self._encodes_ahead:
             return item
         assert item.photo is not None
         with _problem_of(item):
             self._encoding.set_preprocessed(item.photo.pixels, item.photo.geometry)
-            item.embedding = self._encoding.get_image_embedding().copy()
+            found = self._encoding.get_features()
+            item.features = {name: array.copy() for name, array in found.items()}
             if self._wanted.embeddings:
-                item.half = to_half(item.embedding)
+                item.half = to_half(item.features)
         return item
 
     def decode(self, item: Item) -> Item:
@@ -141,10 +143,10 @@ class Work:
 
     def _set(self, item: Item) -> ImageGeometry:
         assert item.photo is not None
-        if item.embedding is None:
+        if item.features is None:
             self._decoding.set_preprocessed(item.photo.pixels, item.photo.geometry)
         else:
-            self._decoding.set_embedding(item.embedding, item.photo.geometry.original_size)
+            self._decoding.set_features(item.features, item.photo.geometry.original_size)
         return item.photo.geometry
 
     def _find_everything(self, item: Item, settings: EverythingSettings) -> None:

@@ -13,12 +13,14 @@ from structsam.errors import UserError
 from structsam.models import Preprocessing
 from structsam_export.bundle.files import FileRecord, inside, locked
 from structsam_export.bundle.manifest import (
+    HQ_MASKS,
     PROMPT_BOX,
     REFERENCE_FOLDER,
     EngineEntry,
     ParityVerdict,
     Part,
     PartName,
+    TensorSpec,
     read_manifest,
     write_manifest,
 )
@@ -122,9 +124,28 @@ class Bundle:
         return self.model.weights == "checkpoint"
 
     @property
+    def features(self) -> tuple[TensorSpec, ...]:
+        """The encoder's outputs that the decoder takes, in their order; see `features.py`.
+
+        Of an encoder without a decoder all of its outputs.
+        """
+        outputs = self.part("encoder").outputs
+        if "decoder" not in self.parts:
+            return outputs
+        taken = {spec.name for spec in self.part("decoder").inputs}
+        return tuple(spec for spec in outputs if spec.name in taken)
+
+    @property
     def takes_box(self) -> bool:
         """Whether the encoder takes a prompt box, so that an embedding belongs to one prompt."""
         return any(spec.name == PROMPT_BOX for spec in self.part("encoder").inputs)
+
+    @property
+    def is_hq(self) -> bool:
+        """Whether this is a SAM-HQ, whose decoder also draws a mask of the HQ token."""
+        return "decoder" in self.parts and any(
+            spec.name == HQ_MASKS for spec in self.part("decoder").outputs
+        )
 
     def predictor(self, backend: str = "auto", **options: Any) -> Predictor:
         """Open the bundle for prediction; see `structsam_export.predict.predictor.Predictor`."""

@@ -25,6 +25,10 @@ DECODER_ONNX = "decoder.onnx"
 #: Reports of `check`, .json and .html: on the bundle's own photos, and on others.
 PARITY_STEM, PHOTOS_STEM = "parity", "parity-photos"
 REFERENCE_FOLDER = "reference"
+#: The encoder's first output, which the decoder takes.
+IMAGE_EMBEDDINGS = "image_embeddings"
+#: Of SAM-HQ: what the encoder also gives for the decoder, and the decoder's mask of the HQ token.
+HQ_FEATURES, HQ_MASKS = "hq_features", "hq_masks"
 #: The second input of a prompt-aware encoder.
 PROMPT_BOX = "prompt_box"
 #: Plan outputs of block I are called `slot_of_token.I` and `anchor_of_slot.I`.

@@ -89,6 +89,9 @@ def _note_more_threads_than_cores(threads: int | None) -> int | None:
     return threads
 
 
+HqTokenOnly = Annotated[
+    bool, typer.Option("--hq-token-only", help="SAM-HQ: the HQ token's mask, not added to SAM's.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads.", callback=_note_more_threads_than_cores),

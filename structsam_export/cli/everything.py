@@ -13,6 +13,7 @@ from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
     Checkpoint,
+    HqTokenOnly,
     Json,
     Threads,
     make_terminal,
@@ -82,6 +83,7 @@ def mask_everything(
     ] = "coco_rle",
     overlay: Annotated[bool, typer.Option(help="Draw every mask on the photo.")] = True,
     backend: BackendName = "auto",
+    hq_token_only: HqTokenOnly = False,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
     json_only: Json = False,
@@ -104,6 +106,7 @@ def mask_everything(
         progress=lambda photo, done, total: terminal.counted(f"points of {photo}", done, total),
         threads=threads,
         checkpoint=checkpoint,
+        hq_token_only=hq_token_only,
     )
     tell_photos(terminal, opened.name, images, results, _show, json_only, began)
 

@@ -14,6 +14,7 @@ from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
     Checkpoint,
+    HqTokenOnly,
     Images,
     Json,
     Threads,
@@ -87,6 +88,7 @@ def predict_masks(
         typer.Option(help="Folder; IMAGE-masks by default. Of several photos: of their folders."),
     ] = None,
     backend: BackendName = "auto",
+    hq_token_only: HqTokenOnly = False,
     all_masks: Annotated[bool, typer.Option(help="Keep all three masks of every prompt.")] = False,
     overlay: Annotated[bool, typer.Option(help="Draw masks and prompts on the photo.")] = True,
     embedding: Annotated[
@@ -118,6 +120,7 @@ def predict_masks(
         embedding=embedding,
         threads=threads,
         checkpoint=checkpoint,
+        hq_token_only=hq_token_only,
     )
     tell_photos(terminal, opened.name, images, results, _show_prediction, json_only, began)
 

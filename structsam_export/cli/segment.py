@@ -13,6 +13,7 @@ from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
     Checkpoint,
+    HqTokenOnly,
     Json,
     Threads,
     make_terminal,
@@ -56,6 +57,7 @@ def segment_photos(
         ),
     ] = None,
     backend: BackendName = "auto",
+    hq_token_only: HqTokenOnly = False,
     checkpoint: Checkpoint = None,
     threads: Threads = None,
     json_only: Json = False,
@@ -84,6 +86,7 @@ def segment_photos(
         progress=lambda done, total: terminal.counted("photos", done, total, with_rate=True),
         threads=threads,
         checkpoint=checkpoint,
+        hq_token_only=hq_token_only,
     )
     if json_only:
         print(json.dumps(summary.to_dict()))

@@ -13,6 +13,7 @@ from structsam_export.cli.arguments import (
     BackendName,
     BundlePath,
     Checkpoint,
+    HqTokenOnly,
     Json,
     Threads,
     make_terminal,
@@ -30,6 +31,7 @@ def serve_bundle(
         str | None, typer.Option(help=f"Requests must bear it; or set {_TOKEN}.")
     ] = None,
     backend: BackendName = "auto",
+    hq_token_only: HqTokenOnly = False,
     cache_mb: Annotated[int, typer.Option(min=1, help="Memory for encoded photos, MiB.")] = 1024,
     spill: Annotated[
         Path | None, typer.Option(help="Folder for encoded photos that leave memory.")
@@ -78,6 +80,7 @@ def serve_bundle(
             say=tell,
             threads=threads,
             checkpoint=checkpoint,
+            hq_token_only=hq_token_only,
         )
     finally:
         terminal.close()

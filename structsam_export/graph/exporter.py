@@ -14,7 +14,6 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import nn
 
 from structsam.errors import UserError
@@ -47,11 +46,17 @@ def export_encoder(module: EncoderModule, folder: Path, file: str, batch: int = 
     return part
 
 
-def export_stock_encoder(encoder: ImageEncoderViT, folder: Path, file: str, batch: int = 1) -> Part:
-    """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat."""
-    part = EncoderModule(encoder, plan_outputs=False).part(file, batch)
+def export_stock_encoder(model: nn.Module, folder: Path, file: str, batch: int = 1) -> Part:
+    """Write an unmodified encoder as `torch.onnx.export` does by default: the baseline to beat.
+
+    Args:
+        model: an unmerged `Sam`; of SAM-HQ the HQ features are in the graph.
+    """
+    module = EncoderModule(model, plan_outputs=False)
+    part = module.part(file, batch)
     names = [spec.name for spec in part.outputs]
-    _save(_trace(encoder, _examples(part), part, names, optimize=True), folder / file)
+    traced = module.encoder if module.hq is None else module
+    _save(_trace(traced, _examples(part), part, names, optimize=True), folder / file)
     return part
 
 

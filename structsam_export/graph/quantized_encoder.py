@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import nn
 
 from structsam_export.bundle.manifest import Part
 from structsam_export.graph.activation_ranges import measure_ranges
@@ -19,7 +19,7 @@ from structsam_export.graph.quantize import quantize_linear_layers
 
 
 def export_quantized_encoder(
-    encoder: ImageEncoderViT,
+    model: nn.Module,
     precision: str,
     feeds: Iterable[Mapping[str, np.ndarray]],
     folder: Path,
@@ -31,6 +31,7 @@ def export_quantized_encoder(
     """Write a merged encoder's quantised ONNX into `folder` and return its contract.
 
     Args:
+        model: a merged `Sam`, or its image encoder.
         precision: a quantised one of `PRECISIONS`.
         feeds: the encoder's inputs on calibration photos, one each; see `measure_ranges`.
         batch: images of one call; every photo is repeated to fill it.
@@ -42,7 +43,7 @@ def export_quantized_encoder(
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
         source = Path(scratch) / "fp32"
         source.mkdir()
-        part = export_encoder(EncoderModule(encoder, "fp32", plan_outputs), source, file, batch)
+        part = export_encoder(EncoderModule(model, "fp32", plan_outputs), source, file, batch)
         say("measuring activations on the calibration photos")
         many = ({n: np.repeat(array, batch, 0) for n, array in feed.items()} for feed in feeds)
         ranges = measure_ranges(source / file, many, quantizes_attention(precision))
@@ -50,7 +51,7 @@ def export_quantized_encoder(
             say("exporting the encoder to ONNX once more, typed as FP16")
             source = Path(scratch) / rest
             source.mkdir()
-            part = export_encoder(EncoderModule(encoder, rest, plan_outputs), source, file, batch)
+            part = export_encoder(EncoderModule(model, rest, plan_outputs), source, file, batch)
         say("quantising")
         quantize_linear_layers(source / file, folder / file, ranges)
     return replace(part, file=file)

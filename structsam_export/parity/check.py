@@ -22,6 +22,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
+from structsam_export.bundle.features import Features
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import (
     PARITY_STEM,
@@ -248,11 +249,11 @@ def _rows(
             say(f"{backend.name}: decoding")
             decoder = opened.enter_context(backend.runner(bundle, "decoder", options))
         for reference, outputs in zip(references, encoded, strict=True):
-            embedding = outputs.pop("image_embeddings")
+            features = {spec.name: outputs.pop(spec.name) for spec in bundle.features}
             plan = outputs if encoder.plan_outputs else None
             prompts = prompt_grid(reference.photo.geometry)
-            masks, scores = decode(decoder.run, embedding, *prompts) if decoder else no_masks()
-            metrics, same = compare(reference, embedding, masks, scores, plan)
+            masks, scores = decode(decoder.run, features, *prompts) if decoder else no_masks()
+            metrics, same = compare(reference, features, masks, scores, plan)
             good = keeps_gates(metrics, bundle.precision)
             row = ParityRow(
                 backend.name,
@@ -264,7 +265,7 @@ def _rows(
             )
             if not good:
                 say(f"{backend.name} on {row.image}: off its gates; comparing slots")
-                found = embedding, masks, scores
+                found = features, masks, scores
                 row = _with_same_slots(row, bundle, reference, found, plan, model)
             rows.append((row, reference, masks))
     return rows
@@ -274,7 +275,7 @@ def _with_same_slots(
     row: ParityRow,
     bundle: Bundle,
     reference: Reference,
-    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    found: tuple[Features, np.ndarray, np.ndarray],
     plan: Arrays | None,
     model: _ReferenceModel,
 ) -> ParityRow:

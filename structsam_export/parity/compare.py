@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from structsam.mask_iou import mask_area, mask_iou
+from structsam_export.bundle.features import Features
 from structsam_export.bundle.manifest import PLAN_TENSORS
 from structsam_export.graph.precisions import PRECISIONS, is_quantized
 from structsam_export.parity.reference import Reference
@@ -49,7 +50,7 @@ GATES |= dict.fromkeys(filter(is_quantized, PRECISIONS), _INT8_GATES)
 
 def compare(
     reference: Reference,
-    embedding: np.ndarray,
+    features: Features,
     masks: np.ndarray,
     scores: np.ndarray,
     plans: Arrays | None,
@@ -57,22 +58,20 @@ def compare(
     """Measure one result against its reference.
 
     Args:
-        embedding: [1, 256, h, w].
+        features: what the decoder takes: `image_embeddings` [1, 256, h, w], and others.
         masks: bool [Q, 4, 4h, 4w].
         scores: [Q, 4].
         plans: `slot_of_token.I` and `anchor_of_slot.I` per block; None when not available.
 
     Returns:
-        Metrics by name, those of masks where there is a decoder, and per block the share of tokens
-        whose slot has the same destination.
+        Metrics by name, those of feature maps of the worst one, those of masks where there is a
+        decoder, and per block the share of tokens whose slot has the same destination.
     """
-    a, b = reference.embedding.astype(np.float64).ravel(), embedding.astype(np.float64).ravel()
-    finite = bool(np.isfinite(b).all())
-    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    maps = [_map_metrics(map_, features[name]) for name, map_ in reference.features.items()]
     metrics = {
-        "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
-        "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
-        "max_abs": _largest_difference(a, b),
+        "cosine": min(each["cosine"] for each in maps),
+        "relative_l2": max(each["relative_l2"] for each in maps),
+        "max_abs": max(each["max_abs"] for each in maps),
     }
     if reference.masks.size:
         iou = judged_iou(reference.masks, masks)
@@ -90,6 +89,18 @@ def compare(
     if same:
         metrics["same_slot"] = float(np.mean(list(same.values())))
     return metrics, same
+
+
+def _map_metrics(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Compare one feature map [1, C, h, w] with its reference."""
+    a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    finite = bool(np.isfinite(b).all())
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    return {
+        "cosine": float(a @ b / (norm_a * norm_b)) if finite and norm_b else -1.0,
+        "relative_l2": float(np.linalg.norm(a - b)) / norm_a if finite else float("inf"),
+        "max_abs": _largest_difference(a, b),
+    }
 
 
 def judged_iou(expected: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from structsam_export.bundle.manifest import Part
 from structsam_export.graph.precisions import float_type
 from structsam_export.parity.compare import GATES, MIN_MASK_AREA, judged_iou
 from structsam_export.parity.reference import Reference, decoder_feed, prompt_grid
+from structsam_export.predict.hq_masks import every_mask
 
 _README, _SCRIPT = "README.txt", "gates.py"
 _TITLE = "Inputs and reference outputs for Polygraphy"
@@ -30,11 +31,11 @@ _README_TEXT = """\
 {title}, of {photos}: {names}
 
 Bundle {bundle}, precision {precision} in its manifest, whose tolerances are below.
-Outputs: what the merged PyTorch encoder and the stock decoder compute in FP32. `image_embeddings`,
+Outputs: what the merged PyTorch encoder and the stock decoder compute in FP32. {features},
 masks and scores are compared, and no plan outputs. Rounding may rank ties otherwise, and move all
 that follows: `structsam-export check` tells that from faults, and Polygraphy cannot.
-The decoder is fed the reference's embedding. Polygraphy has no measure of masks: {script} holds
-`low_res_masks` > 0 against the reference, and leaves the scores to Polygraphy.
+The decoder is fed what the reference's encoder gives. Polygraphy has no measure of masks: {script}
+holds logits above 0 against the reference, and leaves the scores to Polygraphy.
 
 Tolerances: {gates}
 
@@ -55,6 +56,7 @@ _SCRIPT_TEXT = '''\
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
 from polygraphy.comparator import IterationResult, SimpleCompareFunc
@@ -66,7 +68,7 @@ MIN_MASK_AREA = {area}
 
 def compare_outputs(found, expected):
     """Hold the decoder's outputs on one photo against the gates; expected masks are bools."""
-    iou = judged_iou(expected["low_res_masks"], found["low_res_masks"] > 0)
+    iou = judged_iou(expected["low_res_masks"], every_mask(found) > 0)
     measured = {{"mean_mask_iou": iou.mean(), "min_mask_iou": iou.min()}}
     good = all(measured[name] >= gate for name, gate in GATES.items() if name in measured)
     told = ", ".join(f"{{name}} {{value:.6f}}" for name, value in measured.items())
@@ -108,8 +110,8 @@ def save_polygraphy(bundle: Bundle, references: Sequence[Reference], folder: Pat
             coords, labels = prompt_grid(reference.photo.geometry)
             tensors = {
                 "encoder-inputs": {"image": reference.photo.pixels, **reference.prompt_feed},
-                "encoder-outputs": {"image_embeddings": reference.embedding},
-                "decoder-inputs": decoder_feed(reference.embedding, coords, labels),
+                "encoder-outputs": dict(reference.features),
+                "decoder-inputs": decoder_feed(reference.features, coords, labels),
                 "decoder-outputs": {
                     "low_res_masks": reference.masks,
                     "iou_predictions": reference.scores,
@@ -150,7 +152,7 @@ def require_polygraphy(folder: Path) -> None:
 
 def _script(precision: str) -> str:
     gates = {name: tolerance for name, (_, tolerance) in GATES[precision].items()}
-    functions = (judged_iou, mask_iou.mask_iou, mask_iou.mask_area)
+    functions = (every_mask, judged_iou, mask_iou.mask_iou, mask_iou.mask_area)
     return _SCRIPT_TEXT.format(
         precision=precision,
         gates={name: gates[name] for name in gates if "mask" in name or "score" in name},
@@ -172,6 +174,7 @@ def _readme(bundle: Bundle, references: Sequence[Reference]) -> str:
         bundle=bundle.name,
         precision=precision,
         script=_SCRIPT,
+        features=", ".join(f"`{spec.name}`" for spec in bundle.features),
         gates=", ".join(gates),
         onnxruntime=_commands(bundle, "polygraphy run", "--onnxrt"),
         tensorrt=_commands(bundle, "polygraphy run", "--trt --strongly-typed"),
@@ -186,7 +189,7 @@ def _commands(bundle: Bundle, program: str, runner: str) -> str:
         words = [program, graph, runner, "--validate"]
         words += [f"--load-inputs {part}-inputs --load-outputs {part}-outputs"]
         if part == "encoder":
-            words.append(_embedding_gates(bundle.precision))
+            words.append(_feature_gates(bundle.precision, [s.name for s in bundle.features]))
         else:
             words.append(f"--compare-func-script {_SCRIPT}")
         if "--trt" in runner:
@@ -207,15 +210,16 @@ def _profile(part: Part) -> list[str]:
     return options
 
 
-def _embedding_gates(precision: str) -> str:
-    """Polygraphy's measures of the embedding, and their thresholds."""
+def _feature_gates(precision: str, features: Sequence[str]) -> str:
+    """Polygraphy's measures of the feature maps, and their thresholds."""
     gates = GATES[precision]
     names, thresholds = [], []
     if "relative_l2" in gates:
         names.append("snr")
         decibels = -20 * math.log10(gates["relative_l2"][1])
-        thresholds.append(f"--snr-threshold image_embeddings:{decibels:g}")
+        thresholds += ["--snr-threshold", *(f"{name}:{decibels:g}" for name in features)]
     if "cosine" in gates:
         names.append("cosine_similarity")
-        thresholds.append(f"--cosine-similarity-threshold image_embeddings:{gates['cosine'][1]:g}")
+        least = gates["cosine"][1]
+        thresholds += ["--cosine-similarity-threshold", *(f"{n}:{least:g}" for n in features)]
     return f"--compare {' '.join(names)} {' '.join(thresholds)}"

@@ -83,7 +83,7 @@ def quantization_cost(
 
     from structsam_export.graph.modules import EncoderModule
 
-    exact = EncoderModule(sam.image_encoder)
+    exact = EncoderModule(sam)
     backend, ious = BACKENDS["onnxruntime"], list[np.ndarray]()
     with (
         backend.runner(bundle, "encoder", RunOptions()) as encoder,
@@ -92,10 +92,11 @@ def quantization_cost(
     ):
         how, what = bundle.preprocessing, "comparing INT8 with FP32"
         for photo, feed in encoder_feeds(photos, how, exact.takes_box, what, count):
-            embedding = exact.encode(*map(torch.from_numpy, feed.values())).numpy()
-            quantized = encoder.run(feed)["image_embeddings"]
+            found = exact.features(*map(torch.from_numpy, feed.values()))
+            features = {name: map_.numpy() for name, map_ in found.items()}
             prompts = prompt_grid(photo.geometry)
-            masks = [decode(decoder.run, each, *prompts)[0] for each in (embedding, quantized)]
+            both = features, encoder.run(feed)
+            masks = [decode(decoder.run, each, *prompts)[0] for each in both]
             ious.append(judged_iou(*masks))
     every = np.concatenate(ious)
     return QuantizationCost(len(photos), every.size, float(every.mean()), float(every.min()))

@@ -7,7 +7,7 @@ checked later on a machine that has neither.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.errors import UserError
-from structsam_export.bundle.manifest import PROMPT_BOX
+from structsam_export.bundle.features import Features, from_arrays, to_arrays
+from structsam_export.bundle.manifest import HQ_FEATURES, HQ_MASKS, IMAGE_EMBEDDINGS, PROMPT_BOX
+from structsam_export.predict.hq_masks import every_mask
 from structsam_export.predict.preprocessing import ImageGeometry, Photo
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+    from torch import Tensor
 
 _GRID = 4  # points per side
 _BOXES = 3  # boxes per side
@@ -32,16 +35,17 @@ class Reference:
 
     Args:
         photo: the photo, as it was read and preprocessed.
-        embedding: float32 [1, 256, h, w].
+        features: what the decoder takes, float32: `image_embeddings` [1, 256, h, w] and others.
         plans: block index -> (slot_of_token [B', N], anchor_of_slot [B', M]).
         prompt_box: float32 [1, 4] in input pixels, for an encoder that takes one; else None.
         energies: block index -> gradient energy [h, w] float32 of a few blocks, for the report.
-        masks: bool [Q, 4, 4h, 4w], logits above 0 for the Q prompts of `prompt_grid`.
+        masks: bool [Q, 4, 4h, 4w], logits above 0 for the Q prompts of `prompt_grid`; of SAM-HQ
+            [Q, 5, ...], see `every_mask`.
         scores: float32 [Q, 4], the predicted IoU of every mask.
     """
 
     photo: Photo
-    embedding: np.ndarray
+    features: Features
     plans: dict[int, tuple[np.ndarray, np.ndarray]]
     energies: dict[int, np.ndarray]
     masks: np.ndarray
@@ -52,6 +56,11 @@ class Reference:
     def prompt_feed(self) -> dict[str, np.ndarray]:
         """What the encoder is fed beside the image."""
         return {} if self.prompt_box is None else {PROMPT_BOX: self.prompt_box}
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """The image embedding, float32 [1, 256, h, w]."""
+        return self.features[IMAGE_EMBEDDINGS]
 
     @property
     def image(self) -> str:
@@ -69,7 +78,7 @@ class Reference:
         shutil.copyfile(self.photo.path, image)
         numbers = image.with_name(image.name + ".npz")
         arrays: dict[str, Any] = {
-            "embedding": self.embedding,
+            **to_arrays(self.features),
             "scores": self.scores,
             "masks": np.packbits(self.masks),
             "masks_shape": np.array(self.masks.shape),
@@ -93,7 +102,7 @@ def load_reference(photo: Photo) -> Reference:
         bits = np.unpackbits(arrays["masks"], count=int(np.prod(shape)))
         return Reference(
             photo=photo,
-            embedding=arrays["embedding"],
+            features=from_arrays(arrays),
             plans={
                 index: (
                     arrays[f"slot_of_token.{index}"].astype(np.int64),
@@ -136,18 +145,18 @@ def prompt_grid(geometry: ImageGeometry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decoder_feed(
-    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray
+    features: Features, coords: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return a bundle's decoder's inputs for prompts of `prompt_grid`; no masks as prompts.
 
     Args:
-        embedding: float32 [1, 256, h, w].
+        features: as of `Reference`.
         coords: float32 [P, K, 2] in input pixels.
         labels: float32 [P, K].
     """
-    height, width = (4 * side for side in embedding.shape[-2:])
+    height, width = (4 * side for side in features[IMAGE_EMBEDDINGS].shape[-2:])
     return {
-        "image_embeddings": embedding,
+        **features,
         "point_coords": coords,
         "point_labels": labels,
         "mask_input": np.zeros((len(coords), 1, height, width), np.float32),
@@ -157,16 +166,16 @@ def decoder_feed(
 
 def decode(
     run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
-    embedding: np.ndarray,
+    features: Features,
     coords: np.ndarray,
     labels: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] from a bundle's decoder, a few prompts a call."""
+    """Masks and scores, as of `Reference`, from a bundle's decoder, a few prompts a call."""
     masks, scores = [], []
     for start in range(0, len(coords), 5):
         some = slice(start, start + 5)
-        outputs = run(decoder_feed(embedding, coords[some], labels[some]))
-        masks.append(outputs["low_res_masks"] > 0)
+        outputs = run(decoder_feed(features, coords[some], labels[some]))
+        masks.append(every_mask(outputs) > 0)
         scores.append(outputs["iou_predictions"])
     return np.concatenate(masks), np.concatenate(scores)
 
@@ -193,17 +202,17 @@ def compute_reference(sam: Sam, photo: Photo) -> Reference:
     from structsam.recording import record_plans
     from structsam_export.graph.modules import EncoderModule
 
-    module = EncoderModule(sam.image_encoder)
+    module = EncoderModule(sam)
     inputs = [photo.pixels]
     if module.takes_box:
         inputs.append(prompt_box_of(photo.geometry))
     with torch.inference_mode(), record_plans(sam) as planned:
-        embedding = module.encode(*map(torch.from_numpy, inputs))
-        masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
+        features = module.features(*map(torch.from_numpy, inputs))
+        masks, scores = stock_masks(sam, features, *prompt_grid(photo.geometry))
     energies = {index: planned[index].token_energy for index in picture_blocks(sam)}
     return Reference(
         photo=photo,
-        embedding=embedding.numpy(),
+        features={name: map_.numpy() for name, map_ in features.items()},
         plans={
             index: (merging.plan.slot_of_token.numpy(), merging.plan.anchor_of_slot.numpy())
             for index, merging in planned.items()
@@ -226,9 +235,9 @@ def picture_blocks(sam: Sam) -> list[int]:
 
 
 def stock_masks(
-    sam: Sam, embedding: Any, coords: np.ndarray, labels: np.ndarray
+    sam: Sam, features: Mapping[str, Tensor], coords: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks bool [Q, 4, 4h, 4w] and scores [Q, 4] of every prompt from the stock modules.
+    """Masks and scores, as of `Reference`, of every prompt from the stock modules.
 
     Of a model without a decoder there are none: Q is 0.
     """
@@ -236,6 +245,7 @@ def stock_masks(
 
     if sam.mask_decoder is None:
         return no_masks()
+    more = {name: map_ for name, map_ in features.items() if name != IMAGE_EMBEDDINGS}
     masks, scores = [], []
     for xy, kind in zip(coords, labels, strict=True):
         if kind[0] == 2:
@@ -245,11 +255,15 @@ def stock_masks(
             boxes = None  # the stock prompt encoder pads the point itself
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
         logits, quality = sam.mask_decoder.predict_masks(
-            image_embeddings=embedding,
+            image_embeddings=features[IMAGE_EMBEDDINGS],
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
+            **more,
         )
-        masks.append((logits[0] > 0).numpy())
+        drawn = {"low_res_masks": logits[:, :4].numpy(), "iou_predictions": quality.numpy()}
+        if HQ_FEATURES in more:
+            drawn[HQ_MASKS] = logits[:, 4:].numpy()
+        masks.append(every_mask(drawn)[0] > 0)
         scores.append(quality[0].numpy())
     return np.stack(masks), np.stack(scores)

@@ -98,7 +98,7 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
         CannotFollow: these are no plans of the encoder, or slots are no means of their tokens.
     """
     photo = reference.photo
-    module = EncoderModule(sam.image_encoder)
+    module = EncoderModule(sam)
     before = {index: block.tiers for index, block in module.merging.items()}
     try:
         for index, block in module.merging.items():
@@ -113,12 +113,13 @@ def follow(sam: Sam, reference: Reference, plans: Arrays) -> tuple[Reference, di
         arrays = photo.pixels, *reference.prompt_feed.values()
         inputs = [torch.from_numpy(array) for array in arrays]
         with torch.inference_mode():
-            embedding = module.encode(*inputs)
-            masks, scores = stock_masks(sam, embedding, *prompt_grid(photo.geometry))
+            features = module.features(*inputs)
+            masks, scores = stock_masks(sam, features, *prompt_grid(photo.geometry))
     finally:
         for index, tiers in before.items():
             module.merging[index].tiers = tiers
-    found = replace(reference, embedding=embedding.numpy(), masks=masks, scores=scores)
+    maps = {name: map_.numpy() for name, map_ in features.items()}
+    found = replace(reference, features=maps, masks=masks, scores=scores)
     return found, {index: _same(tiers) for index, tiers in followed.items()}
 
 

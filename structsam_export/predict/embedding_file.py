@@ -1,4 +1,4 @@
-"""An image's embedding on disk, FP16: computed once, used for every later prompt."""
+"""What the encoder made of an image on disk, FP16: computed once, used for every later prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam_export.bundle import atomic
+from structsam_export.bundle.features import Features, array_name, from_arrays, to_arrays
 from structsam_export.bundle.folder import Bundle
 
 _ID_DIGITS = 32
@@ -21,8 +22,8 @@ def photo_id(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_ID_DIGITS]
 
 
-def to_half(embedding: np.ndarray, advice: str = "Leave out `save_embeddings=True`") -> np.ndarray:
-    """Return an embedding as FP16.
+def to_half(features: Features, advice: str = "Leave out `save_embeddings=True`") -> Features:
+    """Return feature maps as FP16.
 
     Args:
         advice: what to do where it does not fit.
@@ -31,18 +32,18 @@ def to_half(embedding: np.ndarray, advice: str = "Leave out `save_embeddings=Tru
         UserError: a value is beyond FP16.
     """
     with np.errstate(over="ignore"):
-        half = embedding.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise UserError(
-            f"the embedding has values beyond FP16, up to {np.abs(embedding).max():g}. {advice}"
-        )
+        half = {name: array.astype(np.float16) for name, array in features.items()}
+    for name, array in half.items():
+        if not np.isfinite(array).all():
+            most = np.abs(features[name]).max()
+            raise UserError(f"{name} has values beyond FP16, up to {most:g}. {advice}")
     return half
 
 
 def save_embedding(
-    file: Path, bundle: Bundle, half: np.ndarray, original_size: tuple[int, int], photo: str
+    file: Path, bundle: Bundle, half: Features, original_size: tuple[int, int], photo: str
 ) -> None:
-    """Write an embedding float16 [1, C, h, w] of a photo of (H, W) pixels, atomically.
+    """Write feature maps float16 [1, C, h, w] of a photo of (H, W) pixels, atomically.
 
     Args:
         photo: its `photo_id`.
@@ -53,25 +54,27 @@ def save_embedding(
     with atomic.staged_file(file) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,
-            embedding=half,
+            **to_arrays(half),
             original_size=np.array(original_size),
             encoder=np.array(_encoder_of(bundle)),
             photo=np.array(photo),
         )
 
 
-def load_embedding(file: Path, bundle: Bundle) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the embedding, float32 [1, C, h, w], and the photo's (H, W).
+def load_embedding(file: Path, bundle: Bundle) -> tuple[Features, tuple[int, int]]:
+    """Return the feature maps, float32 [1, C, h, w], and the photo's (H, W).
 
     Raises:
         UserError: missing, damaged, or of another encoder than this bundle's.
     """
-    found = _read(file, bundle, ("embedding", "original_size"))
+    names = (array_name(spec.name) for spec in bundle.features)
+    found = _read(file, bundle, (*names, "original_size"))
     try:
         height, width = map(int, found["original_size"])
-        return found["embedding"].astype(np.float32), (height, width)
+        features = {name: array.astype(np.float32) for name, array in from_arrays(found).items()}
     except (ValueError, TypeError) as error:
         raise _damaged(file, error) from None
+    return features, (height, width)
 
 
 def photo_of(file: Path, bundle: Bundle) -> str:
@@ -86,25 +89,23 @@ def photo_of(file: Path, bundle: Bundle) -> str:
 def _read(file: Path, bundle: Bundle, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            encoder = str(arrays["encoder"])
+            if str(arrays["encoder"]) != _encoder_of(bundle):
+                raise UserError(
+                    f"{file} was made by another encoder than that of {bundle.path}: its masks "
+                    "would be wrong. Make it again with this bundle"
+                )
             if "photo" in names and "photo" not in arrays:
                 raise UserError(
                     f"{file} does not say which photo it is of: an earlier version made it. Make "
                     "it again with `structsam-export segment`"
                 )
-            found = {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise UserError(
             f"no embedding at {file}. Make it with `structsam-export segment`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(file, error) from None
-    if encoder != _encoder_of(bundle):
-        raise UserError(
-            f"{file} was made by another encoder than that of {bundle.path}: its masks would be "
-            "wrong. Make it again with this bundle"
-        )
-    return found
 
 
 def _damaged(file: Path, error: Exception) -> UserError:

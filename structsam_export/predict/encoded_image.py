@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from structsam_export.bundle.features import from_arrays, to_arrays
 from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 
@@ -17,13 +18,13 @@ class EncodedImage:
 
     Args:
         geometry: its size, and its place in the encoder's input.
-        embedding: of the encoder; None where it waits for a prompt's box.
+        features: of the encoder, by name; None where it waits for a prompt's box.
         network_input: float32 [1, 3, S, S] of a prompt-aware bundle, which encodes for every box.
-        prompt_box: that the embedding of a prompt-aware bundle belongs to.
+        prompt_box: that the features of a prompt-aware bundle belongs to.
     """
 
     geometry: ImageGeometry
-    embedding: DeviceTensor | None
+    features: Mapping[str, DeviceTensor] | None
     network_input: np.ndarray | None = None
     prompt_box: tuple[float, ...] | None = None
 
@@ -31,10 +32,8 @@ class EncodedImage:
     def nbytes(self) -> int:
         """Memory that it takes."""
         held = 0 if self.network_input is None else self.network_input.nbytes
-        if self.embedding is not None:
-            size = int(np.prod(self.embedding.shape)) * self.embedding.dtype.itemsize
-            held += size
-        return held
+        maps = self.features.values() if self.features else ()
+        return held + sum(int(np.prod(map_.shape)) * map_.dtype.itemsize for map_ in maps)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return what `from_arrays` takes, for a file."""
@@ -43,8 +42,8 @@ class EncodedImage:
             "geometry": np.array([*place.original_size, *place.input_size, place.image_size]),
             "upsample_probabilities": np.array(place.upsample_probabilities),
         }
-        if self.embedding is not None:
-            arrays["embedding"] = self.embedding.numpy()
+        if self.features is not None:
+            arrays |= to_arrays({name: map_.numpy() for name, map_ in self.features.items()})
         if self.network_input is not None:
             arrays["network_input"] = self.network_input
         if self.prompt_box is not None:
@@ -61,10 +60,10 @@ class EncodedImage:
             side,
             bool(arrays["upsample_probabilities"]),
         )
-        embedding, box = arrays.get("embedding"), arrays.get("prompt_box")
+        features, box = from_arrays(arrays), arrays.get("prompt_box")
         return cls(
             geometry,
-            None if embedding is None else HostTensor(embedding),
+            {name: HostTensor(array) for name, array in features.items()} or None,
             arrays.get("network_input"),
             None if box is None else tuple(map(float, box)),
         )

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
+from structsam_export.bundle.features import Features
 from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.embedding_file import load_embedding
@@ -153,7 +154,7 @@ class _Photo:
     rgb: np.ndarray
     prompts: AskedPrompts
     notes: tuple[str, ...]
-    embedding: np.ndarray | None
+    features: Features | None
 
 
 def known_of(bundle: Bundle, predictor: Predictor) -> dict[str, Any]:
@@ -201,12 +202,12 @@ def _read(
     values = None
     if embedding is not None:
         with clock.step("read"):
-            values = _embedding_of(bundle, image, (height, width), Path(embedding))
+            values = _features_of(bundle, image, (height, width), Path(embedding))
     notes = [*bundle_notes(bundle, prompts.boxes), *notes]
     return _Photo(image, sha256, rgb, prompts, tuple(notes), values)
 
 
-def _embedding_of(bundle: Bundle, image: Path, size: tuple[int, int], given: Path) -> np.ndarray:
+def _features_of(bundle: Bundle, image: Path, size: tuple[int, int], given: Path) -> Features:
     file = given / f"{image.name}.npz" if given.is_dir() else given
     values, own_size = load_embedding(file, bundle)
     if own_size != size:
@@ -227,10 +228,10 @@ def _predict(
 ) -> Prediction:
     prompts = photo.prompts
     predictor.timings.clear()
-    if photo.embedding is None:
+    if photo.features is None:
         predictor.set_image(photo.rgb)
     else:
-        predictor.set_embedding(photo.embedding, photo.rgb.shape[:2])
+        predictor.set_features(photo.features, photo.rgb.shape[:2])
     scores, low_res = predictor.predict_low_res(
         **prompts.arrays(), multimask_output=prompts.multimask
     )

@@ -8,7 +8,7 @@ bundle the embedding belongs to one box, so the image is encoded again whenever 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from structsam.errors import UserError
+from structsam_export.bundle.features import Features
 from structsam_export.bundle.folder import Bundle
-from structsam_export.bundle.manifest import PROMPT_BOX, PartName
+from structsam_export.bundle.manifest import IMAGE_EMBEDDINGS, PROMPT_BOX, PartName
 from structsam_export.predict.decoder_feeds import decoder_feeds, in_chunks
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.generator import Progress, masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
+from structsam_export.predict.hq_masks import choose_masks
 from structsam_export.predict.preprocessing import (
     ImageGeometry,
     check_image,
@@ -42,6 +44,7 @@ class Predictor:
         threads: CPU threads; None leaves the choice to the backend.
         checkpoint: weights, for the torch backend only.
         target: which engine of the bundle to use; None takes the one for this GPU.
+        hq_token_only: of SAM-HQ: the mask of the HQ token alone, not added to SAM's.
 
     Attributes:
         timings: milliseconds of the latest `preprocess`, `encode`, `decode` and `upscale`. Opening
@@ -52,7 +55,7 @@ class Predictor:
             stands in where a prompt has no box.
 
     Raises:
-        UserError: unknown backend, or none runs here.
+        UserError: unknown backend, or none runs here; `hq_token_only` for another model.
     """
 
     def __init__(
@@ -63,15 +66,18 @@ class Predictor:
         threads: int | None = None,
         checkpoint: str | Path | None = None,
         target: str | None = None,
+        hq_token_only: bool = False,
     ) -> None:
         self.bundle = bundle
+        self._hq_token_only = hq_token_only
+        _require_hq(bundle, hq_token_only)
         self.backend = find_backend(backend, bundle) if isinstance(backend, str) else backend
         self.timings: dict[str, float] = {}
         self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
         self._runners: dict[PartName, Runner] = {}
         self._decoder = bundle.part("decoder")
         self._network_input: np.ndarray | None = None
-        self._embedding: DeviceTensor | None = None
+        self._features: Mapping[str, DeviceTensor] | None = None
         self.prompt_box: tuple[float, ...] | None = None
         self.geometry: ImageGeometry | None = None
 
@@ -99,51 +105,70 @@ class Predictor:
         if self.bundle.takes_box:
             self._network_input = network_input
         else:
-            self._embedding = self._encode({"image": network_input})
+            self._features = self._encode({"image": network_input})
         self.geometry = geometry
 
     def set_embedding(self, embedding: np.ndarray, original_size: tuple[int, int]) -> None:
-        """Take the embedding of an image instead of computing it.
+        """Do what `set_features` does, for a bundle whose decoder takes the embedding alone."""
+        self.set_features({IMAGE_EMBEDDINGS: embedding}, original_size)
+
+    def set_features(
+        self, features: Mapping[str, np.ndarray], original_size: tuple[int, int]
+    ) -> None:
+        """Take the feature maps of an image instead of computing them.
 
         Args:
-            embedding: what `get_image_embedding` returned with this bundle.
+            features: what `get_features` returned with this bundle.
             original_size: the image's (H, W) in pixels.
 
         Raises:
-            UserError: another shape, or this bundle's embeddings belong to one box.
+            UserError: one is missing or has another shape, or this bundle's belong to one box.
         """
         if self.bundle.takes_box:
             raise UserError(
                 "an embedding of a prompt-aware bundle belongs to one box. Use a bundle that was "
                 "exported without a prompt"
             )
-        values = check_numbers("the embedding", embedding, self._embedding_shape)
+        self._require_features(features)
+        values = {
+            name: check_numbers(f"feature map {name}", features[name], shape)
+            for name, shape in self._feature_shapes.items()
+        }
         geometry = image_geometry(*original_size, self.bundle.preprocessing)
         self.reset_image()
-        self._embedding, self.geometry = HostTensor(values.astype(np.float32)), geometry
+        self._features = {n: HostTensor(array.astype(np.float32)) for n, array in values.items()}
+        self.geometry = geometry
 
     @property
-    def _embedding_shape(self) -> tuple[int, ...]:
-        shape = next(s.shape for s in self._decoder.inputs if s.name == "image_embeddings")
-        return tuple(map(int, shape))
+    def _feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: tuple(map(int, spec.shape)) for spec in self.bundle.features}
 
-    def _encode(self, feeds: dict[str, np.ndarray]) -> DeviceTensor:
+    def _require_features(self, names: Collection[str]) -> None:
+        """Refuse feature maps that are not those which the decoder takes."""
+        if set(names) != set(self._feature_shapes):
+            raise UserError(
+                f"the feature maps are {', '.join(sorted(names))}, and the decoder of "
+                f"{self.bundle.name} takes {', '.join(sorted(self._feature_shapes))}. Encode the "
+                "image with this bundle, and pass what `get_features` returns to `set_features`"
+            )
+
+    def _encode(self, feeds: dict[str, np.ndarray]) -> Mapping[str, DeviceTensor]:
         encoder = self._runner("encoder")
         with self._timed("encode"):
-            return encoder.run_on_device(feeds, ["image_embeddings"])["image_embeddings"]
+            return encoder.run_on_device(feeds, list(self._feature_shapes))
 
     def _encode_for(self, box: np.ndarray | None) -> None:
         """Make the embedding belong to this box [4] of the image, if it does not yet."""
         wanted = None if box is None else tuple(float(value) for value in box)
         _, geometry = self._current()
         if self._network_input is None or (
-            self._embedding is not None and wanted == self.prompt_box
+            self._features is not None and wanted == self.prompt_box
         ):
             return
         height, width = geometry.original_size
         corners = np.reshape([0, 0, width, height] if box is None else box, (2, 2))
         prompt_box = geometry.to_input(corners).reshape(1, 4)
-        self._embedding = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
+        self._features = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
         self.prompt_box = wanted
 
     @property
@@ -156,28 +181,30 @@ class Predictor:
         Raises:
             UserError: no image is set.
         """
-        embedding, geometry = self._current()
-        kept = None if embedding is None else embedding.kept()
+        features, geometry = self._current()
+        kept = None if features is None else {n: map_.kept() for n, map_ in features.items()}
         return EncodedImage(geometry, kept, self._network_input, self.prompt_box)
 
     def set_encoded_image(self, image: EncodedImage) -> None:
         """Take up what `encoded_image` of a predictor with the same bundle returned.
 
         Raises:
-            UserError: its embedding has another shape than this bundle's.
+            UserError: its feature maps are others than this bundle's, or of another shape.
         """
-        shape = self._embedding_shape
-        if image.embedding is not None and image.embedding.shape != shape:
-            raise UserError(
-                f"the embedding has shape {image.embedding.shape}, and {self.bundle.name} takes "
-                f"{shape}. Encode the image with this bundle"
-            )
-        self._network_input, self._embedding = image.network_input, image.embedding
+        if image.features is not None:
+            self._require_features(image.features)
+            for name, shape in self._feature_shapes.items():
+                if image.features[name].shape != shape:
+                    raise UserError(
+                        f"{name} has shape {image.features[name].shape}, and {self.bundle.name} "
+                        f"takes {shape}. Encode the image with this bundle"
+                    )
+        self._network_input, self._features = image.network_input, image.features
         self.prompt_box, self.geometry = image.prompt_box, image.geometry
 
     def reset_image(self) -> None:
         """Forget the current image."""
-        self._network_input = self._embedding = self.geometry = self.prompt_box = None
+        self._network_input = self._features = self.geometry = self.prompt_box = None
 
     @property
     def is_image_set(self) -> bool:
@@ -192,21 +219,29 @@ class Predictor:
         Raises:
             UserError: no image is set, or a value is not finite.
         """
-        embedding = self._current_embedding().numpy()
-        if not np.isfinite(embedding).all():
+        return self.get_features()[IMAGE_EMBEDDINGS]
+
+    def get_features(self) -> Features:
+        """Return all that the decoder takes of the current image: feature maps by name, float32.
+
+        Raises:
+            UserError: as `get_image_embedding`.
+        """
+        features = {name: map_.numpy() for name, map_ in self._current_features().items()}
+        if not all(np.isfinite(array).all() for array in features.values()):
             raise UserError(
                 f"the encoder of {self.bundle.path} returned values that are not finite with "
                 f"{self.backend.name}. Export the bundle with `precision='fp32'`"
             )
-        return embedding
+        return features
 
-    def _current_embedding(self) -> DeviceTensor:
-        embedding, _ = self._current()
-        if embedding is None:
+    def _current_features(self) -> Mapping[str, DeviceTensor]:
+        features, _ = self._current()
+        if features is None:
             self._encode_for(None)
-            embedding, _ = self._current()
-        assert embedding is not None
-        return embedding
+            features, _ = self._current()
+        assert features is not None
+        return features
 
     def predict(
         self,
@@ -216,6 +251,7 @@ class Predictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        hq_token_only: bool | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predict masks of one prompt, or of P prompts in one call, for the current image.
 
@@ -225,8 +261,10 @@ class Predictor:
             box: [4], or [P, 4], (x0, y0, x1, y1) in pixels of the image.
             mask_input: [1, 256, 256], or [P, 1, 256, 256]: logits of an earlier prediction. At
                 another input size 256 is a quarter of it, unless the embedding is upsampled.
-            multimask_output: three masks for an ambiguous prompt instead of one.
+            multimask_output: three masks for an ambiguous prompt instead of one. SAM-HQ, as its
+                own predictor, gives one in both cases: on the best of the three, or on the single.
             return_logits: float32 logits instead of bool masks; a mask is where they exceed 0.
+            hq_token_only: other than the predictor's own.
 
         Returns:
             masks [C, H, W], predicted IoU [C] and low-resolution logits [C, 256, 256] with C = 3 or
@@ -237,7 +275,7 @@ class Predictor:
                 returned what is not finite.
         """
         scores, low_res = self.predict_low_res(
-            point_coords, point_labels, box, mask_input, multimask_output
+            point_coords, point_labels, box, mask_input, multimask_output, hq_token_only
         )
         return self.upscale(low_res, return_logits), scores, low_res
 
@@ -248,8 +286,11 @@ class Predictor:
         box: np.ndarray | None = None,
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
+        hq_token_only: bool | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
+        only = self._hq_token_only if hq_token_only is None else hq_token_only
+        _require_hq(self.bundle, only)
         _, geometry = self._current()
         prompts = read_prompts(point_coords, point_labels, box, geometry)
         feeds = decoder_feeds(self._decoder, prompts, geometry, mask_input)
@@ -265,13 +306,10 @@ class Predictor:
         else:
             self._encode_for(None)
             pieces = self._decode(feeds)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        low_res, scores = (
-            np.concatenate([piece[name] for piece in pieces])[:, chosen]
-            for name in ("low_res_masks", "iou_predictions")
-        )
+        chosen = [choose_masks(piece, multimask_output, only) for piece in pieces]
+        scores, low_res = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
         if not (np.isfinite(scores).all() and np.isfinite(low_res).all()):
-            self.get_image_embedding()  # raises when it came from the encoder
+            self.get_features()  # raises when it came from the encoder
             raise UserError(
                 f"{self.backend.name} gave NaN or infinity for the masks. Run `structsam-export "
                 "check` on the bundle, or export it again with `precision='fp32'`"
@@ -279,14 +317,13 @@ class Predictor:
         return (scores, low_res) if prompts.many else (scores[0], low_res[0])
 
     def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Run the decoder on the current embedding for some prompts, in pieces that it takes."""
+        """Run the decoder on the current image for some prompts, in pieces that it takes."""
         decoder = self._runner("decoder")
-        embedding = self._current_embedding()
+        features = self._current_features()
         with self._timed("decode"):
             count = len(feeds["has_mask_input"])
             pieces = [
-                decoder.run({"image_embeddings": embedding, **chunk})
-                for chunk in in_chunks(self._decoder, feeds)
+                decoder.run({**features, **chunk}) for chunk in in_chunks(self._decoder, feeds)
             ]
         excess = sum(len(piece["iou_predictions"]) for piece in pieces) - count
         if excess:
@@ -355,10 +392,10 @@ class Predictor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _current(self) -> tuple[DeviceTensor | None, ImageGeometry]:
+    def _current(self) -> tuple[Mapping[str, DeviceTensor] | None, ImageGeometry]:
         if self.geometry is None:
             raise UserError("no image is set. Call predictor.set_image(image) first")
-        return self._embedding, self.geometry
+        return self._features, self.geometry
 
     def _runner(self, part: PartName) -> Runner:
         if part not in self._runners:
@@ -372,3 +409,10 @@ class Predictor:
         start = time.perf_counter()
         yield
         self.timings[step] = (time.perf_counter() - start) * 1e3
+
+
+def _require_hq(bundle: Bundle, hq_token_only: bool) -> None:
+    if hq_token_only and not bundle.is_hq:
+        raise UserError(
+            f"{bundle.name} is no SAM-HQ, and has no HQ token. Leave out `hq_token_only=True`"
+        )

@@ -69,7 +69,7 @@ class TorchRunner(Runner):
         torch.backends.cudnn.allow_tf32 = False
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         module = (
-            EncoderModule(sam.image_encoder, self._precision)
+            EncoderModule(sam, self._precision)
             if self._name == "encoder"
             else DecoderModule(sam, self._precision)
         )
@@ -191,7 +191,7 @@ class InMemoryBackend(TorchBackend):
         manifest = {
             "name": "in memory",
             "preprocessing": preprocessing.to_dict(),
-            "encoder": EncoderModule(self.sam.image_encoder).part("").to_dict(),
+            "encoder": EncoderModule(self.sam).part("").to_dict(),
         }
         if self.sam.mask_decoder is not None:
             manifest["decoder"] = DecoderModule(self.sam).part("").to_dict()

@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -40,6 +40,10 @@ from structsam_export.serve.schemas import (
 from structsam_export.serve.service import Service
 
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="`id` of POST /v1/images.")]
+#: Of the names in `bundle.manifest`.
+Feature = Annotated[
+    Literal["image_embeddings", "hq_features"], Query(description="The second: of SAM-HQ.")
+]
 _BEARER = HTTPBearer(auto_error=False)
 
 
@@ -170,24 +174,27 @@ def _images(service: Service, token: str | None) -> APIRouter:
 
     @router.get(
         "/{image_id}/embedding",
-        summary="The embedding",
+        summary="The embedding, or another feature map",
         response_class=Response,
         responses={
             200: {"content": {"application/octet-stream": {}}, "description": "FP16, row-major"},
             **_errors(404, 409),
         },
     )
-    def embedding(image_id: ImageId) -> Response:
-        """Give the image embedding as FP16, little endian; its shape is in `X-Shape`."""
-        found = service.image(image_id).embedding
+    def embedding(image_id: ImageId, feature: Feature = "image_embeddings") -> Response:
+        """Give what the decoder takes as FP16, little endian; its shape is in `X-Shape`."""
+        found = service.image(image_id).features
         if found is None:
             raise Refusal(
                 409, "this bundle is prompt-aware: it has an embedding for every box, none alone"
             )
+        if feature not in found:
+            raise Refusal(409, f"this bundle's encoder gives no {feature}: it is no SAM-HQ")
         try:
-            array = to_half(found.numpy(), "Let the server find the masks")
+            half = to_half({feature: found[feature].numpy()}, "Let the server find the masks")
         except UserError as error:
             raise Refusal(409, str(error)) from None
+        array = half[feature]
         return Response(
             array.astype("<f2").tobytes(),
             media_type="application/octet-stream",

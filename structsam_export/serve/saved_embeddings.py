@@ -44,8 +44,7 @@ class SavedEmbeddings:
                 f"no folder {folder}. Make one with `structsam-export segment --save-embeddings`"
             )
         self._bundle = bundle
-        shapes = {spec.name: spec.shape for spec in bundle.part("decoder").inputs}
-        self._shape = shapes["image_embeddings"]
+        self._shapes = {spec.name: spec.shape for spec in bundle.features}
         files = folder.rglob("*.npz")
         first = next(files, None)
         if first is None:
@@ -74,17 +73,19 @@ class SavedEmbeddings:
         if file is None:
             return None
         try:
-            values, (height, width) = load_embedding(file, self._bundle)
-            if values.shape != self._shape or not np.isfinite(values).all():
-                raise UserError(
-                    f"{file} is damaged: {values.shape}, not {self._shape}, or no numbers"
-                )
+            features, (height, width) = load_embedding(file, self._bundle)
+            for name, values in features.items():
+                shape = self._shapes[name]
+                if values.shape != shape or not np.isfinite(values).all():
+                    raise UserError(
+                        f"{file} is damaged: {values.shape}, not {shape}, or no numbers"
+                    )
             geometry = image_geometry(height, width, self._bundle.preprocessing)
         except UserError as error:  # costs an encoder's run, not the answer
             _log.warning("%s", error)
             self._files.pop(photo, None)
             return None
-        return EncodedImage(geometry, HostTensor(values))
+        return EncodedImage(geometry, {n: HostTensor(values) for n, values in features.items()})
 
     def __contains__(self, photo: str) -> bool:
         return photo in self._files

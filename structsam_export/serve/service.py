@@ -253,7 +253,7 @@ class Service:
         start = time.perf_counter()
         self._encoder.set_image(rgb)
         if not self.bundle.takes_box:
-            self._encoder.get_image_embedding()  # refuses what is not finite
+            self._encoder.get_features()  # refuses what is not finite
         image = self._encoder.encoded_image
         spent = time.perf_counter() - start
         self._encoder.reset_image()
@@ -266,7 +266,9 @@ class Service:
         self, works: Sequence[tuple[EncodedImage, dict[str, np.ndarray], bool]]
     ) -> list[tuple[np.ndarray, np.ndarray, float]]:
         image, first, multimask = works[0]
-        asked = {name: np.concatenate([arrays[name] for _, arrays, _ in works]) for name in first}
+        asked: dict[str, Any] = {
+            name: np.concatenate([arrays[name] for _, arrays, _ in works]) for name in first
+        }
         start = time.perf_counter()
         self._decoder.set_encoded_image(image)
         try:

@@ -111,8 +111,9 @@ class Encoders:
         from structsam.apply import remove_merging
         from structsam_export.graph.exporter import export_stock_encoder
 
-        encoder = remove_merging(self._judge.model(None).sam).image_encoder
-        return export_stock_encoder(encoder, folder, ENCODER_ONNX)
+        return export_stock_encoder(
+            remove_merging(self._judge.model(None).sam), folder, ENCODER_ONNX
+        )
 
     def _write_floats(self, point: Point, folder: Path) -> Part:
         from structsam_export.graph.exporter import export_encoder

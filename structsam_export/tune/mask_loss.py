@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.mask_iou import mask_iou
+from structsam_export.bundle.features import Features
+from structsam_export.predict.hq_masks import every_mask
 from structsam_export.predict.preprocessing import Photo, read_photo
 from structsam_export.predict.upscaling import binary_masks
 from structsam_export.tune.sure_objects import box_of, grid_points, sure_objects
@@ -52,27 +54,29 @@ class ModelAtSize:
         return read_photo(path, self.preprocessing)
 
     def merged(self, config: MergeConfig) -> Any:
-        """Return the encoder with this merging; one of an earlier call has it as well then."""
+        """Return the model with this merging; one of an earlier call has it as well then."""
         from structsam.apply import apply_merging
 
-        return apply_merging(self.sam, config).image_encoder
+        return apply_merging(self.sam, config)
 
-    def embedding(self, config: MergeConfig, path: Path) -> np.ndarray:
-        """Return the image embedding [1, 256, h, w] of a photo, by PyTorch."""
+    def features(self, config: MergeConfig, path: Path) -> Features:
+        """Return what the decoder takes of a photo, by PyTorch."""
         import torch
 
-        encoder = self.merged(config)
-        with torch.inference_mode():
-            found: np.ndarray = encoder(torch.from_numpy(self.photo(path).pixels)).numpy()
-        return found
+        from structsam_export.graph.modules import EncoderModule
 
-    def sure_boxes(self, embedding: np.ndarray, path: Path) -> tuple[Box, ...]:
+        module = EncoderModule(self.merged(config))
+        with torch.inference_mode():
+            found = module.features(torch.from_numpy(self.photo(path).pixels))
+        return {name: map_.numpy() for name, map_ in found.items()}
+
+    def sure_boxes(self, features: Features, path: Path) -> tuple[Box, ...]:
         """Return boxes round the objects that the model is surest of, else fixed ones."""
         geometry = self.photo(path).geometry
         points = grid_points(GRID_SIDE)
         padding = np.zeros_like(points)
         low_res, scores = self._decode(
-            embedding, path, np.stack([points, padding], 1), [[1.0, -1.0]] * len(points)
+            features, path, np.stack([points, padding], 1), [[1.0, -1.0]] * len(points)
         )
         low_res, scores = low_res[:, 1:], scores[:, 1:]  # the first is for several prompts
         scale = low_res.shape[-1] / geometry.image_size
@@ -81,29 +85,31 @@ class ModelAtSize:
         boxes = tuple(box_of(low_res[p, o, :rows, :columns] > 0) for p, o in found)
         return boxes if len(boxes) >= _FEWEST_OBJECTS else FIXED_BOXES
 
-    def masks(self, embedding: np.ndarray, path: Path, boxes: Sequence[Box]) -> np.ndarray:
+    def masks(self, features: Features, path: Path, boxes: Sequence[Box]) -> np.ndarray:
         """Return the masks of boxes, bool [boxes, H, W] in the photo's own pixels."""
         corners = np.array(boxes).reshape(-1, 2, 2)
-        low_res, _ = self._decode(embedding, path, corners, [[2.0, 3.0]] * len(boxes))
+        low_res, _ = self._decode(features, path, corners, [[2.0, 3.0]] * len(boxes))
         return binary_masks(low_res[:, 0], self.photo(path).geometry)
 
     def _decode(
-        self, embedding: np.ndarray, path: Path, coords: np.ndarray, labels: list[list[float]]
+        self, features: Features, path: Path, coords: np.ndarray, labels: list[list[float]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return logits [P, 4, 4h, 4w] and scores [P, 4]; `coords` are shares of the photo."""
         import torch
 
         height, width = self.photo(path).geometry.input_size
         count, (rows, columns) = len(coords), self._decoder.embedding_size
+        prompts = (
+            torch.from_numpy((coords * [width, height]).astype(np.float32)),
+            torch.tensor(labels),
+            torch.zeros(count, 1, 4 * rows, 4 * columns),
+            torch.zeros(count),
+        )
+        maps = {name: torch.from_numpy(array) for name, array in features.items()}
         with torch.inference_mode():
-            low_res, scores = self._decoder(
-                torch.from_numpy(embedding),
-                torch.from_numpy((coords * [width, height]).astype(np.float32)),
-                torch.tensor(labels),
-                torch.zeros(count, 1, 4 * rows, 4 * columns),
-                torch.zeros(count),
-            )
-        return low_res.numpy(), scores.numpy()
+            found = self._decoder.outputs(maps, prompts)
+        drawn = {name: value.numpy() for name, value in found.items()}
+        return every_mask(drawn)[:, :4], drawn["iou_predictions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +148,13 @@ class MaskJudge:
         for photo in photos:
             if photo not in self._expected:
                 model = self.model(None)
-                embedding = model.embedding(self._unmerged, photo)
-                boxes = model.sure_boxes(embedding, photo)
-                masks = model.masks(embedding, photo, boxes)
+                features = model.features(self._unmerged, photo)
+                boxes = model.sure_boxes(features, photo)
+                masks = model.masks(features, photo, boxes)
                 self._expected[photo] = _Expected(boxes, np.packbits(masks), masks.shape)
 
-    def loss(self, model: ModelAtSize, embedding: np.ndarray, photo: Path) -> float:
-        """Return 1 - mean IoU of the masks of an embedding; `look_at` comes first."""
+    def loss(self, model: ModelAtSize, features: Features, photo: Path) -> float:
+        """Return 1 - mean IoU of the masks of what an encoder gave; `look_at` comes first."""
         expected = self._expected[photo]
-        masks = model.masks(embedding, photo, expected.boxes)
+        masks = model.masks(features, photo, expected.boxes)
         return float(1 - mask_iou(masks, expected.masks).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam.mask_iou import mask_iou
+from structsam_export.bundle.manifest import HQ_FEATURES, IMAGE_EMBEDDINGS
+from structsam_export.predict.hq_masks import every_mask
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
 
@@ -43,14 +46,19 @@ class LossMeter:
     """Measures loss: runs the encoder from any block on, and compares with the unmerged one."""
 
     def __init__(self, sam: Any, spec: ModelSpec) -> None:
+        from structsam_export.graph.hq_features import hq_features_of
         from structsam_export.graph.modules import DecoderModule
 
+        self._hq, self._early_block = (
+            hq_features_of(sam, "fp32"),
+            min(spec.global_blocks, default=0),
+        )
         self.sam, self.preprocessing, self.side = sam, spec.preprocessing, spec.embedding_grid[0]
         self.decoder = DecoderModule(sam)
         self._photo: Path | None = None
         self._inputs: list[Tensor] = []
         self._embedding: Tensor | None = None
-        self._masks: Tensor | None = None
+        self._masks: np.ndarray | None = None
         self._prompts: tuple[Tensor, ...] = ()
 
     def look_at(self, photo: Path) -> None:
@@ -75,7 +83,7 @@ class LossMeter:
         encoder = self._merged(None)
         with torch.inference_mode():
             self._inputs, self._embedding = block_inputs(encoder, torch.from_numpy(pixels))
-            self._masks = self._masks_of(self._embedding)
+            self._masks = self._masks_of(self._embedding, self._early(self._inputs))
         self._photo = photo
 
     def losses(self, config: MergeConfig, photo: Path, start: int = 0) -> Loss:
@@ -85,13 +93,13 @@ class LossMeter:
         self.look_at(photo)
         encoder = self._merged(config)
         with torch.inference_mode():
-            x = self._inputs[start]
+            seen = self._inputs[: start + 1]
             for block in encoder.blocks[start:]:
-                x = block(x)
-            embedding = encoder.neck(x.permute(0, 3, 1, 2))
+                seen.append(block(seen[-1]))
+            embedding = encoder.neck(seen[-1].permute(0, 3, 1, 2))
             assert self._embedding is not None and self._masks is not None
             error = (embedding - self._embedding).norm() / self._embedding.norm()
-            iou = mask_iou(self._masks_of(embedding).numpy(), self._masks.numpy())
+            iou = mask_iou(self._masks_of(embedding, self._early(seen)), self._masks)
         return Loss(float(error), float(1 - iou.mean()))
 
     def _merged(self, config: MergeConfig | None) -> Any:
@@ -100,7 +108,14 @@ class LossMeter:
 
         return apply_merging(self.sam, config or MergeConfig(rate=0.0)).image_encoder
 
-    def _masks_of(self, embedding: Tensor) -> Tensor:
-        """Masks bool [P, 4, 4h, 4w] at the fixed points."""
-        masks: Tensor = self.decoder(embedding, *self._prompts)[0] > 0
-        return masks
+    def _early(self, tokens: Sequence[Tensor]) -> Tensor:
+        """What the first global block gives, of the tokens that enter every block."""
+        return tokens[min(self._early_block + 1, len(tokens) - 1)]
+
+    def _masks_of(self, embedding: Tensor, early: Tensor) -> np.ndarray:
+        """Masks bool [P, 4, 4h, 4w] at the fixed points; of SAM-HQ as of `every_mask`."""
+        features = {IMAGE_EMBEDDINGS: embedding}
+        if self._hq is not None:
+            features[HQ_FEATURES] = self._hq(embedding, early)
+        outputs = self.decoder.outputs(features, self._prompts)
+        return every_mask({name: value.numpy() for name, value in outputs.items()}) > 0

@@ -123,14 +123,14 @@ class OnThisMachine:
         if bundle is None:
             config = point.config(self._base)
             for path in paths:
-                loss = self._judge.loss(model, model.embedding(config, path), path)
+                loss = self._judge.loss(model, model.features(config, path), path)
                 self._record.keep(self._name(point, path), loss)
             return
         once = replace(self._options, keep_compiled=False)
         with find_backend(self._backend).runner(bundle, "encoder", once) as runner:
             for path in paths:
-                embedding = runner.run({"image": model.photo(path).pixels})["image_embeddings"]
-                loss = self._judge.loss(model, embedding, path)
+                features = runner.run({"image": model.photo(path).pixels})
+                loss = self._judge.loss(model, features, path)
                 self._record.keep(self._name(point, path), loss)
 
     def milliseconds(self, points: Sequence[Point]) -> dict[Point, float]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle, open_bundle
-from structsam_export.bundle.manifest import PartName
+from structsam_export.bundle.manifest import IMAGE_EMBEDDINGS, PartName
 from structsam_export.parity import check as parity_check
 from structsam_export.parity.check import check
 from structsam_export.parity.compare import GATES, ParityReport, ParityRow, compare
@@ -198,12 +198,16 @@ def small_reference(rng: np.random.Generator) -> Reference:
     rgb, pixels = np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.float32)
     return Reference(
         photo=Photo(Path("photo.png"), rgb, pixels, ImageGeometry((8, 8), (8, 8), 8)),
-        embedding=rng.normal(size=(1, 4, 2, 2)).astype(np.float32),
+        features={IMAGE_EMBEDDINGS: rng.normal(size=(1, 4, 2, 2)).astype(np.float32)},
         plans={3: (slots, anchors)},
         energies={},
         masks=rng.random((2, 4, 8, 8)) > 0.5,
         scores=rng.random((2, 4)).astype(np.float32),
     )
+
+
+def scaled(reference: Reference, factor: float) -> dict[str, np.ndarray]:
+    return {name: factor * array for name, array in reference.features.items()}
 
 
 def plans_of(reference: Reference) -> dict[str, np.ndarray]:
@@ -213,7 +217,7 @@ def plans_of(reference: Reference) -> dict[str, np.ndarray]:
 
 def test_compare_equal(rng: np.random.Generator) -> None:
     reference = small_reference(rng)
-    equal = (reference.embedding, reference.masks, reference.scores)
+    equal = (reference.features, reference.masks, reference.scores)
     metrics, same = compare(reference, *equal, plans_of(reference))
     assert metrics["cosine"] == pytest.approx(1) and metrics["relative_l2"] == 0
     assert metrics["max_abs"] == metrics["max_score_error"] == 0
@@ -229,7 +233,7 @@ def test_compare_counts_tokens_by_their_destination(rng: np.random.Generator) ->
         "slot_of_token.3": np.array([[1, 1, 0, 2], [0, 1, 2, 2]]),
         "anchor_of_slot.3": np.array([[2, 0, 3], [0, 1, 3]]),
     }
-    equal = (reference.embedding, reference.masks, reference.scores)
+    equal = (reference.features, reference.masks, reference.scores)
     _, same = compare(reference, *equal, renumbered)
     assert same == {3: 1.0}
     swapped = plans_of(reference)
@@ -242,13 +246,13 @@ def test_compare_measures_what_it_says(rng: np.random.Generator) -> None:
     reference = small_reference(rng)
     scores = reference.scores.copy()
     scores[1, 2] -= 0.25
-    metrics, _ = compare(reference, 2 * reference.embedding, ~reference.masks, scores, None)
+    metrics, _ = compare(reference, scaled(reference, 2), ~reference.masks, scores, None)
     assert metrics["max_score_error"] == pytest.approx(0.25)
     assert metrics["relative_l2"] == pytest.approx(1) and metrics["cosine"] == pytest.approx(1)
     assert metrics["max_abs"] == pytest.approx(np.abs(reference.embedding).max())
     assert metrics["mean_mask_iou"] == 0
     scores[0, 0] = np.nan
-    metrics, _ = compare(reference, -reference.embedding, reference.masks, scores, None)
+    metrics, _ = compare(reference, scaled(reference, -1), reference.masks, scores, None)
     assert metrics["cosine"] == pytest.approx(-1) and metrics["max_score_error"] == np.inf
 
 
@@ -260,9 +264,9 @@ def test_one_value_that_is_not_finite_fails_every_gate(
     embedding = reference.embedding.copy()
     embedding[0, 0, 0, 0] = value
     same = (reference.masks, reference.scores, None)
-    metrics, _ = compare(reference, embedding, *same)
+    metrics, _ = compare(reference, {IMAGE_EMBEDDINGS: embedding}, *same)
     assert metrics["cosine"] == -1 and metrics["relative_l2"] == metrics["max_abs"] == np.inf
-    zero, _ = compare(reference, 0 * reference.embedding, *same)
+    zero, _ = compare(reference, scaled(reference, 0), *same)
     assert zero["cosine"] == -1 and zero["relative_l2"] == 1
 
 

@@ -19,7 +19,8 @@ IDS = [f"{number:032x}" for number in range(6)]
 def image(number: int, size: int = 25) -> EncodedImage:
     """Of 4 * size bytes."""
     embedding = np.full((1, size), number, np.float32)
-    return EncodedImage(ImageGeometry((30, 50 + number), (38, 64), 64), HostTensor(embedding))
+    place = ImageGeometry((30, 50 + number), (38, 64), 64)
+    return EncodedImage(place, {"image_embeddings": HostTensor(embedding)})
 
 
 def filled(cache: ImageCache, count: int) -> ImageCache:
@@ -59,8 +60,10 @@ def test_what_leaves_memory_comes_back_from_disk(tmp_path: Path) -> None:
     cache = filled(ImageCache(200, tmp_path, 10**6), 4)
     assert sorted(file.stem for file in tmp_path.glob("*.npz")) == IDS[:2]
     found = cache.get(IDS[0])
-    assert found is not None and found.embedding is not None
-    assert np.array_equal(found.embedding.numpy(), np.full((1, 25), 0, np.float32))
+    assert found is not None and found.features is not None
+    assert np.array_equal(
+        found.features["image_embeddings"].numpy(), np.full((1, 25), 0, np.float32)
+    )
     assert found.geometry == image(0).geometry
     assert cache.bytes == 200
     again = ImageCache(200, tmp_path, 10**6)  # after a restart
@@ -114,6 +117,6 @@ def test_a_prompt_aware_image_survives_its_file() -> None:
     place = ImageGeometry((30, 50), (64, 64), 64, upsample_probabilities=True)
     kept = EncodedImage(place, None, np.ones((1, 3, 64, 64), np.float32))
     again = EncodedImage.from_arrays(kept.to_arrays())
-    assert again.geometry == place and again.embedding is None
+    assert again.geometry == place and again.features is None
     assert np.array_equal(again.network_input, kept.network_input)
     assert again.nbytes == kept.nbytes == 4 * 3 * 64 * 64

@@ -104,8 +104,9 @@ def test_an_embedding_beyond_fp16_stays_on_the_server(
     client: TestClient, service: Service, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_id = client.post("/v1/images", content=photo).json()["id"]
-    embedding = service.image(image_id).embedding
-    assert embedding is not None
+    features = service.image(image_id).features
+    assert features is not None
+    embedding = features["image_embeddings"]
     large = 1e6 * embedding.numpy()
     monkeypatch.setattr(type(embedding), "numpy", lambda self: large)
     answer = client.get(f"/v1/images/{image_id}/embedding")

@@ -178,7 +178,7 @@ def test_a_prompt_aware_bundle_encodes_for_every_box() -> None:
     service = Service(fake_bundle(takes_box=True), backend)  # type: ignore[arg-type]
     try:
         image_id = service.add(buffer.getvalue()).image_id
-        assert service.image(image_id).embedding is None
+        assert service.image(image_id).features is None
         service.masks(image_id, boxes((1, 2, 20, 25), (5, 5, 30, 28)), False)
         fed = [feeds for feeds in backend.fed if "prompt_box" in feeds]
         assert len(fed) == 2

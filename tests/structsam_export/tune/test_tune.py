@@ -105,8 +105,8 @@ def test_masks_are_those_of_sam_predictor_in_the_photos_own_pixels(
     drawn = {}
     for size in (None, 256):
         at_size = judge.model(size)
-        embedding = at_size.embedding(MergeConfig(rate=0.0), photo)
-        masks = at_size.masks(embedding, photo, boxes)
+        features = at_size.features(MergeConfig(rate=0.0), photo)
+        masks = at_size.masks(features, photo, boxes)
         assert masks.shape == (2, 96, 128)
         predictor = SamPredictor(structsam.load_sam(model, weights="random", image_size=size))
         predictor.set_image(read_image(photo))
@@ -117,7 +117,7 @@ def test_masks_are_those_of_sam_predictor_in_the_photos_own_pixels(
             )
             assert mask_iou(mask, expected[0]) > 0.98
         drawn[size] = masks
-        loss = judge.loss(at_size, embedding, photo)
+        loss = judge.loss(at_size, features, photo)
         both = (drawn[None] & masks).sum((1, 2))
         either = (drawn[None] | masks).sum((1, 2))
         shares = [1.0 if not e else b / e for b, e in zip(both, either, strict=True)]
@@ -142,13 +142,13 @@ def test_boxes_are_those_of_the_objects_that_the_model_is_surest_of(
     monkeypatch.setattr(
         ModelAtSize,
         "_decode",
-        lambda self, embedding, path, coords, labels: asked.append(coords) or (low_res, scores),
+        lambda self, features, path, coords, labels: asked.append(coords) or (low_res, scores),
     )
-    boxes = at_size.sure_boxes(np.zeros(1), photo)
+    boxes = at_size.sure_boxes({}, photo)
     assert boxes == ((6 / 72, 10 / 54, 36 / 72, 20 / 54), (60 / 72, 30 / 54, 1.0, 1.0))
     assert asked[0].shape == (25, 2, 2) and asked[0][0, 0].tolist() == pytest.approx([0.1, 0.1])
     scores[11] = low_res[11] = -1
-    assert at_size.sure_boxes(np.zeros(1), photo) == FIXED_BOXES
+    assert at_size.sure_boxes({}, photo) == FIXED_BOXES
 
 
 def test_a_search_measures_and_writes_what_export_takes(
