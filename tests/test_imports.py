@@ -90,6 +90,7 @@ INFRASTRUCTURE = {
         "device_tensor",
         "kept_tensor",
         "openvino_cache",
+        "openvino_select",
         "runtime_cache",
         "tensorrt_contexts",
         "tensorrt_engine",

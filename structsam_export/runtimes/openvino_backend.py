@@ -15,6 +15,7 @@ from structsam_export.bundle.manifest import PartName, TensorSpec
 from structsam_export.runtimes.base import Arrays, Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.device_tensor import Feeds
 from structsam_export.runtimes.openvino_cache import ModelCache
+from structsam_export.runtimes.openvino_select import select_in_floats
 
 _log = logging.getLogger("structsam_export")
 _INSTALL = "install it with `pip install 'structsam[openvino]'`"
@@ -60,13 +61,27 @@ class OpenVinoRunner(Runner):
         cached = self._cache.settings() if self._cache else {}
         try:
             model = core.read_model(str(self._file))
+            if self._device == _CPU:
+                select_in_floats(model)
             self._network = self._compiled(core, model, settings, cached)
         except RuntimeError as error:
             raise BackendUnavailable(
                 f"OpenVINO cannot run {self._file.name} on {self._device}: {_first_line(error)}; "
                 "choose another backend"
             ) from error
+        if self._device == _CPU:
+            self._require_type()
         self._request = self._network.create_infer_request()
+
+    def _require_type(self) -> None:
+        """A processor that cannot compute in a type falls back to f32, and does not say so."""
+        found = self._network.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if found != self._compute_type:
+            self.close()
+            raise BackendUnavailable(
+                f"OpenVINO computes in {found} on this CPU, which has no {self._compute_type}; "
+                f"choose openvino:{found}"
+            )
 
     def _compiled(
         self, core: Any, model: Any, settings: dict[str, Any], cached: dict[str, str]
