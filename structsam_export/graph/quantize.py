@@ -2,7 +2,8 @@
 
 Every linear layer of the blocks (qkv, proj and the two of the MLP) takes its activations through a
 pair of QuantizeLinear and DequantizeLinear, with one scale and zero point 0, and its weight as int8
-constants through a DequantizeLinear with a scale per output channel. Residual additions, norms,
+constants through a DequantizeLinear with a scale per output channel. In FP32 graphs, which are for
+CPUs, weights have seven bits (`LARGEST_ON_CPUS`). Residual additions, norms,
 softmax, energy, ranks, neck and patch embedding never see either. ONNX Runtime, OpenVINO, TensorRT
 and TensorRT for RTX read such a file. For CPUs the product of softmax and values may be INT8 as
 well, the softmax as unsigned integers because it has no sign.
@@ -32,6 +33,10 @@ from structsam_export.graph.linear_layers import (
 
 #: The largest magnitude of symmetric int8: -128 is not used.
 LARGEST = 127
+#: The same for weights that CPUs multiply with. Those without VNNI (x86 before 2019, AMD before
+#: Zen 4) add two products of unsigned and signed 8-bit numbers in 16 bits, and cut off what is
+#: more: 2 * 255 * 127 is, 2 * 255 * 63 is not.
+LARGEST_ON_CPUS = 63
 
 
 def quantize_linear_layers(source: Path, target: Path, ranges: ActivationRanges) -> None:
@@ -107,7 +112,8 @@ class _Writer:
         """Add a product of activations whose factors were at most `largest`."""
         factors = []
         for side, factor, most in zip(("_left", "_right"), product.factors, largest, strict=True):
-            zero, steps = (self._unsigned_zero(), 255) if side == "_left" else (self._zero, LARGEST)
+            left = side == "_left"
+            zero, steps = (self._unsigned_zero(), 255) if left else (self._zero, LARGEST_ON_CPUS)
             factors.append(self._pair(product, factor, most / steps, zero, np.float32, side))
         self._node("MatMul", factors, node.output[0], product)
 
@@ -144,10 +150,11 @@ class _Writer:
         """Return the name of the weight [channels, outputs]; windows in tiers share one."""
         if layer.weight not in self._weights:
             columns = weight.T if layer.transposed else weight
+            steps = LARGEST_ON_CPUS if weight.dtype == np.float32 else LARGEST
             largest = np.abs(columns).max(0).astype(np.float32)
-            scale = np.where(largest > 0, largest / LARGEST, 1.0).astype(weight.dtype)
+            scale = np.where(largest > 0, largest / steps, 1.0).astype(weight.dtype)
             rounded = np.rint(columns.astype(np.float32) / scale.astype(np.float32))
-            integers = rounded.clip(-LARGEST, LARGEST).astype(np.int8)
+            integers = rounded.clip(-steps, steps).astype(np.int8)
             names = [
                 self._constant(f"{layer.name}/weight_int8", integers),
                 self._constant(f"{layer.name}/weight_scale", scale),

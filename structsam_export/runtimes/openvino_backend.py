@@ -163,6 +163,11 @@ class OpenVinoBackend(Backend):
         """Return a runner of the bundle's ONNX file."""
         if reason := self.why_unavailable():
             raise BackendUnavailable(reason)
+        if self.device == _CPU and bundle.precision == "int8":
+            raise BackendUnavailable(
+                "`int8` bundles are for GPUs: on CPUs without VNNI sums of their 8-bit products "
+                "are cut off. Export with `precision=int8-fp32`, or choose another backend"
+            )
         in_half = self.device != _CPU and not bundle.precision.endswith("fp32")
         compute_type = self.compute_type or ("f16" if in_half else "f32")
         return OpenVinoRunner(bundle, part, self.device, compute_type, options)
