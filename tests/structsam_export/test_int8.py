@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 
 from structsam.config import MergeConfig
 from structsam.errors import UserError
+from structsam.models import MODELS, ModelSpec
 from structsam_export.bench.encoders import make_merged
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.graph.lint import lint
@@ -100,6 +102,32 @@ def test_int8_for_gpus_is_not_computed_by_openvino_on_a_cpu(
     pytest.importorskip("openvino")
     with pytest.raises(BackendUnavailable, match="Export with `precision=int8-fp32`"):
         BACKENDS["openvino"].runner(tiny_bundle_factory("int8"), "encoder", RunOptions())
+
+
+def test_another_input_size_merged_and_in_int8(
+    tiny_spec: ModelSpec,
+    calibration_folder: Path,
+    tiny_photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All levers together: a smaller input than the trained one, merging, and INT8."""
+    monkeypatch.setitem(MODELS, "larger", replace(tiny_spec, name="larger", image_size=288))
+    result = export(
+        "larger", rate=0.5, weights="random", image_size=256,
+        precision="int8-fp32", calibrate=calibration_folder, backend="onnxruntime",
+        images=[tiny_photo], out=tmp_path,
+    )  # fmt: skip
+    assert result.path.name == "larger-256-structsam-r0.50-int8-fp32"
+    assert result.parity, result.parity.verdict()
+    bundle = open_bundle(result.path)
+    encoder = bundle.onnx_path("encoder")
+    assert lint(encoder) == []
+    pairs = [n for n in onnx.load(encoder, load_external_data=False).graph.node
+             if n.op_type == "QuantizeLinear"]  # fmt: skip
+    assert len(pairs) >= 4 * tiny_spec.depth
+    assert bundle.part("encoder").inputs[0].shape == (1, 3, 256, 256)
+    assert 0 < bundle.manifest["calibration"]["cost"]["mean_mask_iou"] < 1
 
 
 def test_torch_does_not_stand_in_for_int8(tiny_bundle_factory: Callable[..., Bundle]) -> None:
