@@ -117,8 +117,13 @@ def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
+def has_masks(summary: Summary) -> bool:
+    """Whether the unmerged run, if there is one, was scored on anything yet."""
+    return summary.baseline is None or "iou" in summary.baseline.metrics
+
+
 def chapter(folder: Path, summary: Summary, title: str) -> list[str]:
-    runs = [run for run in summary.runs if not run.baseline and run.metrics]
+    runs = [run for run in summary.runs if not run.baseline and "iou" in run.metrics]
     runs.sort(key=lambda run: -float(run.facts["gmac"]))
     lines = [f"## {title}", "", *main_table(summary, runs), ""]
     sets = by_set(folder, summary, runs)
@@ -146,6 +151,10 @@ def main() -> int:
             for name in FOLDERS
             if (out / name / "evaluation.json").is_file()
         }
+        begun = [name for name, summary in chapters.items() if not has_masks(summary)]
+        for name in begun:
+            print(f"{out / name} has no masks of its unmerged run yet", file=sys.stderr)
+            del chapters[name]
         if not chapters:
             raise UserError(f"{out} holds no results. Run scripts/frontier_study.sh first")
         for name, summary in chapters.items():
