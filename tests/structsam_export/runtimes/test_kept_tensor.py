@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from structsam_export.bundle.folder import Bundle
+from structsam_export.bundle.manifest import IMAGE_EMBEDDINGS
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.prompts import AskedPrompts
-from structsam_export.runtimes.device_tensor import HostTensor
+from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 from structsam_export.runtimes.kept_tensor import KeptTensor
 from structsam_export.serve.image_cache import ImageCache
 from tests.structsam_export.engine_bundle import put_engines
@@ -58,15 +59,19 @@ def score(predictor: Predictor, image: EncodedImage) -> float:
     return float(scores[0])
 
 
+def embedding(image: EncodedImage) -> DeviceTensor:
+    assert image.features is not None
+    return image.features[IMAGE_EMBEDDINGS]
+
+
 def expected(image: EncodedImage) -> float:
     """The score of the box, whose labels are 2 and 3."""
-    assert image.embedding is not None
-    return float(image.embedding.numpy().mean() + sum(BOX) + 5)
+    return float(embedding(image).numpy().mean() + sum(BOX) + 5)
 
 
 def test_images_take_turns_without_the_host(predictor: Predictor, cuda: FakeCuda) -> None:
     images = [encoded(predictor, grey) for grey in (20, 120, 200)]
-    assert all(isinstance(image.embedding, KeptTensor) for image in images)
+    assert all(isinstance(embedding(image), KeptTensor) for image in images)
     assert [image.nbytes for image in images] == [SIZE] * 3
     cuda.copies.clear()
     found = [score(predictor, image) for image in images * 3]
@@ -120,7 +125,7 @@ def test_on_a_full_device_the_host_keeps_them(
     alive = len(cuda.alive)
     cuda.fail_once[call] = 0
     image = predictor.encoded_image
-    assert isinstance(image.embedding, HostTensor) and len(cuda.alive) == alive
+    assert isinstance(embedding(image), HostTensor) and len(cuda.alive) == alive
     assert score(predictor, image) == pytest.approx(expected(image))
 
 
@@ -138,7 +143,7 @@ def test_a_server_keeps_them_there_and_leaves_nothing(
             Image.fromarray(photo(grey)).save(buffer, "PNG")
             added = service.add(buffer.getvalue())
             image = service.image(added.image_id)
-            assert isinstance(image.embedding, KeptTensor)
+            assert isinstance(embedding(image), KeptTensor)
             found = service.masks(added.image_id, AskedPrompts((), (BOX,), False), False)
             assert found.scores[0, 0] == pytest.approx(expected(image))
         assert len(service.cache) == 2
