@@ -33,9 +33,7 @@ def select_in_floats(model: Any) -> int:
             condition, operators.convert(yes, "f32"), operators.convert(no, "f32")
         )
         whole = operators.convert(chosen, kind)
-        names = node.output(0).get_names()
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(whole.output(0))
-        whole.output(0).set_names(names)
         count += 1
     return count
