@@ -78,8 +78,7 @@ def labels_of(predictor: Predictor, rgb: np.ndarray, side: int) -> np.ndarray:
     points = grid_points(side)[:, None] * [width, height]
     scores, low_res = predictor.predict_low_res(points, np.ones(points.shape[:2]))
     assert predictor.geometry is not None
-    scale = low_res.shape[-1] / predictor.geometry.image_size
-    inside = tuple(round(edge * scale) for edge in predictor.geometry.input_size)
+    inside = predictor.geometry.inside(low_res.shape[-1])
     labels = np.zeros((height, width), np.uint8)
     for prompt, output in islice(sure_objects(scores, low_res, inside), _MASKS):
         mask = predictor.upscale(low_res[prompt, output])

@@ -28,10 +28,10 @@ class EncoderParts:
 
     library: str
     encoder_class: str
-    encoder: str
-    blocks: str
-    norms: tuple[str, str]
-    patches: tuple[str, ...]
+    encoder: str = "image_encoder"
+    blocks: str = "blocks"
+    norms: tuple[str, str] = ("norm1", "norm2")
+    patches: tuple[str, ...] = ("patch_embed", "proj")
     early_features: bool = False
 
     def blocks_of(self, encoder: nn.Module) -> nn.ModuleList:
@@ -47,48 +47,25 @@ class EncoderParts:
         return int(found.stride[0])
 
 
+_SEGMENT_ANYTHING = "segment_anything.modeling.image_encoder.ImageEncoderViT"
 LIBRARIES = (
-    EncoderParts(
-        "structsam",
-        "structsam.models.sam_hq.HqImageEncoder",  # before the class that it derives from
-        "image_encoder",
-        "blocks",
-        ("norm1", "norm2"),
-        ("patch_embed", "proj"),
-        early_features=True,
+    EncoderParts(  # before the class that it derives from
+        "structsam", "structsam.models.sam_hq.HqImageEncoder", early_features=True
     ),
-    EncoderParts(
-        "segment_anything",
-        "segment_anything.modeling.image_encoder.ImageEncoderViT",
-        "image_encoder",
-        "blocks",
-        ("norm1", "norm2"),
-        ("patch_embed", "proj"),
-    ),
+    EncoderParts("segment_anything", _SEGMENT_ANYTHING),
     EncoderParts(
         "segment_anything_hq",
         "segment_anything_hq.modeling.image_encoder.ImageEncoderViT",
-        "image_encoder",
-        "blocks",
-        ("norm1", "norm2"),
-        ("patch_embed", "proj"),
         early_features=True,
     ),
-    EncoderParts(
-        "cellpose",
-        "segment_anything.modeling.image_encoder.ImageEncoderViT",
-        "encoder",
-        "blocks",
-        ("norm1", "norm2"),
-        ("patch_embed", "proj"),
-    ),
+    EncoderParts("cellpose", _SEGMENT_ANYTHING, encoder="encoder"),
     EncoderParts(
         "transformers",
         "transformers.models.sam.modeling_sam.SamVisionEncoder",
-        "vision_encoder",
-        "layers",
-        ("layer_norm1", "layer_norm2"),
-        ("patch_embed", "projection"),
+        encoder="vision_encoder",
+        blocks="layers",
+        norms=("layer_norm1", "layer_norm2"),
+        patches=("patch_embed", "projection"),
     ),
 )
 

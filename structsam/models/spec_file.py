@@ -123,7 +123,7 @@ def spec_from_dict(values: Mapping[str, Any], where: str) -> ModelSpec:
             f"{where}: name is {name!r}, which is no name for a folder. Use letters, digits, "
             "'_', '-' and '.'."
         )
-    sizes = _sizes(values, _SIZES, where)
+    sizes: dict[str, Any] = _sizes(values, _SIZES, where)
     blocks = _blocks(values["global_blocks"], sizes["depth"], where)
     _require_whole_patches(sizes, where)
     try:
@@ -134,7 +134,7 @@ def spec_from_dict(values: Mapping[str, Any], where: str) -> ModelSpec:
             global_blocks=blocks,
             stretch_positions=_flag(values, "stretch_positions", where),
             decoder=_decoder(values.get("decoder", True), where),
-            **sizes,  # type: ignore[arg-type]
+            **sizes,
         )
     except ValueError as reason:
         raise UserError(f"{where}: {reason}. Change one of them.") from None
@@ -153,7 +153,7 @@ def _require_whole_patches(sizes: Mapping[str, int], where: str) -> None:
 
 def _sizes(
     values: Mapping[str, Any], known: Mapping[str, tuple[str, int]], where: str
-) -> dict[str, int]:
+) -> dict[str, Any]:
     found = {}
     for key, (name, most) in known.items():
         if key not in values:

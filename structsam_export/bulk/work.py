@@ -165,10 +165,7 @@ class Work:
     def _find_prompted(self, item: Item) -> None:
         prompts = item.task.prompts()
         size = self._set(item).original_size
-        scores, low_res = self._decoding.predict_low_res(
-            **prompts.arrays(), multimask_output=prompts.multimask
-        )
-        scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
+        scores, low_res = self._decoding.predict_asked(prompts)
         for index, own in enumerate(scores):
             best = int(own.argmax())
             mask = self._decoding.upscale(low_res[index, best])

@@ -96,12 +96,7 @@ def drawn_prompts(reference: Reference) -> list[int]:
     """
     if not reference.masks.size:
         return []
-    rows, columns = (
-        max(1, round(side * size / reference.photo.geometry.image_size))
-        for side, size in zip(
-            reference.photo.geometry.input_size, reference.masks.shape[-2:], strict=True
-        )
-    )
+    rows, columns = reference.photo.geometry.inside(reference.masks.shape[-1])
     shares = reference.masks[:, 0, :rows, :columns].mean((1, 2))
     _, labels = prompt_grid(reference.photo.geometry)
     chosen = []
@@ -180,8 +175,7 @@ def _merged_picture(merged: np.ndarray, geometry: ImageGeometry, photo: np.ndarr
 
 def _crop(token_map: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
     """Keep the tokens [h, w] that the photo covers; the rest is padding of the input."""
-    token = geometry.image_size / token_map.shape[0]
-    rows, columns = (max(1, round(side / token)) for side in geometry.input_size)
+    rows, columns = geometry.inside(token_map.shape[0])
     return token_map[:rows, :columns]
 
 

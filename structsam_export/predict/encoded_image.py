@@ -33,7 +33,7 @@ class EncodedImage:
         """Memory that it takes."""
         held = 0 if self.network_input is None else self.network_input.nbytes
         maps = self.features.values() if self.features else ()
-        return held + sum(int(np.prod(map_.shape)) * map_.dtype.itemsize for map_ in maps)
+        return held + sum(map_.nbytes for map_ in maps)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return what `from_arrays` takes, for a file."""

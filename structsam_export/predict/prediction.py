@@ -232,11 +232,8 @@ def _predict(
         predictor.set_image(photo.rgb)
     else:
         predictor.set_features(photo.features, photo.rgb.shape[:2])
-    scores, low_res = predictor.predict_low_res(
-        **prompts.arrays(), multimask_output=prompts.multimask
-    )
+    scores, low_res = predictor.predict_asked(prompts)
     clock.steps |= predictor.timings
-    scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
     records = _records(prompts, scores)
     masks = _save_masks(folder, predictor, low_res, records, clock)
     with clock.step("write"):

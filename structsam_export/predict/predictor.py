@@ -30,7 +30,7 @@ from structsam_export.predict.preprocessing import (
     image_geometry,
     preprocess,
 )
-from structsam_export.predict.prompts import check_numbers, read_prompts
+from structsam_export.predict.prompts import AskedPrompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
 from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
@@ -76,6 +76,7 @@ class Predictor:
         self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
         self._runners: dict[PartName, Runner] = {}
         self._decoder = bundle.part("decoder")
+        self._feature_shapes = {spec.name: tuple(map(int, spec.shape)) for spec in bundle.features}
         self._network_input: np.ndarray | None = None
         self._features: Mapping[str, DeviceTensor] | None = None
         self.prompt_box: tuple[float, ...] | None = None
@@ -138,10 +139,6 @@ class Predictor:
         self.reset_image()
         self._features = {n: HostTensor(array.astype(np.float32)) for n, array in values.items()}
         self.geometry = geometry
-
-    @property
-    def _feature_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {spec.name: tuple(map(int, spec.shape)) for spec in self.bundle.features}
 
     def _require_features(self, names: Collection[str]) -> None:
         """Refuse feature maps that are not those which the decoder takes."""
@@ -315,6 +312,15 @@ class Predictor:
                 "check` on the bundle, or export it again with `precision='fp32'`"
             )
         return (scores, low_res) if prompts.many else (scores[0], low_res[0])
+
+    def predict_asked(self, asked: AskedPrompts) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores [P, C] and logits [P, C, 256, 256] of P prompts, also when P is 1.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        scores, low_res = self.predict_low_res(**asked.arrays(), multimask_output=asked.multimask)
+        return scores.reshape(-1, scores.shape[-1]), low_res.reshape(-1, *low_res.shape[-3:])
 
     def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         """Run the decoder on the current image for some prompts, in pieces that it takes."""

@@ -51,6 +51,11 @@ class ImageGeometry:
         factors = np.array([new_width / width, new_height / height])
         return np.asarray(np.asarray(xy, np.float64) * factors, np.float32)
 
+    def inside(self, side: int) -> tuple[int, int]:
+        """Return how many rows and columns of a map side x side lie on the photo, 1 at least."""
+        rows, columns = (max(1, round(edge * side / self.image_size)) for edge in self.input_size)
+        return rows, columns
+
 
 @dataclass(frozen=True)
 class Photo:

@@ -40,11 +40,6 @@ class KeptTensor(DeviceTensor):
             self._free()
             raise
 
-    @property
-    def nbytes(self) -> int:
-        """Of device memory."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
     def numpy(self) -> np.ndarray:
         """Return a copy in host memory."""
         stream, host = self._cuda.create_stream(), None

@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
-    from structsam_export.serve.image_cache import ImageCache
+    from structsam_export.predict.image_cache import ImageCache
     from structsam_export.serve.worker import Worker
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -59,8 +59,6 @@ def describe_model(bundle: Bundle) -> ModelAnswer:
     """Return what `GET /v1/model` answers."""
     part = bundle.part("decoder")
     reason = why_not_in_browsers(bundle)
-    record = bundle.files.get(part.file)
-    offered = reason is None and record is not None
     how = bundle.preprocessing
     return ModelAnswer(
         bundle=bundle.name,
@@ -69,7 +67,7 @@ def describe_model(bundle: Bundle) -> ModelAnswer:
         max_points=part.profile["K"][2] if "K" in part.profile else 0,
         mask_size=[int(s) for spec in part.inputs if spec.name == "mask_input"
                    for s in spec.shape[-2:]],
-        decoder=DecoderFile(**vars(record)) if offered and record else None,
+        decoder=None if reason else DecoderFile(**vars(bundle.files[part.file])),
         why_not=reason,
     )  # fmt: skip
 

@@ -56,9 +56,6 @@ class SavedEmbeddings:
         self._thread = threading.Thread(target=self._list, args=(files,), daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def wait(self) -> None:
         """Return when all of the folder is listed."""
         self._thread.join()

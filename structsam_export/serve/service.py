@@ -15,12 +15,12 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.embedding_file import photo_id
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.settings import EverythingSettings
+from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.predict.prompts import AskedPrompts, read_prompts
 from structsam_export.predict.upscaling import binary_masks
-from structsam_export.serve.image_cache import ImageCache
 from structsam_export.serve.measures import Measures
 from structsam_export.serve.refusals import Refusal, UnknownImage
 from structsam_export.serve.saved_embeddings import SavedEmbeddings

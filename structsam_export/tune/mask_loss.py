@@ -72,15 +72,13 @@ class ModelAtSize:
 
     def sure_boxes(self, features: Features, path: Path) -> tuple[Box, ...]:
         """Return boxes round the objects that the model is surest of, else fixed ones."""
-        geometry = self.photo(path).geometry
         points = grid_points(GRID_SIDE)
         padding = np.zeros_like(points)
         low_res, scores = self._decode(
             features, path, np.stack([points, padding], 1), [[1.0, -1.0]] * len(points)
         )
         low_res, scores = low_res[:, 1:], scores[:, 1:]  # the first is for several prompts
-        scale = low_res.shape[-1] / geometry.image_size
-        rows, columns = (round(side * scale) for side in geometry.input_size)
+        rows, columns = self.photo(path).geometry.inside(low_res.shape[-1])
         found = islice(sure_objects(scores, low_res, (rows, columns)), MOST_BOXES)
         boxes = tuple(box_of(low_res[p, o, :rows, :columns] > 0) for p, o in found)
         return boxes if len(boxes) >= _FEWEST_OBJECTS else FIXED_BOXES

@@ -14,6 +14,7 @@ from structsam_export.bundle.manifest import HQ_FEATURES, IMAGE_EMBEDDINGS
 from structsam_export.predict.hq_masks import every_mask
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.preprocessing import preprocess
+from structsam_export.tune.sure_objects import grid_points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,11 +72,10 @@ class LossMeter:
             return
         pixels, geometry = preprocess(read_image(photo), self.preprocessing)
         height, width = geometry.input_size
-        steps = (np.arange(_POINTS) + 0.5) / _POINTS
-        points = [[[x * width, y * height], [0.0, 0.0]] for y in steps for x in steps]
+        points = grid_points(_POINTS) * [width, height]
         count, side = len(points), 4 * self.side
         self._prompts = (
-            torch.tensor(points, dtype=torch.float32),
+            torch.tensor(np.stack([points, np.zeros_like(points)], 1), dtype=torch.float32),
             torch.tensor([[1.0, -1.0]] * count),
             torch.zeros(count, 1, side, side),
             torch.zeros(count),

@@ -8,10 +8,10 @@ export async function sendPhoto(blob) {
   return (await ask("v1/images", { method: "POST", body: blob })).json();
 }
 
-export async function findMasks(id, prompt, signal) {
+export async function findMasks(id, prompt) {
   const body = JSON.stringify({ ...prompt, best: true, format: "rle" });
   const headers = { "Content-Type": "application/json" };
-  return (await ask(`v1/images/${id}/masks`, { method: "POST", body, headers, signal })).json();
+  return (await ask(`v1/images/${id}/masks`, { method: "POST", body, headers })).json();
 }
 
 export async function findEverything(id) {
@@ -41,8 +41,7 @@ async function ask(path, options) {
   let answer;
   try {
     answer = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+  } catch {
     throw new Unreachable("The server does not answer. It is asked again with the next click.");
   }
   if (answer.status === 401) {

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from structsam_export.triton.models.requests import (
-    Arrays,
     array_of,
-    backend_utils,
     parameters,
+    response_of,
     run_model,
 )
 
@@ -48,11 +47,6 @@ class TritonPythonModel:
         counts = [len(array) for array in given[0] if array is not None]
         ends = np.cumsum(counts)
         return [
-            self._response({name: array[end - count : end] for name, array in found.items()})
+            response_of({name: array[end - count : end] for name, array in found.items()})
             for count, end in zip(counts, ends, strict=True)
         ]
-
-    @staticmethod
-    def _response(found: Arrays) -> Any:
-        utils = backend_utils()
-        return utils.InferenceResponse([utils.Tensor(name, array) for name, array in found.items()])

@@ -16,10 +16,10 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bundle.folder import open_bundle
 from structsam_export.predict.embedding_file import photo_id
+from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.prompts import AskedPrompts, check_numbers
-from structsam_export.serve.image_cache import ImageCache
 from structsam_export.triton.models.requests import (
     Arrays,
     answered,
@@ -52,10 +52,7 @@ class PhotoMasks:
         if not prompts.points and not prompts.boxes:
             raise UserError("no prompt. Send `points` with `labels`, or `boxes`, or both")
         self._set_photo(photo)
-        scores, low_res = self._predictor.predict_low_res(
-            **prompts.arrays(), multimask_output=prompts.multimask
-        )
-        scores, low_res = (a if a.ndim == n else a[None] for a, n in ((scores, 2), (low_res, 4)))
+        scores, low_res = self._predictor.predict_asked(prompts)
         if not prompts.all_masks:
             best = scores.argmax(axis=1)[:, None]
             scores = np.take_along_axis(scores, best, axis=1)

@@ -40,12 +40,17 @@ def photo_of(request: Any) -> bytes:
 
 def answered(request: Any, work: Callable[[Any], Arrays]) -> Any:
     """Return the response with what `work` makes of a request; a mistake in it is its error."""
-    utils = backend_utils()
     try:
-        found = work(request)
+        return response_of(work(request))
     except UserError as mistake:
+        utils = backend_utils()
         code = utils.TritonError.INVALID_ARG
         return utils.InferenceResponse(error=utils.TritonError(str(mistake), code))
+
+
+def response_of(found: Arrays) -> Any:
+    """Return the response with these outputs."""
+    utils = backend_utils()
     return utils.InferenceResponse([utils.Tensor(name, array) for name, array in found.items()])
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from structsam_export.bundle.folder import Bundle
 from structsam_export.bundle.manifest import IMAGE_EMBEDDINGS
 from structsam_export.predict.encoded_image import EncodedImage
+from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.prompts import AskedPrompts
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 from structsam_export.runtimes.kept_tensor import KeptTensor
-from structsam_export.serve.image_cache import ImageCache
 from tests.structsam_export.engine_bundle import put_engines
 from tests.structsam_export.fake_cuda import FakeCuda
 from tests.structsam_export.fake_tensorrt import FakeTensorRT

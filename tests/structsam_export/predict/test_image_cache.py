@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from structsam_export.predict.encoded_image import EncodedImage
+from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.runtimes.device_tensor import HostTensor
-from structsam_export.serve.image_cache import ImageCache
 
 IDS = [f"{number:032x}" for number in range(6)]
 
