@@ -54,16 +54,16 @@ def photographs(tmp_path: Path, rng: np.random.Generator) -> Path:
 @pytest.fixture
 def trainer_at(tiny_spec: ModelSpec) -> Callable[..., Any]:
     pytest.importorskip("matplotlib", reason="the training script draws its curve with matplotlib")
-    train = script()
+    trainer = script("vit_t_trainer")
 
     def make(out: Path, steps: int = 6, seed: int = 3) -> Any:
-        settings = train.Settings(
+        settings = trainer.Settings(
             steps=steps, seed=seed, prompts=3, workers=0, refine=0.5, log_every=2, threads=1,
             validate_every=4, validation_images=2,
-            stages=(train.Stage(0.0, 8, 2), train.Stage(0.5, 16, 1)),
+            stages=(trainer.Stage(0.0, (8,), 2), trainer.Stage(0.5, (16, 8), 1, whole=True)),
         )  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        return train.Trainer(tiny_spec, settings, out, "cpu")
+        return trainer.Trainer(tiny_spec, settings, out, "cpu")
 
     return make
 
@@ -118,9 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(one, other)
 
     first = trainer_at(tmp_path / "cut")
-    data_module = script("vit_t_data")
-    source = data_module.Photographs(photographs, tmp_path / "cut" / "cache")
-    for batch in train._batches(first, source, photographs, tmp_path):
+    for batch in train.batches(first, photographs, tmp_path / "cut" / "cache"):
         first.train_step(batch)
         if first.step == 4:
             break
@@ -141,28 +139,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_few_steps_lower_the_loss(
     photographs: Path, tmp_path: Path, trainer_at: Callable[..., Any]
 ) -> None:
-    data_module, trainer = script("vit_t_data"), trainer_at(tmp_path, steps=1000)
-    source = data_module.Photographs(photographs, tmp_path / "cache")
-    batch = data_module.make_batch(source, 0, 0, 8, 1, 3, 0.0)
+    trainer = trainer_at(tmp_path, steps=1000)
+    batch = next(script().batches(trainer, photographs, tmp_path / "cache"))
     trainer.settings = replace(trainer.settings, refine=0.0)
-    losses = [trainer.train_step(batch)[0] for _ in range(25)]
+    losses = [float(trainer.train_step(batch)[0]) for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_batches_depend_on_seed_and_step_alone(photographs: Path, tmp_path: Path) -> None:
     data_module = script("vit_t_data")
-    source = data_module.Photographs(photographs, tmp_path / "cache")
-    one, same, other = (data_module.make_batch(source, 0, step, 8, 2, 3, 0.5) for step in (1, 1, 2))
+    source = script("vit_t_photographs").Photographs(photographs, tmp_path / "cache")
+    order = data_module.Order(0, 1, 8, 2, 3, 0.5, 0.125)
+    one, same, other = (
+        data_module.make_batch(source, order._replace(step=step)) for step in (1, 1, 2)
+    )
     assert np.array_equal(one.images, same.images) and np.array_equal(one.coords, same.coords)
     assert not np.array_equal(one.images, other.images)
-    assert one.targets.any((-2, -1)).all()  # no prompt without an object
+    objects = one.segments[:, None] == one.names[..., None, None]
+    assert objects.any((-2, -1)).all()  # no prompt without an object
     boxes = one.labels[..., 0] == 2
     assert (one.coords >= 0).all() and (one.coords <= 1).all()
     assert (one.coords[boxes][:, 1] > one.coords[boxes][:, 0]).all()
 
 
 def test_an_absent_empty_or_damaged_folder_is_named(photographs: Path, tmp_path: Path) -> None:
-    data_module, train = script("vit_t_data"), script()
+    data_module, train = script("vit_t_photographs"), script()
     with pytest.raises(UserError, match="No training data at .*nowhere.*--data FOLDER"):
         data_module.Photographs(tmp_path / "nowhere", tmp_path / "c1")
     (tmp_path / "empty").mkdir()
@@ -186,8 +187,8 @@ def test_an_absent_empty_or_damaged_folder_is_named(photographs: Path, tmp_path:
 def test_exported_weights_load_and_are_the_average(tmp_path: Path) -> None:
     from structsam import load_sam
 
-    train = script()
-    trainer = train.Trainer(model_spec("vit_t"), train.Settings(steps=1), tmp_path, "cpu")
+    train, module = script(), script("vit_t_trainer")
+    trainer = module.Trainer(model_spec("vit_t"), module.Settings(steps=1), tmp_path, "cpu")
     trainer.average[0].fill_(0.25)
     trainer.save()
     target = tmp_path / "vit_t.safetensors"
@@ -195,7 +196,7 @@ def test_exported_weights_load_and_are_the_average(tmp_path: Path) -> None:
     assert target.stat().st_size < 25e6
     name = next(name for name, _ in trainer.sam.named_parameters())
     assert bool((load_sam("vit_t", checkpoint=target).state_dict()[name] == 0.25).all())
-    fresh = train.Trainer(model_spec("vit_t"), train.Settings(steps=1, seed=1), tmp_path, "cpu")
+    fresh = module.Trainer(model_spec("vit_t"), module.Settings(steps=1, seed=1), tmp_path, "cpu")
     fresh.start_from(target)
     assert bool((fresh.parameters[0] == 0.25).all())
 
