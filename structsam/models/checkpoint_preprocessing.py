@@ -119,32 +119,33 @@ def _preprocessing(stated: Mapping[str, Any], side: int, file: Path) -> Preproce
     scale = values["rescale_factor"] if values["do_rescale"] else 1
     if type(scale) not in (int, float) or not 0 < scale < math.inf:
         raise misfit("rescale_factor", scale, "a number above 0")
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if values["do_normalize"]:
-        mean = _three(values["image_mean"], "image_mean", misfit)
-        std = _three(values["image_std"], "image_std", misfit)
-        if min(std) <= 0:
-            raise misfit("image_std", values["image_std"], "numbers above 0")
-    # (x * scale - mean) / std of x in 0..255; sums of rounding are not worth other numbers
-    first, second = (tuple(round(value / scale, 6) for value in each) for each in (mean, std))
+    if not values["do_normalize"]:
+        values |= {"image_mean": 0, "image_std": 1}
+    mean, std = (_three(values[key], scale, key, misfit) for key in ("image_mean", "image_std"))
+    if min(std) <= 0:
+        raise misfit("image_std", values["image_std"], f"numbers above 0 for x * {scale:g}")
     found = replace(
         SAM_PREPROCESSING,
         image_size=side,
         interpolation=_RESAMPLE[resample],
-        mean=first,  # type: ignore[arg-type]
-        std=second,  # type: ignore[arg-type]
+        mean=mean,
+        std=std,
     )
     usual = replace(SAM_PREPROCESSING, image_size=side)
     return found if found == usual else replace(found, name="checkpoint")
 
 
-def _three(value: Any, key: str, misfit: Any) -> Triple:
+def _three(value: Any, scale: float, key: str, misfit: Any) -> Triple:
+    """Means or deviations of x in 0..255 from those of x * scale.
+
+    Sums of rounding are not worth other numbers than SAM's.
+    """
     values = [value] * 3 if type(value) in (int, float) else value
     if (
         not isinstance(values, list)
         or len(values) != 3
-        or not all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        or not all(type(v) in (int, float) and math.isfinite(v / scale) for v in values)
     ):
         raise misfit(key, value, "three numbers")
-    first, second, third = map(float, values)
+    first, second, third = (round(v / scale, 6) for v in values)
     return first, second, third

@@ -182,6 +182,8 @@ class ModelSpec:
             raise ValueError(f"image_size {self.image_size} is no multiple of {self.patch_size}")
         if any(not 0 <= block < self.depth for block in self.global_blocks):
             raise ValueError(f"global_blocks {self.global_blocks} outside 0..{self.depth - 1}")
+        if self.hq and not self.global_blocks:
+            raise ValueError("global_blocks is empty, and SAM-HQ reads the first of them")
         # the decoder's attention halves the channels, its upscaling leaves an eighth of them
         if self.decoder and (self.channels % 8 or self.channels % (2 * self.decoder.num_heads)):
             heads = self.decoder.num_heads

@@ -85,7 +85,11 @@ def read_spec(path: str | Path) -> ModelSpec:
     except (OSError, ValueError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Cannot read model file {path}: {reason}. It must be TOML.") from None
-    return spec_from_dict({"name": path.stem, **values}, f"Model file {path}")
+    found = spec_from_dict({"name": path.stem, **values}, f"Model file {path}")
+    if not values.get("preprocessing"):
+        return found
+    # by this name no checkpoint's folder overrides it, even where it is SAM's
+    return replace(found, preprocessing=replace(found.preprocessing, name=found.name))
 
 
 def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from structsam.errors import UserError
 from structsam.models import MODELS, ModelSpec, model_spec
 from structsam.models.checkpoint_preprocessing import preprocessing_note, with_its_preprocessing
+from structsam.models.find_model import find_model
 from structsam_export.predict.preprocessing import preprocess
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
@@ -75,6 +76,19 @@ def test_a_model_with_its_own_preprocessing_keeps_it(tmp_path: Path) -> None:
     assert with_its_preprocessing(model_spec("medsam"), folder) is MODELS["medsam"]
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["stated", "left out"])
+def test_a_model_files_preprocessing_goes_first_even_where_it_is_sams(
+    tmp_path: Path, own: bool
+) -> None:
+    folder = stated(tmp_path, image_mean=[0.5] * 3)
+    text = "width = 768\ndepth = 12\nheads = 12\nglobal_blocks = [2, 5, 8, 11]\n"
+    if own:
+        text += "[preprocessing]\nmean = [123.675, 116.28, 103.53]\n"
+    (tmp_path / "mine.toml").write_text(text)
+    spec, _ = find_model(str(tmp_path / "mine.toml"), folder)
+    assert spec.preprocessing.mean == ((123.675, 116.28, 103.53) if own else (127.5,) * 3)
+
+
 def test_a_file_and_a_folder_without_a_processor_state_nothing(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     file.touch()
@@ -111,6 +125,7 @@ def test_the_whole_processors_file_goes_first(tmp_path: Path) -> None:
         ({"image_mean": "grey"}, "image_mean 'grey'"),
         ({"image_mean": [0.5, 0.5, True]}, "image_mean [0.5, 0.5, True]"),
         ({"image_std": [0.5, 0, 0.5]}, "image_std [0.5, 0, 0.5], expected numbers above 0"),
+        ({"image_std": 1e-10}, "image_std 1e-10, expected numbers above 0"),
         ({"rescale_factor": 0}, "rescale_factor 0, expected a number above 0"),
         ({"rescale_factor": float("nan")}, "rescale_factor nan"),
         ({"image_std": [float("inf")] * 3}, "expected three numbers"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from structsam.errors import UserError
-from structsam.models import MODELS, ModelSpec, Preprocessing, model_spec
+from structsam.models import MODELS, DecoderSpec, ModelSpec, Preprocessing, model_spec
 from structsam.models.load import _meta_sam, build_sam, load_sam
 
 
@@ -96,7 +96,15 @@ def test_preprocessing_follows_the_image_size(tiny_spec: ModelSpec) -> None:
     assert model_spec("vit_b").preprocessing.image_size == 1024
 
 
-@pytest.mark.parametrize("change", [{"num_heads": 3}, {"image_size": 250}, {"global_blocks": (3,)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_heads": 3},
+        {"image_size": 250},
+        {"global_blocks": (3,)},
+        {"global_blocks": (), "decoder": DecoderSpec(hq=True)},
+    ],
+)
 def test_impossible_geometry_is_a_defect(tiny_spec: ModelSpec, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         replace(tiny_spec, **change)
