@@ -109,11 +109,12 @@ class ImageCache:
         if file is None or file.exists():
             return
         buffer = io.BytesIO()
-        np.savez(buffer, **image.to_arrays())  # type: ignore[arg-type]
         try:
+            np.savez(buffer, **image.to_arrays())  # type: ignore[arg-type]
             atomic.write_bytes(file, buffer.getvalue())
             self._make_room(file)
-        except (OSError, UserError) as error:  # a full disk loses speed, not results
+        except (OSError, UserError, RuntimeError) as error:  # a full disk, or host memory that
+            # a device cannot copy to, loses speed, not results
             _log.warning("an image could not be kept in %s: %s", file.parent, error)
 
     def _make_room(self, latest: Path) -> None:

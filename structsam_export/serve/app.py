@@ -164,12 +164,12 @@ def _images(service: Service, token: str | None) -> APIRouter:
     @router.post("/{image_id}/everything", responses=_errors(404, 429))
     def find_everything(image_id: ImageId, asked: EverythingRequest) -> EverythingAnswer:
         """Find a mask of everything, as SAM's automatic mask generator without crops."""
+        size = service.image(image_id).geometry.original_size  # it may leave meanwhile
         records, spent = service.everything(image_id, **asked.model_dump())
         masks = [
             EverythingMask(counts=record.pop("segmentation")["counts"], **record)
             for record in records
         ]
-        size = service.image(image_id).geometry.original_size
         return EverythingAnswer(size=list(size), masks=masks, ms=spent)
 
     @router.get(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,14 @@ def _add_folder(app: FastAPI, folder: Traversable, path: str) -> None:
 def _add_file(app: FastAPI, file: Traversable, path: str, kind: str) -> None:
     packed = file.name.endswith(_GZIP)
 
+    @cache
+    def read() -> tuple[bytes, str]:
+        data = file.read_bytes()
+        return data, f'"{hashlib.sha256(data).hexdigest()}"'
+
     @app.get(path, include_in_schema=False)
     def content(request: Request) -> Response:
-        data = file.read_bytes()
-        tag = f'"{hashlib.sha256(data).hexdigest()}"'
+        data, tag = read()
         headers = {**_SAFE, "ETag": tag, "Vary": "Accept-Encoding"}
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)

@@ -88,8 +88,11 @@ class SavedEmbeddings:
         return photo in self._files
 
     def _list(self, files: Iterator[Path]) -> None:
-        for file in files:
-            try:
-                self._files[photo_of(file, self._bundle)] = file
-            except UserError as error:
-                _log.warning("left out: %s", error)
+        try:
+            for file in files:
+                try:
+                    self._files[photo_of(file, self._bundle)] = file
+                except UserError as error:
+                    _log.warning("left out: %s", error)
+        except OSError as error:  # of the folder; what is listed by then is found
+            _log.warning("embeddings are listed in part: %s", error)

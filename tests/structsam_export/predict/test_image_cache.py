@@ -11,6 +11,7 @@ import pytest
 from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.preprocessing import ImageGeometry
+from structsam_export.runtimes.cuda_memory import CudaError
 from structsam_export.runtimes.device_tensor import HostTensor
 
 IDS = [f"{number:032x}" for number in range(6)]
@@ -110,6 +111,18 @@ def test_a_full_disk_loses_speed_and_no_answer(
     monkeypatch.setattr(Path, "write_bytes", full)
     cache = filled(ImageCache(200, tmp_path, 10**6), 4)
     assert cache.get(IDS[0]) is None and cache.get(IDS[3]) is not None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_gives_nothing_loses_speed_and_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(_: HostTensor) -> np.ndarray:
+        raise CudaError("cudaHostAlloc", CudaError.OUT_OF_MEMORY, "out of memory")
+
+    monkeypatch.setattr(HostTensor, "numpy", out_of_memory)
+    cache = filled(ImageCache(200, tmp_path, 10**6), 3)
+    assert (cache.bytes, cache.get(IDS[0])) == (200, None) and cache.get(IDS[2]) is not None
     assert not list(tmp_path.iterdir())
 
 

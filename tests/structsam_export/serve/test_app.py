@@ -116,6 +116,24 @@ def test_everything_is_what_the_predictor_finds(
     error_of(client.post(f"/v1/images/{'0' * 32}/everything", json={}), 404)
 
 
+def test_everything_of_a_photo_that_leaves_meanwhile(
+    tiny_bundle: Bundle, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+    work = service.everything
+
+    def forgetful(image_id: str, **settings: Any) -> Any:
+        found = work(image_id, **settings)
+        service.remove(image_id)
+        return found
+
+    monkeypatch.setattr(service, "everything", forgetful)
+    with TestClient(make_app(service)) as client:
+        image_id = client.post("/v1/images", content=photo).json()["id"]
+        answer = client.post(f"/v1/images/{image_id}/everything", json={"points_per_side": 1})
+    assert answer.status_code == 200 and answer.json()["size"] == [96, 128]
+
+
 def test_the_embedding_travels_as_fp16(client: TestClient, image_id: str) -> None:
     answer = client.get(f"/v1/images/{image_id}/embedding")
     shape = [int(side) for side in answer.headers["x-shape"].split(",")]

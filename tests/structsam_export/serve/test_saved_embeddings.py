@@ -115,6 +115,23 @@ def test_folders_that_help_nobody(bundle: Bundle, tmp_path: Path) -> None:
         SavedEmbeddings(tmp_path, bundle)
 
 
+def test_a_folder_that_fails_half_way_is_listed_in_part(
+    bundle: Bundle,
+    folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def some(folder: Path, pattern: str) -> Iterator[Path]:
+        yield folder / "a.png.npz"
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr(Path, "rglob", some)
+    saved = SavedEmbeddings(folders[1], bundle)
+    saved.wait()
+    assert "listed in part" in caplog.text and "Input/output error" in caplog.text
+    assert saved.find(photo_id((folders[0] / "a.png").read_bytes())) is not None
+
+
 def test_a_prompt_aware_bundle_takes_none(tmp_path: Path) -> None:
     from tests.structsam_export.predict.test_predictor import fake_bundle
 
