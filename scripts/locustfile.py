@@ -123,6 +123,12 @@ def watch(environment, **_):
     gevent.spawn(forever)
 
 
+def percentiles(times):
+    """Return p50 and p99, within what was seen: few times tell of no larger ones."""
+    cuts = statistics.quantiles(times, n=100, method="inclusive")
+    return cuts[49], cuts[98]
+
+
 def row(what, p50, p99, count):
     print(f"| {what} | {p50:.0f} ms | {p99:.0f} ms | {count} |")
 
@@ -133,8 +139,7 @@ def report(environment, **_):
     print("\n| what | p50 | p99 | count |\n|---|---|---|---|")
     for step, times in spent.items():
         if len(times) > 1:
-            cuts = statistics.quantiles(times, n=100)
-            row(f"{step}, in the server", cuts[49], cuts[98], len(times))
+            row(f"{step}, in the server", *percentiles(times), len(times))
     for entry in sorted(environment.stats.entries.values(), key=lambda entry: entry.name):
         p50, p99 = (entry.get_response_time_percentile(share) or 0 for share in (0.5, 0.99))
         row(f"{entry.name}, from request to answer", p50, p99, entry.num_requests)
