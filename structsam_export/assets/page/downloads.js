@@ -10,8 +10,13 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+const MOST_LABELS = 255; // of 8 bits
+
 // Grey values: 0 background, then 1, 2, ... for the objects, in the photo's own size.
-export function labels(photo, objects) {
+export async function labels(photo, objects) {
+  if (objects.length > MOST_LABELS) {
+    throw new Error(`A PNG has labels for ${MOST_LABELS} objects, and these are ${objects.length}. Take COCO JSON.`);
+  }
   const canvas = new OffscreenCanvas(photo.width, photo.height);
   const pen = canvas.getContext("2d");
   const picture = pen.createImageData(photo.width, photo.height);

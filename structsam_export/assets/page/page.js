@@ -31,39 +31,41 @@ async function open(blob, name) {
   photo = { blob, name, bitmap, id: null, width: bitmap.width, height: bitmap.height, inputSize: null };
   [objects, active, hover, wanted] = [[], -1, null, null];
   layOut();
-  await send();
-}
-
-async function send() {
   const sent = photo;
-  tell(`Encoding ${sent.name} ...`, "busy");
-  const start = performance.now();
   try {
-    const told = await sendPhoto(sent.blob);
-    if (sent !== photo) return; // another one was chosen meanwhile
-    if (told.width !== sent.width || told.height !== sent.height) {
-      throw new Error(`The server sees ${told.width} x ${told.height} pixels, this browser ${sent.width} x ${sent.height}.`);
-    }
-    [sent.id, sent.inputSize] = [told.id, told.input_size];
-    if (get("here").checked) here.take(sent);
-    const how = told.cached ? "known already" : `encoded in ${Math.round(told.encode_ms)} ms`;
-    tell(`${sent.name}, ${sent.width} x ${sent.height}: ${how}, ${since(start)} in all. Click an object.`);
+    await send(sent);
   } catch (error) {
     if (sent === photo) tell(error.message, "error");
   }
   refresh();
 }
 
+// Gives a photo its id, or throws.
+async function send(sent) {
+  tell(`Encoding ${sent.name} ...`, "busy");
+  const start = performance.now();
+  const told = await sendPhoto(sent.blob);
+  if (told.width !== sent.width || told.height !== sent.height) {
+    throw new Error(`The server sees ${told.width} x ${told.height} pixels, this browser ${sent.width} x ${sent.height}.`);
+  }
+  [sent.id, sent.inputSize] = [told.id, told.input_size];
+  if (sent !== photo) return; // another one was chosen meanwhile
+  if (get("here").checked) here.take(sent);
+  const how = told.cached ? "known already" : `encoded in ${Math.round(told.encode_ms)} ms`;
+  tell(`${sent.name}, ${sent.width} x ${sent.height}: ${how}, ${since(start)} in all. Click an object.`);
+}
+
 // Asks the server; a photo that it no longer has is sent again, once.
 async function ask(work) {
-  if (!photo.id) await send();
+  const of = photo;
+  if (!of.id) await send(of);
   try {
-    return await work(photo.id);
+    return await work(of.id);
   } catch (error) {
     if (error.status !== 404) throw error;
-    photo.id = null;
-    await send();
-    return work(photo.id);
+    of.id = null;
+    await send(of);
+    return work(of.id);
   }
 }
 
@@ -241,7 +243,7 @@ async function everything() {
     active = -1;
     tell(`${objects.length} masks in ${since(start)}.`);
   } catch (error) {
-    tell(error.message, "error");
+    if (of === photo) tell(error.message, "error");
   }
   refresh();
 }
@@ -310,7 +312,13 @@ get("undo").addEventListener("click", undo);
 get("object").addEventListener("click", newObject);
 get("clear").addEventListener("click", clear);
 get("everything").addEventListener("click", everything);
-get("png").addEventListener("click", async () => save(await labels(photo, objects), `${stem()}-masks.png`));
+get("png").addEventListener("click", async () => {
+  try {
+    save(await labels(photo, objects), `${stem()}-masks.png`);
+  } catch (error) {
+    tell(error.message, "error");
+  }
+});
 get("coco").addEventListener("click", () => save(new Blob([coco(photo, objects)], { type: "application/json" }), `${stem()}-coco.json`));
 get("here").addEventListener("change", showWhere);
 get("mode").addEventListener("click", () => {

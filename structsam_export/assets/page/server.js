@@ -45,6 +45,7 @@ async function ask(path, options) {
     throw new Unreachable("The server does not answer. It is asked again with the next click.");
   }
   if (answer.status === 401) {
+    if (sessionStorage.getItem(TOKEN) !== token) return ask(path, options); // given meanwhile
     const given = window.prompt("Token of this server:");
     if (given) {
       sessionStorage.setItem(TOKEN, given);

@@ -33,8 +33,8 @@ READ = """([rows, columns]) => {
 class Server:
     """A server in a thread, which can go away and come back at the same port."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.port = bundle, 0
+    def __init__(self, bundle: Bundle, token: str | None = None) -> None:
+        self.bundle, self.token, self.port = bundle, token, 0
         self.start()
 
     def start(self) -> None:
@@ -45,7 +45,7 @@ class Server:
         from structsam_export.serve.service import Service
 
         service = Service(self.bundle, "onnxruntime", threads=1)
-        config = uvicorn.Config(make_app(service), log_level="error")
+        config = uvicorn.Config(make_app(service, self.token), log_level="error")
         listener = _listen("127.0.0.1", self.port)
         self.port = listener.getsockname()[1]
         self.server = uvicorn.Server(config)

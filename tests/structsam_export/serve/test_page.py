@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from structsam.evaluation.mask_rle import decode
+from structsam.evaluation.mask_rle import decode, encode
 from structsam_export.bundle.folder import Bundle
 from tests.structsam_export.serve.browser_page import (
     SIZE,
@@ -122,6 +124,89 @@ def test_what_is_no_photo_is_told(browser: Any, server: Server, tmp_path: Path) 
     with page_at(browser, server) as page:
         page.set_input_files("#file", str(path))
         said(page, r"text\.jpg is no photo that this browser can read")
+
+
+def test_a_photo_that_the_server_refuses_is_told_and_no_masks_are_asked_for(
+    browser: Any, server: Server, tiny_photo: Path
+) -> None:
+    with page_at(browser, server) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.route(
+            "**/v1/images", lambda route: route.fulfill(status=429, json={"error": "Come again."})
+        )
+        page.set_input_files("#file", str(tiny_photo))
+        said(page, "Come again")
+        click(page, 50, 35)
+        page.wait_for_timeout(200)
+        said(page, "Come again")
+        assert not [url for url in asked if url.endswith("/masks")]
+        page.unroute("**/v1/images")
+        click(page, 50, 35)
+        said(page, "Score")
+
+
+def test_a_png_has_no_label_twice(browser: Any, server: Server, tiny_photo: Path) -> None:
+    whole = {"counts": encode(np.ones(SIZE, bool)), "predicted_iou": 1, "point_coords": [[0, 0]]}
+    with page_at(browser, server) as page:
+        choose(page, tiny_photo)
+        page.route(
+            "**/everything",
+            lambda route: route.fulfill(json={"size": SIZE, "masks": [whole] * 256}),
+        )
+        page.locator("#everything").click()
+        said(page, "256 masks in")
+        page.locator("#png").click()
+        said(page, "labels for 255 objects, and these are 256. Take COCO JSON")
+        assert len(json.loads(downloaded(page, "#coco"))["annotations"]) == 256
+
+
+@pytest.fixture
+def guarded(browser: Any, tiny_bundle: Bundle) -> Iterator[tuple[Any, list[str]]]:
+    """A page of a server with a token, and what it is told when it asks for that, last first."""
+    server, page, given = Server(tiny_bundle, "secret"), browser.new_page(), ["secret"]
+    page.on("dialog", lambda dialog: dialog.accept(given.pop()) if given else dialog.dismiss())
+    page.route("**/v1/model", lambda route: route.abort())  # it asks at the start
+    page.goto(server.address)
+    yield page, given
+    page.close()
+    server.stop()
+
+
+def test_a_token_is_asked_for_until_it_is_right(
+    guarded: tuple[Any, list[str]], tiny_photo: Path
+) -> None:
+    page, given = guarded
+    given += ["wrong again", "wrong"]
+    choose(page, tiny_photo)
+    assert given == []
+    page.evaluate("sessionStorage.setItem('structsam-token', 'of another server')")
+    given += ["secret", "wrong"]
+    click(page, 50, 35)
+    said(page, "Score")
+    assert given == []
+
+
+def test_a_token_given_meanwhile_is_not_asked_for_again(
+    guarded: tuple[Any, list[str]], tiny_photo: Path
+) -> None:
+    page, given = guarded
+    held: list[Any] = []
+    page.route("**/embedding", lambda route: held.append(route))
+    find = "import('/page/server.js').then((server) => server.fetchEmbedding('0'.repeat(32)))"
+    page.evaluate(f"() => {{ window.found = {find}.catch((error) => error.status); }}")
+    choose(page, tiny_photo)  # here the token is asked for
+    while not held:
+        page.wait_for_timeout(20)
+    page.unroute("**/embedding")
+    held[0].continue_()
+    assert page.evaluate("window.found") == 404 and given == []
+
+
+def test_the_link_to_the_routes_leaves_the_page_where_it_is(browser: Any, server: Server) -> None:
+    with page_at(browser, server) as page:
+        link = page.get_by_role("link", name="HTTP")
+        assert (link.get_attribute("target"), link.get_attribute("rel")) == ("_blank", "noopener")
 
 
 def test_the_server_goes_and_comes_back(
