@@ -19,8 +19,9 @@ from structsam.errors import UserError
 from structsam_export.bundle.atomic import MENDABLE
 from structsam_export.cli.flags import in_flags
 from structsam_export.cli.logs import is_verbose
+from structsam_export.cli.signals import name_and_code
 
-FAILED, INTERRUPTED = 2, 130
+FAILED = 2
 
 #: The optional packages, by the name that is imported: the extra that installs them.
 EXTRA_OF = {
@@ -62,7 +63,7 @@ def end_with(error: BaseException, as_json: bool) -> int:
         print("error: this is a fault of structsam-export, see above", file=sys.stderr)
     else:
         print(f"error: {message}", file=sys.stderr)
-    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+    code = name_and_code()[1] if isinstance(error, KeyboardInterrupt) else FAILED
     if as_json:
         facts = error.facts if isinstance(error, CommandFailed) else {}
         print(json.dumps({**facts, "error": message, "exit_code": code}))
@@ -72,7 +73,7 @@ def end_with(error: BaseException, as_json: bool) -> int:
 def one_line(error: BaseException) -> str | None:
     """Say in one line what the user can mend, or None where the fault is ours."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; finished files are kept, half-written ones are removed"
+        return f"{name_and_code()[0]}; finished files are kept, half-written ones are removed"
     if isinstance(error, UserError):
         return in_flags(str(error))
     if isinstance(error, TyperException):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -20,6 +19,7 @@ from structsam_export.cli.logs import Verbose, set_verbose, takes_verbose, verbo
 from structsam_export.cli.run import check_bundle, predict_masks
 from structsam_export.cli.segment import segment_photos
 from structsam_export.cli.serve import serve_bundle
+from structsam_export.cli.signals import catch_sigterm, ignore_both
 from structsam_export.cli.study import count_flops, inspect, measure_spectrum
 from structsam_export.cli.triton import write_triton_repository
 from structsam_export.cli.tune import tune
@@ -97,11 +97,12 @@ def run(arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; without `arguments` those of this process, which ends here."""
     try:
+        catch_sigterm()
         code = run(sys.argv[1:] if arguments is None else arguments)
         if arguments is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: its code stands
+            ignore_both()  # the work is done
     except KeyboardInterrupt as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_both()
         code = end_with(error, as_json=False)
     sys.exit(code)
 

@@ -19,6 +19,7 @@ from structsam_export.cli.arguments import (
     make_terminal,
     random_note,
 )
+from structsam_export.cli.signals import leave_sigterm
 
 _TOKEN = "STRUCTSAM_TOKEN"
 
@@ -69,6 +70,7 @@ def serve_bundle(
         else:
             terminal.print(f"{opened.name} at {address} (Ctrl-C stops it)")
 
+    leave_sigterm()  # the server answers what it has begun, and then ends by the signal
     try:
         serve(
             opened,

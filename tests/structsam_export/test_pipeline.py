@@ -399,7 +399,7 @@ main(["export", "--model", "tiny", "--weights", "random", "--precision", "fp32",
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_signal_leaves_no_bundle(run: Callable[..., Any], tmp_path: Path, number: str) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -421,9 +421,10 @@ def test_a_signal_leaves_no_bundle(run: Callable[..., Any], tmp_path: Path, numb
         process.kill()
         process.wait()
     assert not (out / "tiny-structsam-r0.50-fp32").exists()
-    if number == "SIGINT":
-        assert process.returncode == 130
-        assert errors.splitlines()[-1].startswith("error: interrupted")
+    if number != "SIGKILL":
+        code, word = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "terminated")}[number]
+        assert process.returncode == code
+        assert errors.splitlines()[-1].startswith(f"error: {word}")
         assert errors.count("error:") == 1 and "Traceback" not in errors
         assert os.listdir(out) == []
     else:

@@ -417,17 +417,16 @@ def test_loggers_are_below_that_of_their_package() -> None:
 # Interrupts
 
 INTERRUPTED_AT_THE_END = """
-import os, signal, time
+import os, signal, sys, time
 from structsam_export.cli import main as module
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-work = module.run
+work, number = module.run, signal.Signals[sys.argv[1]]
 def run(arguments):
     code = work(arguments)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     time.sleep(5)
     return code
 module.run = run
-import sys
 sys.argv = ["structsam-export", "--version"]
 module.main()
 """
@@ -440,14 +439,23 @@ main()
 """
 
 
-def test_an_interrupt_after_the_last_line_is_130_and_no_traceback() -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")],
+)
+def test_a_signal_after_the_last_line_is_its_code_and_no_traceback(
+    number: str, code: int, word: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_AT_THE_END], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+        [sys.executable, "-c", INTERRUPTED_AT_THE_END, number],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert f"error: {word}; finished files are kept" in done.stderr
 
 
-def test_an_interrupt_while_the_interpreter_leaves_changes_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_interpreter_leaves_changes_nothing(number: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED_WHILE_LEAVING],
         stdout=subprocess.PIPE,
@@ -459,7 +467,7 @@ def test_an_interrupt_while_the_interpreter_leaves_changes_nothing() -> None:
         if line == "leaving\n":
             break
     for _ in range(5):
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         time.sleep(0.05)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (0, "left\n", "")
