@@ -20,7 +20,8 @@ class Teacher:
     """A frozen encoder and the decoder that belongs to it.
 
     Args:
-        encoder: normalised images [B, 3, S, S] to embeddings [B, 256, S/16, S/16].
+        encoder: normalised images [B, 3, S, S] to embeddings [B, 256, S/16, S/16]; the norm that
+            `neck` ends with, as SAM's does, has their scale.
         sam: with the teacher's own prompt encoder and mask decoder.
     """
 

@@ -28,7 +28,13 @@ class TinyViTTeacher(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        weights = _Weights(path)
+        try:
+            self._build(_Weights(path))
+        except (KeyError, StopIteration, RuntimeError) as error:
+            raise UserError(f"{path} is no TinyViT-5M with SAM's neck.") from error
+        self.requires_grad_(False).eval()
+
+    def _build(self, weights: _Weights) -> None:
         self.stem = nn.ModuleList([weights.conv(2), weights.conv(2)])
         self.convolutions = nn.ModuleList(
             [nn.ModuleList([weights.conv() for _ in range(3)]) for _ in range(_BLOCKS[0])]
@@ -43,7 +49,6 @@ class TinyViTTeacher(nn.Module):
         self.neck = nn.ModuleList(
             [weights.neck_conv(0), weights.neck_norm(), weights.neck_conv(2), weights.neck_norm()]
         )
-        self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
@@ -109,7 +114,7 @@ class _Weights:
 
         try:
             graph = onnx.load(str(path)).graph
-        except (OSError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        except Exception as error:  # protobuf's own kinds, by version
             raise UserError(f"Cannot read the teacher {path} ({error}).") from error
         self.named = {i.name: torch.tensor(numpy_helper.to_array(i)) for i in graph.initializer}
         made = {output: node for node in graph.node for output in node.output}
@@ -187,8 +192,12 @@ def decoder_weights(path: Path) -> dict[str, Tensor]:
         for name, value in weights.named.items()
         if name.startswith(("mask_decoder.", "model.prompt_encoder."))
     }
-    for name in _products():
-        state[f"{name}.weight"] = next(weights.products).T.contiguous()
+    products = list(weights.products)
+    names = list(_products())
+    if len(products) != len(names):
+        raise UserError(f"{path} is no SAM decoder as segment_anything exports it.")
+    for name, product in zip(names, products, strict=True):
+        state[f"{name}.weight"] = product.T.contiguous()
     rest = {n: v for n, v in weights.named.items() if n.startswith("onnx::")}
     norms = [v.flatten() for n, v in rest.items() if v.ndim == 3 and v.shape[1:] == (1, 1)]
     places = [
@@ -196,8 +205,6 @@ def decoder_weights(path: Path) -> dict[str, Tensor]:
         "prompt_encoder.mask_downscaling.4",
         "mask_decoder.output_upscaling.1",
     ]
-    if len(norms) != 2 * len(places):
-        raise UserError(f"{path} is no SAM decoder as segment_anything exports it.")
     for place, weight, bias in zip(places, norms[::2], norms[1::2], strict=True):
         state[f"{place}.weight"], state[f"{place}.bias"] = weight, bias
     tokens = next(v for n, v in rest.items() if n.startswith("onnx::Expand_"))[0]

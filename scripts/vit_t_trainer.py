@@ -26,7 +26,6 @@ from structsam_export.bundle.atomic import staged_file
 
 CLOCKLESS = 200  # steps; until then nothing depends on the clock, so that runs repeat exactly
 _WARMUP = 60  # steps of a rising learning rate
-_WHOLE_SIDE = 1024  # of the images that a teacher was made for
 
 
 @dataclass(frozen=True)
@@ -155,13 +154,19 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
 
     def start_from(self, path: Path | None) -> None:
-        """Take a file's weights, if there is one, and the teacher's decoder, if there is one."""
+        """Take a file's weights, if there is one, and what a teacher lends, if there is one.
+
+        That is its decoder, and the scale of its embeddings: from another scale the distance
+        between embeddings outweighs all else for hundreds of steps.
+        """
         if path is not None:
             self.sam.load_state_dict(load_sam(self.spec.name, checkpoint=path).state_dict())
         if self.teacher is not None:
             state = self.teacher.sam.state_dict()
             taken = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
             self.sam.load_state_dict(taken, strict=False)
+            norm = self.teacher.encoder.neck[-1]
+            self.sam.image_encoder.neck[-1].load_state_dict(norm.state_dict())
         for mean, parameter in zip(self.average, self.parameters, strict=True):
             mean.copy_(parameter.detach())
 
@@ -223,7 +228,7 @@ class Trainer:
             self.device,
             draw if refine else None,
             self.teacher,
-            _WHOLE_SIDE if batch.whole else 0,
+            self.spec.image_size if batch.whole else 0,
         )
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)

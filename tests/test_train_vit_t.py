@@ -56,14 +56,14 @@ def trainer_at(tiny_spec: ModelSpec) -> Callable[..., Any]:
     pytest.importorskip("matplotlib", reason="the training script draws its curve with matplotlib")
     trainer = script("vit_t_trainer")
 
-    def make(out: Path, steps: int = 6, seed: int = 3) -> Any:
+    def make(out: Path, steps: int = 6, seed: int = 3, teacher: Any = None) -> Any:
         settings = trainer.Settings(
             steps=steps, seed=seed, prompts=3, workers=0, refine=0.5, log_every=2, threads=1,
             validate_every=4, validation_images=2,
             stages=(trainer.Stage(0.0, (8,), 2), trainer.Stage(0.5, (16, 8), 1, whole=True)),
         )  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        return trainer.Trainer(tiny_spec, settings, out, "cpu")
+        return trainer.Trainer(tiny_spec, settings, out, "cpu", teacher)
 
     return make
 
@@ -144,6 +144,89 @@ def test_a_few_steps_lower_the_loss(
     trainer.settings = replace(trainer.settings, refine=0.0)
     losses = [float(trainer.train_step(batch)[0]) for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.fixture
+def teacher(tiny_sam_factory: Callable[..., Any]) -> Any:
+    """Embeddings of single patches, small as a neck's may be, and a decoder of its own."""
+    from segment_anything.modeling.common import LayerNorm2d
+
+    torch.manual_seed(5)
+    encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 256, 16, 16), LayerNorm2d(256))
+    encoder.requires_grad_(False)[-1].weight.fill_(0.1)
+    encoder.neck = encoder[-1:]
+    return script("vit_t_loss").Teacher(encoder, tiny_sam_factory(), "cpu")
+
+
+def test_a_teacher_lends_its_decoder_and_pulls_the_embeddings(
+    photographs: Path, tmp_path: Path, trainer_at: Callable[..., Any], teacher: Any
+) -> None:
+    trainer = trainer_at(tmp_path, steps=1000, teacher=teacher)
+    before = {k: v.clone() for k, v in trainer.sam.image_encoder.state_dict().items()}
+    trainer.start_from(None)
+    own, lent = trainer.sam.state_dict(), teacher.sam.state_dict()
+    for name, value in own.items():
+        encoder = name.startswith("image_encoder.")
+        kept = before[name.removeprefix("image_encoder.")] if encoder else lent[name]
+        if name == "image_encoder.neck.3.weight":
+            kept = torch.full_like(kept, 0.1)
+        assert torch.equal(value, kept), name
+    for mean, parameter in zip(trainer.average, trainer.parameters, strict=True):
+        assert torch.equal(mean, parameter)
+
+    loss, forward = script("vit_t_loss"), script("vit_t_forward")
+    batch = next(script().batches(trainer, photographs, tmp_path / "cache"))
+
+    def distance() -> float:
+        images = loss._inputs(trainer.sam, batch, "cpu")
+        with torch.no_grad():
+            wanted = teacher.embeddings(images, 0)
+            inside = loss._inside(batch.sizes, wanted, "cpu")
+            found = forward.encode(trainer.sam.image_encoder, images)
+            return float(loss._embedding_loss(found, wanted, inside))
+
+    first = distance()
+    for _ in range(15):
+        trainer.train_step(batch)
+    assert distance() < 0.8 * first
+    assert all(p.grad is None for p in teacher.sam.parameters())
+
+
+def test_the_embedding_loss_is_relative_and_ignores_padding() -> None:
+    loss = script("vit_t_loss")
+    torch.manual_seed(0)
+    wanted = torch.randn(2, 16, 256)
+    inside = loss._inside(torch.tensor([[64, 64], [33, 64]]), wanted, "cpu")
+    assert inside.sum().item() == 16 + 12  # 33 rows reach into the third of four
+    moved = wanted + 0.5 * torch.randn_like(wanted)
+    one = loss._embedding_loss(moved, wanted, inside)
+    assert one == pytest.approx(0.25, rel=0.1)
+    scaled = loss._embedding_loss(0.01 * moved, 0.01 * wanted, inside)
+    assert scaled == pytest.approx(float(one), rel=1e-4)
+    moved[~inside] = 1e3
+    assert loss._embedding_loss(moved, wanted, inside) == pytest.approx(float(one))
+    assert loss._embedding_loss(wanted, wanted, inside) == 0
+
+
+def test_a_teacher_sees_whole_images_at_its_own_size(teacher: Any) -> None:
+    seen = []
+    teacher.encoder.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0].shape))
+    small = teacher.embeddings(torch.randn(1, 3, 128, 128), 256)
+    assert seen == [(1, 3, 256, 256)] and small.shape == (1, 64, 256)
+    teacher.embeddings(torch.randn(1, 3, 128, 128), 0)
+    assert seen[1] == (1, 3, 128, 128)
+
+
+def test_soft_masks_cost_least_where_they_are_met() -> None:
+    errors = script("vit_t_loss")._errors
+    soft = torch.rand(1, 2, 1, 16, 16, generator=torch.Generator().manual_seed(1)).round()
+    weight = torch.ones(1, 1, 1, 16, 16)
+    right = errors((soft - 0.5) * 40, soft, weight)
+    wrong = errors((0.5 - soft) * 40, soft, weight)
+    assert (right < 0.01).all() and (wrong > 1).all()
+    weight[..., 8:] = 0  # what is not scored costs nothing
+    half = torch.where(weight > 0, (soft - 0.5) * 40, (0.5 - soft) * 40)
+    assert (errors(half, soft, weight) < 0.01).all()
 
 
 def test_batches_depend_on_seed_and_step_alone(photographs: Path, tmp_path: Path) -> None:
