@@ -13,7 +13,7 @@ from structsam.errors import UserError
 from structsam_export.cli.arguments import (
     BackendName,
     Json,
-    Method,
+    Methods,
     Options,
     Threads,
     WeightOptions,
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 class LeverOptions:
     """What may be moved; see `structsam_export.tune.tune.Levers`."""
 
-    method: Method = "structsam"
+    methods: Methods = "structsam,tomesd"
     option: Options = None
     sizes: Annotated[
         str | None, typer.Option(help="Smaller inputs to try; 896,768,640,512 by default.")
     ] = None
     rates: Annotated[str | None, typer.Option(help="To try, 0.25,0.5,0.7 by default.")] = None
     placement: Annotated[
-        list[str] | None, typer.Option(help="To try: attention, block, stage; all by default.")
+        list[str] | None,
+        typer.Option(help="To try: attention, stage (the default), block."),
     ] = None
     precision: Annotated[
         str, typer.Option(help="auto, fp32 (CPUs) or fp16 (GPUs); INT8 is tried beside it.")
@@ -52,18 +53,20 @@ class LeverOptions:
     ] = True
 
     def base(self) -> MergeConfig:
-        """Return method and options as a merging."""
+        """Return the first method, which rates per block are tried with, and its options."""
         from structsam.config import MergeConfig
-        from structsam.methods import find_method
+        from structsam.methods import choose_methods, find_method
         from structsam.methods.options import parse_options
 
-        options = parse_options(find_method(self.method), self.option or ())
-        return MergeConfig.of(method=self.method, rate=0.0, options=options)
+        first = choose_methods(self.methods)[0]
+        options = parse_options(find_method(first), self.option or ())
+        return MergeConfig.of(method=first, rate=0.0, options=options)
 
     def levers(self, backend: str) -> Levers:
         """Return what is tried for a backend; raises `UserError` for a value that cannot be."""
+        from structsam.methods import choose_methods
         from structsam.models.image_size import read_image_size
-        from structsam_export.tune.points import INT8_OF, PLACEMENTS, RATES
+        from structsam_export.tune.points import INT8_OF, PLACEMENTS, RATES, USUAL_PLACEMENTS
         from structsam_export.tune.tune import Levers
 
         precision = self.precision
@@ -72,7 +75,7 @@ class LeverOptions:
             precision = "fp32" if on_cpu else "fp16"
         if precision not in INT8_OF:
             raise UserError(f"unknown precision {precision!r}. Use auto, fp32 or fp16")
-        placements = tuple(dict.fromkeys(self.placement or PLACEMENTS))
+        placements = tuple(dict.fromkeys(self.placement or USUAL_PLACEMENTS))
         for placement in placements:
             if placement not in PLACEMENTS:
                 raise UserError(
@@ -80,7 +83,15 @@ class LeverOptions:
                 )
         sizes = self.sizes and tuple(map(read_image_size, self.sizes.split(",")))
         rates = RATES if self.rates is None else rate_list(self.rates)
-        return Levers(sizes or None, placements, rates, precision, self.int8, self.per_block)
+        return Levers(
+            sizes or None,
+            placements,
+            rates,
+            precision,
+            self.int8,
+            self.per_block,
+            tuple(choose_methods(self.methods)[1:]),
+        )
 
 
 @dataclass(frozen=True)

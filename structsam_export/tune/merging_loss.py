@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from structsam.config import MergeConfig
     from structsam.models import ModelSpec
 
-_POINTS = 3  # prompts per side
+_POINTS = 2  # prompts per side
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Points of the search: an input size, a placement, rates and a precision; and which lie on a grid.
+"""Points of the search: size, method, placement, rates and precision; and which lie on a grid.
 
 A new lever is a field here, a value in `grid`, and a line in `Point.levers`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from structsam.errors import UserError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SIZES = (1024, 896, 768, 640, 512)
 RATES = (0.25, 0.5, 0.7)
 PLACEMENTS = ("attention", "block", "stage")
+#: Tried when nothing is said: `block` costs what `stage` costs and was never better.
+USUAL_PLACEMENTS = ("attention", "stage")
 #: Floats of a runtime -> its INT8.
 INT8_OF = {"fp32": "int8-fp32", "fp16": "int8"}
 
@@ -30,6 +33,7 @@ class Point:
         image_size: side of the input in pixels; None for the trained one.
         rate: share of tokens to remove, everywhere or per block; 0 merges nothing.
         stock: the export of the segment-anything package as it is, beside which all stand.
+        method: other than that of the search, with its usual options.
     """
 
     image_size: int | None = None
@@ -37,6 +41,7 @@ class Point:
     placement: str = "attention"
     precision: str = "fp32"
     stock: bool = False
+    method: str | None = None
 
     @property
     def levers(self) -> tuple[str, ...]:
@@ -71,6 +76,8 @@ class Point:
             return "stock"
         rates = self.rate if isinstance(self.rate, tuple) else (self.rate,)
         merging = f"{self.placement}-{'_'.join(f'{rate:g}' for rate in rates)}"
+        if self.method:
+            merging = f"{self.method}-{merging}"
         words = (str(self.image_size or "trained"), merging if self.merges else "unmerged")
         return "-".join((*words, self.precision))
 
@@ -81,11 +88,14 @@ class Point:
         words = [f"{self.image_size or spec.image_size} pixels"]
         if self.merges:
             mixed = isinstance(self.rate, tuple)
-            words.append(f"{self.placement} {'per block' if mixed else format(self.rate, 'g')}")
+            merging = f"{self.placement} {'per block' if mixed else format(self.rate, 'g')}"
+            words.append(f"{self.method} {merging}" if self.method else merging)
         return ", ".join([*words, self.precision])
 
     def config(self, base: MergeConfig) -> MergeConfig:
-        """Return the merging: method and options of `base`."""
+        """Return the merging: method and options of `base`, or another method as it is."""
+        if self.method:
+            base = replace(base, method=self.method, options=())
         return replace(base, rate=self.rate, placement=self.placement)
 
     def spec(self, trained: ModelSpec) -> ModelSpec:
@@ -107,8 +117,12 @@ def grid(
     placements: Sequence[str] = PLACEMENTS,
     rates: Sequence[float] = RATES,
     precision: str = "fp32",
+    methods: Sequence[str] = (),
 ) -> list[Point]:
-    """Return every combination in floats that method and model can do, unmerged ones first.
+    """Return every combination in floats that methods and model can do, unmerged ones first.
+
+    Args:
+        methods: to try beside that of `base`.
 
     Raises:
         UserError: a size that the model cannot have, or no way to merge at all.
@@ -117,10 +131,10 @@ def grid(
     for point in unmerged:
         point.spec(spec)
     merged, refusal = [], UserError("no rate to merge with. Give one above 0")
-    for placement in placements:
+    for method, placement in product((None, *methods), placements):
         for rate in (rate for rate in rates if rate):
             for size in sizes:
-                point = Point(size, rate, placement, precision)
+                point = Point(size, rate, placement, precision, method=method)
                 try:
                     require_possible(point, spec, base)
                     merged.append(point)

@@ -18,8 +18,8 @@ from structsam_export.runtimes import RunOptions, find_backend
 from structsam_export.tune.block_mixes import Progress
 from structsam_export.tune.on_this_machine import OnThisMachine, Say
 from structsam_export.tune.points import (
-    PLACEMENTS,
     RATES,
+    USUAL_PLACEMENTS,
     grid,
     sizes_below,
 )
@@ -53,14 +53,16 @@ class Levers:
         sizes: of the input in pixels; the trained one is always among them.
         precision: `fp32` (CPUs) or `fp16` (GPUs).
         int8, per_block: whether INT8, and rates per block, are tried.
+        methods: tried beside that of `base`, with their usual options.
     """
 
     sizes: tuple[int, ...] | None = None
-    placements: tuple[str, ...] = PLACEMENTS
+    placements: tuple[str, ...] = USUAL_PLACEMENTS
     rates: tuple[float, ...] = RATES
     precision: str = "fp32"
     int8: bool = True
     per_block: bool = True
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def tune(
     if reason := None if runtime.needs_engine else runtime.why_unavailable():
         raise UserError(f"backend {runtime.name} cannot run here: {reason}")
     sizes = sizes_below(spec) if levers.sizes is None else sizes_below(spec, levers.sizes)
-    points = grid(spec, base, sizes, levers.placements, levers.rates, levers.precision)
+    points = grid(
+        spec, base, sizes, levers.placements, levers.rates, levers.precision, levers.methods
+    )
     described = source.describe()
     asked = {
         "format": 2,

@@ -235,6 +235,23 @@ def test_nothing_is_measured_twice(
         )
 
 
+def test_another_method_is_a_lever(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(module, "times_in_turns", fake_times(seen))
+    levers = replace(LEVERS, sizes=(), methods=("tomesd",))
+    report = found(model, folder, tmp_path / "tune", levers)
+    assert {"trained-attention-0.5-fp32", "trained-tomesd-attention-0.5-fp32"} <= set(seen)
+    by_method = {each.point.method: each for each in report.found if each.point.merges}
+    assert by_method["tomesd"].loss != by_method[None].loss
+    base = MergeConfig(rate=0.0, options=(("channels", "all"),))
+    other = by_method["tomesd"].point
+    assert other.config(base) == MergeConfig("tomesd", 0.5)
+    assert by_method[None].point.config(base) == replace(base, rate=0.5)
+    assert other.label(MODELS[model]).endswith("pixels, tomesd attention 0.5, fp32")
+
+
 STOPPED = """
 import sys
 from dataclasses import replace
