@@ -83,6 +83,8 @@ def why_not_in_browsers(bundle: Bundle) -> str | None:
         return "its inputs are not float32"
     if part.profile["P"][0] > 1:
         return f"it takes {part.profile['P'][0]} prompts at least"
-    if part.file not in bundle.files or f"{part.file}.data" in bundle.files:
+    if part.file not in bundle.files:
+        return "the bundle has no SHA-256 of its file"
+    if f"{part.file}.data" in bundle.files:
         return "its weights lie in a second file"
     return None

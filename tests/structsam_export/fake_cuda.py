@@ -22,6 +22,7 @@ class FakeCuda:
         fail: call -> how many calls still succeed; all later ones fail.
         fail_once: call -> how many calls still succeed before the one that fails.
         alive: what was allocated or created, and not yet freed or destroyed.
+        wrong_releases: calls that gave back what was not there, or not any more.
         copies: (1 to the device, 2 to the host or 3 on the device, bytes) of every copy.
     """
 
@@ -38,6 +39,7 @@ class FakeCuda:
         self.fail: dict[str, int] = {}
         self.fail_once: dict[str, int] = {}
         self.calls: list[str] = []
+        self.wrong_releases: list[str] = []
         self.copies: list[tuple[int, int]] = []
         self.clock_ms = 0.0
         self.recorded: list[Callable[[], None]] | None = None
@@ -120,7 +122,9 @@ class FakeCuda:
             self.copies.append((arguments[3], arguments[2]))
             self.put(lambda: self._copy(*arguments[:3]))
             return (0,)
-        if name in _RELEASES:  # a wrong or second one is a KeyError
+        if name in _RELEASES:  # a wrong or second one is a KeyError, which a finalizer swallows
+            if int(arguments[0]) not in self.alive:
+                self.wrong_releases.append(name)
             del self.alive[int(arguments[0])]
             return (0,)
         return self._graph_answer(name, arguments)

@@ -22,6 +22,7 @@ from structsam_export.bundle.files import FileRecord
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import MANIFEST, SCHEMA_VERSION, Part, TensorSpec
 from structsam_export.bundle.weights_source import ModelRecord
+from tests.structsam_export.small_bundle import make_bundle
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -224,6 +225,18 @@ def test_differences_names_the_field() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b changed: 2 -> 3"
     assert differences({"a": 1}, {"a": 1, "new": "x"}) == "new changed: None -> 'x'"
     assert differences({"a": 1, "gone": 5}, {"a": 1}) == "gone changed: 5 -> None"
+
+
+def test_a_bundle_without_a_decoder_says_so_and_other_names_are_a_defect(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    assert made.parts == ("encoder", "decoder")
+    manifest = {key: value for key, value in made.manifest.items() if key != "decoder"}
+    alone = Bundle(made.path, manifest)
+    assert alone.parts == ("encoder",) and alone.part("encoder") == made.part("encoder")
+    with pytest.raises(UserError, match="has no decoder: its model, .* is an image encoder alone"):
+        alone.part("decoder")
+    with pytest.raises(KeyError):
+        alone.part("neck")  # type: ignore[arg-type]
 
 
 def test_part_survives_json() -> None:

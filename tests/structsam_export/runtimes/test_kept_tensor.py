@@ -82,6 +82,17 @@ def test_images_take_turns_without_the_host(predictor: Predictor, cuda: FakeCuda
         assert cuda.calls.count("cudaStreamBeginCapture") == 2
 
 
+def test_a_copy_is_complete_before_its_source_is_written_again(
+    predictor: Predictor, cuda: FakeCuda
+) -> None:
+    predictor.set_image(photo(120))
+    cuda.calls.clear()
+    image = predictor.encoded_image
+    assert isinstance(embedding(image), KeptTensor)
+    copied = cuda.calls.index("cudaMemcpyAsync")
+    assert "cudaStreamSynchronize" in cuda.calls[copied:]
+
+
 def test_they_outlive_the_networks_and_leave_with_the_last_reference(
     predictor: Predictor, cuda: FakeCuda
 ) -> None:

@@ -68,6 +68,8 @@ def another(bundle: Bundle, change: str, value: Any) -> Bundle:
         decoder["profile"]["P"] = [value, value, value]
     elif change == "file":
         manifest["files"][value] = {"size": 1, "sha256": "0"}
+    elif change == "record":
+        del manifest["files"][value]
     elif change == "box":
         box = {"name": value, "shape": [1, 4], "dtype": "float32"}
         manifest["encoder"]["inputs"].append(box)
@@ -82,6 +84,7 @@ def another(bundle: Bundle, change: str, value: Any) -> Bundle:
         ("P", 4, "4 prompts at least"),
         ("file", "decoder.onnx.data", "second file"),
         ("box", "prompt_box", "prompt-aware"),
+        ("record", "decoder.onnx", "no SHA-256"),
     ],
 )
 def test_decoders_that_the_page_cannot_feed(

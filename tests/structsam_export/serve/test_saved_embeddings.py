@@ -132,6 +132,24 @@ def test_a_folder_that_fails_half_way_is_listed_in_part(
     assert saved.find(photo_id((folders[0] / "a.png").read_bytes())) is not None
 
 
+def test_a_later_file_of_another_encoder_is_left_out(
+    bundle: Bundle,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    foreign, photo = tmp_path / "foreign.npz", "f" * 32
+    np.savez(foreign, embedding=np.zeros(1), encoder=np.array("0" * 64), photo=np.array(photo))
+    found = [folders[1] / "a.png.npz", foreign, folders[1] / "below" / "b.png.npz"]
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter(found))
+    saved = SavedEmbeddings(folders[1], bundle)
+    saved.wait()
+    assert photo not in saved and "foreign.npz was made by another encoder" in caplog.text
+    for name in ("a.png", "below/b.png"):
+        assert photo_id((folders[0] / name).read_bytes()) in saved
+
+
 def test_a_prompt_aware_bundle_takes_none(tmp_path: Path) -> None:
     from tests.structsam_export.predict.test_predictor import fake_bundle
 

@@ -94,6 +94,23 @@ def test_networks_have_the_manifests_tensors(make: Any, backend: str, tmp_path: 
     assert tensors(ensemble, "output")[: len(own)] == own
 
 
+def test_masks_take_and_give_what_the_readme_says(bundle: Bundle, tmp_path: Path) -> None:
+    masks = write_repository(bundle, tmp_path / "out").models["structsam_masks"]
+    assert masks["max_batch_size"] == 0
+    assert tensors(masks, "input") == [
+        ("photo", "TYPE_STRING", [1]),
+        ("points", "TYPE_FP32", [-1, 2]),
+        ("labels", "TYPE_INT32", [-1]),
+        ("boxes", "TYPE_FP32", [-1, 4]),
+        ("multimask", "TYPE_BOOL", [1]),
+    ]
+    assert [t["name"] for t in masks["input"] if not t.get("optional")] == ["photo"]
+    assert tensors(masks, "output") == [
+        ("masks", "TYPE_BOOL", [-1, -1, -1, -1]),
+        ("scores", "TYPE_FP32", [-1, -1]),
+    ]
+
+
 def steps_fit(made: Repository) -> None:
     """Every tensor of a step exists in the step's model, with one type and shape everywhere."""
     for config in made.models.values():
