@@ -3,7 +3,8 @@
 The steps are those of `scripts/profile_steps.py`. Counts are of one image: multiply-adds and
 elements, so that a device's rates turn them into times (`structsam_export/bench/roofline.py`). A
 step reads its inputs from memory once and writes its outputs once; what a kernel keeps to itself is
-not counted.
+not counted. Of SAM-HQ's second output only the multiply-adds are, in the neck: no elements, weights
+or kernels.
 
 Letters: h heads, M slots of one map, C channels; `pixels` are the tokens of the image without the
 padding of windows, `slots` those of all maps of a block.

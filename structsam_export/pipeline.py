@@ -101,7 +101,7 @@ def export(
         checkpoint: `.pth`, `.safetensors`, or the folder of a Hugging Face `SamModel`; vit_t needs
             none.
         weights: `random` for latency work without a checkpoint; masks are then meaningless.
-        image_size: another side of the input in pixels, a multiple of 16 from 256 to 2048.
+        image_size: another side of the input in pixels, a multiple of the patch from 256 to 2048.
         embedding: with it: `native`, a smaller embedding and decoder, or `upsample`.
         precision: `fp16`, `fp32`, `int8` (linear layers in INT8, the rest FP16, for GPUs) or
             `int8-fp32` (the rest FP32, for CPUs), baked into the graph.

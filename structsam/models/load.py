@@ -54,8 +54,8 @@ def load_sam(
     whose weights come with the package (vit_t) gets those. Parameters read from a checkpoint stay
     mapped from its file: do not overwrite that file in place while the model lives.
 
-    `image_size` is another side of the input in pixels, a multiple of 16 from 256 to 2048: the
-    position tables are resized here, once. `embedding` is `native`, a smaller embedding and
+    `image_size` is another side of the input in pixels, a multiple of the patch from 256 to 2048:
+    the position tables are resized here, once. `embedding` is `native`, a smaller embedding and
     decoder, or `upsample`, an embedding of the trained size. Points and boxes are in pixels of
     that input; `SamPredictor` takes such a model as it takes any other.
 

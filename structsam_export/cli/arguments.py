@@ -69,7 +69,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
 ImageSize = Annotated[
     str | None,
     typer.Option(
-        help="Side of the input: 1024, or a multiple of 16; 896, 672 and 448 are whole windows."
+        help="Side of the input: a multiple of the patch (16 in SAM); 896, 672, 448 fill windows."
     ),
 ]
 EmbeddingForm = Annotated[

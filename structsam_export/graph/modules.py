@@ -78,12 +78,15 @@ class EncoderModule(nn.Module):
         return *features, *(getattr(plan, name).int() for plan in plans for name in PLAN_TENSORS)
 
     def features(self, image: Tensor, prompt_box: Tensor | None = None) -> dict[str, Tensor]:
-        """Return what the decoder takes, by name."""
+        """Return what the decoder takes, by name, float32.
+
+        `image_embeddings` [B, 256, h, w]; of SAM-HQ also `hq_features` [B, 32, 4h, 4w].
+        """
         names = (IMAGE_EMBEDDINGS, HQ_FEATURES) if self.hq else (IMAGE_EMBEDDINGS,)
         return dict(zip(names, self.encode(image, prompt_box), strict=True))
 
     def encode(self, image: Tensor, prompt_box: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return what the decoder takes, without plans."""
+        """Return what `features` names, in that order, float32."""
         prompts = {block.prompt for block in self.merging.values() if block.prompt}
         before = {prompt: prompt.tokens for prompt in prompts}
         if prompt_box is not None:
@@ -210,7 +213,12 @@ class DecoderModule(nn.Module):
         """Run on what `EncoderModule.features` gives, and return every output by its name.
 
         Args:
-            prompts: the other inputs, in their order.
+            features: of one image: [1, 256, h, w], of SAM-HQ also [1, 32, 4h, 4w].
+            prompts: the other inputs of `forward`, in their order.
+
+        Returns:
+            `low_res_masks` [P, 4, 4h, 4w], `iou_predictions` [P, 4], of SAM-HQ `hq_masks`
+            [P, 1, 4h, 4w].
         """
         more = {name: map_ for name, map_ in features.items() if name != IMAGE_EMBEDDINGS}
         found = self(features[IMAGE_EMBEDDINGS], *prompts, **more)

@@ -60,7 +60,7 @@ class ModelAtSize:
         return apply_merging(self.sam, config)
 
     def features(self, config: MergeConfig, path: Path) -> Features:
-        """Return what the decoder takes of a photo, by PyTorch."""
+        """Return what the decoder takes of a photo, by PyTorch: maps float32 [1, C, h, w]."""
         import torch
 
         from structsam_export.graph.modules import EncoderModule
