@@ -39,7 +39,7 @@ import vit_t_log as log
 from vit_t_loss import Teacher
 from vit_t_photographs import Photographs
 from vit_t_teacher import TinyViTTeacher, decoder_weights
-from vit_t_trainer import CLOCKLESS, Settings, Trainer, export_weights
+from vit_t_trainer import CLOCKLESS, STAGES, Settings, Trainer, export_weights
 
 from structsam.errors import UserError
 from structsam.models import ModelSpec, model_spec
@@ -214,6 +214,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--teacher", type=Path, metavar="FOLDER",
         help="learn from encoder.onnx and sam.onnx in it, and take its decoder (`vit_t_teacher`)",
     )  # fmt: skip
+    parser.add_argument(
+        "--validate", action="store_true", help="score weights and teacher on held-out photos, end"
+    )
     parser.add_argument("--decoder-lr", type=float, default=1.0, help="against --lr")
     return parser.parse_args(argv)
 
@@ -225,9 +228,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     if options.export is not None:
         export_weights(options.out, options.export, spec)
         return
-    if options.data is None or (options.minutes is None and options.steps is None):
+    budget = options.minutes or options.steps or (1 if options.validate else None)
+    if options.data is None or budget is None:
         raise UserError("Training needs --data FOLDER and a budget, --minutes M or --steps N.")
-    if (options.minutes or options.steps) <= 0 or options.prompts < 1 or options.workers < 0:
+    if budget <= 0 or options.prompts < 1 or options.workers < 0:
         raise UserError("--minutes, --steps and --prompts must be above 0, --workers not below.")
     try:
         import matplotlib  # noqa: F401
@@ -256,10 +260,25 @@ def run(argv: Sequence[str] | None = None) -> None:
     if trainer.checkpoint.exists():
         trainer.resume()
         print(f"resumed at step {trainer.step}, {trainer.seconds / 60:.1f} minutes", flush=True)
-    elif options.init is not None or teacher is not None:
-        trainer.start_from(options.init)
-        print(f"started from {options.init or 'the decoder of the teacher'}", flush=True)
+    else:
+        if options.init is not None:
+            trainer.start_from(options.init)
+            print(f"started from {options.init}", flush=True)
+        if teacher is not None and not options.validate:
+            trainer.borrow(teacher)
+    if options.validate:
+        _tell_scores(trainer, options.data)
+        return
     train(trainer, options.data)
+
+
+def _tell_scores(trainer: Trainer, root: Path) -> None:
+    """Print what weights and teacher score on the held-out photographs, at the size of use."""
+    photographs = Photographs(root, trainer.out / "cache")
+    sides = [("weights", None)] + ([("teacher", trainer.teacher)] if trainer.teacher else [])
+    for name, teacher in sides:
+        box, click, filled = trainer.validate(photographs, max(STAGES[-1].grids), teacher)
+        print(f"{name}: box IoU {box:.4f}, click IoU {click:.4f}, filled box {filled:.4f}")
 
 
 def _teacher(folder: Path, spec: ModelSpec, device: str) -> Teacher:

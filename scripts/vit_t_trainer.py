@@ -153,20 +153,23 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["torch_rng"])
 
-    def start_from(self, path: Path | None) -> None:
-        """Take a file's weights, if there is one, and what a teacher lends, if there is one.
+    def start_from(self, path: Path) -> None:
+        """Take the weights of a file."""
+        self.sam.load_state_dict(load_sam(self.spec.name, checkpoint=path).state_dict())
+        self._restart_average()
 
-        That is its decoder, and the scale of its embeddings: from another scale the distance
-        between embeddings outweighs all else for hundreds of steps.
+    def borrow(self, teacher: Teacher) -> None:
+        """Take a teacher's decoder, and the scale of its embeddings.
+
+        From another scale the distance between embeddings outweighs all else for hundreds of steps.
         """
-        if path is not None:
-            self.sam.load_state_dict(load_sam(self.spec.name, checkpoint=path).state_dict())
-        if self.teacher is not None:
-            state = self.teacher.sam.state_dict()
-            taken = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
-            self.sam.load_state_dict(taken, strict=False)
-            norm = self.teacher.encoder.neck[-1]
-            self.sam.image_encoder.neck[-1].load_state_dict(norm.state_dict())
+        state = teacher.sam.state_dict()
+        taken = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
+        self.sam.load_state_dict(taken, strict=False)
+        self.sam.image_encoder.neck[-1].load_state_dict(teacher.encoder.neck[-1].state_dict())
+        self._restart_average()
+
+    def _restart_average(self) -> None:
         for mean, parameter in zip(self.average, self.parameters, strict=True):
             mean.copy_(parameter.detach())
 

@@ -163,7 +163,7 @@ def test_a_teacher_lends_its_decoder_and_pulls_the_embeddings(
 ) -> None:
     trainer = trainer_at(tmp_path, steps=1000, teacher=teacher)
     before = {k: v.clone() for k, v in trainer.sam.image_encoder.state_dict().items()}
-    trainer.start_from(None)
+    trainer.borrow(teacher)
     own, lent = trainer.sam.state_dict(), teacher.sam.state_dict()
     for name, value in own.items():
         encoder = name.startswith("image_encoder.")
@@ -344,3 +344,21 @@ def test_the_loss_weighs_small_and_large_objects_alike() -> None:
         assert iou == pytest.approx(0.5)
         costs.append(float(cost))
     assert costs[0] == pytest.approx(costs[1], rel=0.1)
+
+
+def test_weights_and_teacher_are_scored_on_the_same_photos(
+    photographs: Path,
+    tmp_path: Path,
+    trainer_at: Callable[..., Any],
+    teacher: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(script("vit_t_photographs"), "_HELD_OUT", 3)
+    monkeypatch.setattr(script(), "STAGES", script("vit_t_trainer").STAGES[:1])
+    trainer = trainer_at(tmp_path / "run", teacher=teacher)
+    script()._tell_scores(trainer, photographs)
+    weights, lent = capsys.readouterr().out.splitlines()
+    assert weights.startswith("weights: box IoU 0.") and lent.startswith("teacher: box IoU 0.")
+    assert weights.split("filled")[1] == lent.split("filled")[1]
+    assert weights.split(":")[1] != lent.split(":")[1]
