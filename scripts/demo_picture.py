@@ -22,9 +22,9 @@ from structsam_export.bundle.atomic import staged_file
 from structsam_export.inspect.merge_picture import Tile, draw_groups, draw_tile
 from structsam_export.inspect.merged_map import merged_map, resized_photo
 from structsam_export.parity.reference import load_reference
-from structsam_export.predict.image_file import read_image
 from structsam_export.predict.overlay import draw_overlay
-from structsam_export.predict.prediction import parse_box
+from structsam_export.predict.preprocessing import read_photo
+from structsam_export.predict.prompts import parse_box
 
 _TOKEN = 8  # pixels of the picture per token
 
@@ -39,8 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"))
     wanted = parser.parse_args()
     bundle = open_bundle(wanted.bundle)
-    reference = load_reference(bundle.path / bundle.manifest["reference_images"][0])
-    rgb = read_image(reference.image)
+    path = bundle.file(bundle.manifest["reference_images"][0])
+    reference = load_reference(read_photo(path, bundle.preprocessing))
+    rgb = reference.photo.rgb
     boxes = [parse_box(text) for text in wanted.box]
     with bundle.predictor() as predictor:
         predictor.set_image(rgb)
