@@ -14,7 +14,7 @@
 #   large     disagreement with the unmerged model at 1024 on the photos of --large, no annotation
 #   latency   encoders timed in pairs beside the stock export
 # Default: all that the arguments allow. Interrupted, the same command goes on where it stopped.
-# Tables and the chart are OUT/frontier.md and OUT/frontier.png.
+# Tables and charts are OUT/frontier.md and OUT/frontier-CHAPTER.png.
 set -euo pipefail
 
 usage() { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }

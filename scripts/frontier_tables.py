@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The tables and the chart of `frontier_study.sh`: OUT/frontier.md and OUT/frontier.png.
+"""The tables and charts of `frontier_study.sh`: OUT/frontier.md and OUT/frontier-CHAPTER.png.
 
     python scripts/frontier_tables.py OUT
 
 Every folder of results below OUT is one chapter: all points against the unmerged model at the
 trained size, paired, with 95 % bootstrap intervals over images; then each set by itself, worst
-first. The chart shows the points that no other beats in both GMAC and the measure as a line.
+first. A chart shows the points that no other beats in both GMAC and the measure as a line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ FOLDERS = {
 #: What is drawn up: (title, how to read it of a run); points, higher is better.
 MEASURES = ("mIoU", "boundary IoU", "agreement")
 SIZE_COLORS = {1024: "C0", 896: "C2", 768: "C1", 640: "C3", 512: "C4"}
-MARKERS = {None: "*", "attention": "o", "stage": "s"}
+#: Of StructSAM, then of any other method.
+MARKERS = {"attention": ("o", "^"), "stage": ("s", "D")}
 
 
 def size_of(run: RunSummary) -> int:
@@ -64,21 +65,19 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def draw(chapters: dict[str, Summary]) -> bytes:
-    """One row of panels for every folder, one column for every measure."""
+def draw(summary: Summary) -> bytes:
+    """One panel for every measure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.6 * len(chapters)), layout="constrained")
-    panels = figure.subplots(len(chapters), len(MEASURES), squeeze=False)
-    for row, (name, summary) in zip(panels, chapters.items(), strict=True):
-        for axes, measure in zip(row, MEASURES, strict=True):
-            draw_panel(axes, summary, measure)
-            axes.set_title(f"{FOLDERS[name].split(':')[0]}: {measure}", fontsize=10)
-    return bytes(png_of(figure, dpi=90))
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        draw_panel(axes, summary, measure)
+        axes.set_title(measure, fontsize=10)
+    return bytes(png_of(figure, dpi=80))
 
 
 def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
-    points, shown = [], set()
+    points, shown, kinds = [], set(), set()
     for run in summary.runs:
         if run.baseline:
             points.append((float(run.facts["gmac"]), 0.0))
@@ -94,18 +93,24 @@ def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
             100 * (end if end is not None else found.value) for end in (found.low, found.high)
         )
         merging = run.facts.get("merging") or {}
-        hollow = run.facts.get("embedding") == "upsample" or merging.get("method") == "tomesd"
+        method = merging.get("method", "structsam")
+        marks = MARKERS.get(merging.get("placement", ""), ("*", "*"))
+        hollow = run.facts.get("embedding") == "upsample"
+        if merging:
+            kinds.add((marks[method != "structsam"], f"{method}, {merging['placement']}"))
         size = size_of(run)
         color = SIZE_COLORS.get(size, "0.4")
         label = f"{size} pixels" if size not in shown else None
         shown.add(size)
         axes.errorbar(
             [gmac], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]],
-            marker=MARKERS.get(merging.get("placement") if merging else None, "o"), color=color,
+            marker=marks[method != "structsam"], color=color,
             markerfacecolor="white" if hollow else color, elinewidth=0.6, alpha=0.9, label=label,
             linestyle="",
         )  # fmt: skip
         points.append((gmac, value))
+    for mark, kind in sorted(kinds):
+        axes.plot([], [], mark, color="0.4", label=kind)
     line = frontier(points)
     axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
@@ -122,10 +127,11 @@ def has_masks(summary: Summary) -> bool:
     return summary.baseline is None or "iou" in summary.baseline.metrics
 
 
-def chapter(folder: Path, summary: Summary, title: str) -> list[str]:
+def chapter(folder: Path, summary: Summary, name: str) -> list[str]:
     runs = [run for run in summary.runs if not run.baseline and "iou" in run.metrics]
     runs.sort(key=lambda run: -float(run.facts["gmac"]))
-    lines = [f"## {title}", "", *main_table(summary, runs), ""]
+    chart = f"![GMAC against what is lost](frontier-{name}.png)"
+    lines = [f"## {FOLDERS[name]}", "", chart, "", *main_table(summary, runs), ""]
     sets = by_set(folder, summary, runs)
     rows = sets[2:]
     if len(rows) > len(runs):
@@ -163,16 +169,11 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    lines = ["# The frontier", "", "![GMAC against what is lost](frontier.png)", ""]
-    lines += [
-        "Full: native StructSAM. Hollow: upsampled embeddings, tomesd. Circles: attention; "
-        "squares: stage; stars: unmerged.",
-        "",
-    ]
+    lines = ["# The frontier", ""]
     for name, summary in chapters.items():
-        lines += chapter(out / name, summary, FOLDERS[name])
+        lines += chapter(out / name, summary, name)
+        write_bytes(out / f"frontier-{name}.png", draw(summary))
     write_text(out / "frontier.md", "\n".join(lines))
-    write_bytes(out / "frontier.png", draw(chapters))
     print(out / "frontier.md")
     return 0
 

@@ -75,7 +75,7 @@ def test_tables_and_chart_of_small_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "frontier.md").read_text("utf-8")
     assert "## Box prompts" in text and "| merged |" in text
-    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "frontier-box.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_results_is_one_line(tmp_path: Path) -> None:
