@@ -42,9 +42,12 @@ class TinySam(nn.Module):
         from segment_anything.modeling.common import LayerNorm2d
 
         timm = pytest.importorskip("timm", reason="the reference of the teacher is timm's TinyViT")
+        # not by timm's registry: segment-anything-hq puts a TinyViT of its own there
+        from timm.models.tiny_vit import tiny_vit_5m_224
+
         super().__init__()
         timm.layers.set_fused_attn(False)
-        model = timm.create_model("tiny_vit_5m_224", pretrained=False)
+        model = tiny_vit_5m_224(pretrained=False)
         timm.layers.set_fused_attn(True)
         self.patch_embed, self.layers = model.patch_embed, model.stages
         self.layers[3].downsample.conv2.conv.stride = (1, 1)

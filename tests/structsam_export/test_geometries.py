@@ -135,4 +135,4 @@ def test_the_file_in_the_docs_is_one(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.S)
     (tmp_path / "sam14.toml").write_text(text)
     spec = read_spec(tmp_path / "sam14.toml")
-    assert (spec.grid, spec.patch_size, spec.preprocessing.name) == ((72, 72), 14, "sam")
+    assert (spec.grid, spec.patch_size, spec.preprocessing.name) == ((72, 72), 14, "sam14")
