@@ -89,18 +89,30 @@ def test_vit_b_passes_parity_and_builds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_openvino")
-def test_vit_b_at_fp32_passes_parity_and_builds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("precision", "target"), [("fp32", "sm80"), ("int8", "sm89")])
+def test_vit_b_at_768_passes_parity_and_builds(
+    calibration_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    target: str,
 ) -> None:
     """A window and a global block of its real width, at 768 pixels."""
     two_blocks = replace(MODELS["vit_b"], name="vit_b2", depth=2, global_blocks=(1,))
     monkeypatch.setitem(MODELS, two_blocks.name, two_blocks)
-    ran = export_and_build(two_blocks.name, "fp32", "sm80", tmp_path, image_size=768)
-    assert ran.metrics["relative_l2"] <= 1e-4
+    more = {"calibrate": calibration_folder} if precision == "int8" else {}
+    ran = export_and_build(two_blocks.name, precision, target, tmp_path, image_size=768, **more)
+    if precision == "fp32":
+        assert ran.metrics["relative_l2"] <= 1e-4
 
 
 def export_and_build(
-    model: str, precision: str, target: str, out: Path, image_size: int | None = None
+    model: str,
+    precision: str,
+    target: str,
+    out: Path,
+    image_size: int | None = None,
+    calibrate: Path | None = None,
 ) -> Any:
     """Assert that everything went well, and return the row of parity that ran."""
     from structsam_export import export
@@ -111,6 +123,7 @@ def export_and_build(
         weights="random",
         image_size=image_size,
         precision=precision,
+        calibrate=calibrate,
         targets=[target],
         out=out,
     )
