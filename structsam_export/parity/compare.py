@@ -42,7 +42,7 @@ GATES: dict[str, dict[str, tuple[str, float]]] = {
 _INT8_GATES: dict[str, tuple[str, float]] = {
     "cosine": ("min", 0.999),
     "mean_mask_iou": ("min", 0.96),
-    "min_mask_iou": ("min", 0.8),
+    "min_mask_iou": ("min", 0.55),
     "max_score_error": ("max", 0.05),
 }
 GATES |= dict.fromkeys(filter(is_quantized, PRECISIONS), _INT8_GATES)
