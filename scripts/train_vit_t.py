@@ -39,11 +39,13 @@ import vit_t_log as log
 from vit_t_loss import Teacher
 from vit_t_photographs import Photographs
 from vit_t_teacher import TinyViTTeacher, decoder_weights
-from vit_t_trainer import CLOCKLESS, STAGES, Settings, Trainer, export_weights
+from vit_t_trainer import CLOCKLESS, STAGES, Settings, Trainer
+from vit_t_weights import export_weights
 
 from structsam.errors import UserError
 from structsam.models import ModelSpec, model_spec
 from structsam.models.load import build_sam
+from structsam_export.plot_style import require_matplotlib
 from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
 _TRAIN_COLUMNS = ("step", "minutes", "grid", "lr", "loss", "iou", "images_per_s")
@@ -233,10 +235,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UserError("Training needs --data FOLDER and a budget, --minutes M or --steps N.")
     if budget <= 0 or options.prompts < 1 or options.workers < 0:
         raise UserError("--minutes, --steps and --prompts must be above 0, --workers not below.")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"The curve needs matplotlib ({error}): pip install matplotlib.") from error
+    require_matplotlib()
     if not 0 <= options.start_at < 1:
         raise UserError(f"--start-at {options.start_at} is out of range: use 0 up to below 1.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
