@@ -9,15 +9,16 @@
 #   native    sizes 1024 to 512, StructSAM at 0.25, 0.5 and 0.7, attention and stage; box prompts
 #   upsample  the same with the embedding upsampled to the trained size
 #   other     the strongest other method (tomesd) at the same sizes, rates and placements
-#   int8      the same points as `native` with INT8 linear layers, on ONNX Runtime; needs --calibrate
+#   int8      the points of both with INT8 linear layers, on ONNX Runtime; needs --calibrate
 #   clicks    `native` with one click instead of a box
 #   large     disagreement with the unmerged model at 1024 on the photos of --large, no annotation
-#   latency   encoders timed in pairs beside the stock export
+#   latency   all these encoders, FP32 and INT8, timed in turns beside the stock export, one input
+#             size after the other, on ONNX Runtime and OpenVINO
 # Default: all that the arguments allow. Interrupted, the same command goes on where it stopped.
 # Tables and charts are OUT/frontier.md and OUT/frontier-CHAPTER.png.
 set -euo pipefail
 
-usage() { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 root='' out='' dataset=folder images=60 calibrate='' large='' threads=''
 model=(--model vit_t) weights=()
@@ -46,7 +47,7 @@ if [ ${#parts[@]} -eq 0 ]; then
   parts+=(latency)
 fi
 
-sizes=1024,896,768,640,512 rates=0.25,0.5,0.7
+sizes=1024,896,768,640,512 rates=0.25,0.5,0.7 methods=structsam,tomesd
 places=(--placement attention --placement stage)
 scored=(--max-objects 5 --metrics iou,boundary_iou ${threads:+--threads "$threads"})
 mkdir -p "$out"
@@ -57,26 +58,29 @@ evaluate() {
 points() {  # the points of the frontier, as `evaluate` makes them in PyTorch
   evaluate "${model[@]}" "${weights[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" "$@"
 }
-bundle() {  # SIZE RATE PLACE PRECISION -> its folder; one that is there is kept
-  local name=$4-$1-$2-$3
+bundle() {  # SIZE METHOD RATE PLACE PRECISION -> its folder; one that is there is kept
+  local name=$5-$1-$2-$3-$4
   if [ ! -f "$out/bundles/$name/manifest.json" ]; then
     local more=()
-    [ "$4" = fp32 ] || more=(--calibrate "$calibrate")
+    [ "$5" = fp32 ] || more=(--calibrate "$calibrate")
     # exit 1: parity failed, which is a finding and no reason to stop
-    structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --rate "$2" \
-      --placement "$3" --precision "$4" "${more[@]}" --backend onnxruntime --no-plan-outputs \
+    structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --method "$2" \
+      --rate "$3" --placement "$4" --precision "$5" "${more[@]}" --backend onnxruntime --no-plan-outputs \
       --out "$out/bundles" --name "$name" >&2 || [ $? -eq 1 ]
   fi
   echo "$out/bundles/$name"
 }
-int8_bundles() {  # the baseline in FP32, then every point in INT8
-  bundle 1024 0 attention fp32
-  for size in ${sizes//,/ }; do
-    bundle "$size" 0 attention int8-fp32
+points_of() {  # SIZE PRECISION -> the folders of its points
+  bundle "$1" structsam 0 attention "$2"
+  for method in ${methods//,/ }; do
     for rate in ${rates//,/ }; do
-      for place in attention stage; do bundle "$size" "$rate" "$place" int8-fp32; done
+      for place in attention stage; do bundle "$1" "$method" "$rate" "$place" "$2"; done
     done
   done
+}
+bundles_of() {  # SIZE -> the folders of its points in FP32, and in INT8 where that can be
+  points_of "$1" fp32
+  [ -z "$calibrate" ] || points_of "$1" int8-fp32
 }
 
 for part in "${parts[@]}"; do
@@ -87,7 +91,8 @@ for part in "${parts[@]}"; do
     clicks) points --out "$out/click" --methods structsam --prompt click ;;
     int8)
       [ -n "$calibrate" ] || { echo "int8 needs --calibrate DIR" >&2; exit 2; }
-      mapfile -t bundles < <(int8_bundles)
+      mapfile -t bundles < <(bundle 1024 structsam 0 attention fp32
+        for size in ${sizes//,/ }; do points_of "$size" int8-fp32; done)
       evaluate "${bundles[@]}" --backend onnxruntime --out "$out/int8"
       ;;
     large)
@@ -101,11 +106,11 @@ for part in "${parts[@]}"; do
       done
       ;;
     latency)
-      for precision in fp32 int8-fp32; do
-        [ "$precision" = fp32 ] || [ -n "$calibrate" ] || continue
-        structsam-export bench "${model[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" \
-          --precision "$precision" $([ "$precision" = fp32 ] || echo --calibrate "$calibrate") \
-          --baselines --backend onnxruntime ${threads:+--threads "$threads"} --out "$out/latency-$precision"
+      for size in ${sizes//,/ }; do
+        [ ! -f "$out/latency-$size/bench.json" ] || continue
+        mapfile -t bundles < <(bundles_of "$size")
+        structsam-export bench "${bundles[@]}" --baselines --backend onnxruntime --backend openvino \
+          ${threads:+--threads "$threads"} --keep "$out/encoders" --out "$out/latency-$size"
       done
       ;;
     *) echo "unknown part $part" >&2; exit 2 ;;

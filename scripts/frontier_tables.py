@@ -5,16 +5,20 @@
 
 Every folder of results below OUT is one chapter: all points against the unmerged model at the
 trained size, paired, with 95 % bootstrap intervals over images; then each set by itself, worst
-first. A chart shows the points that no other beats in both GMAC and the measure as a line.
+first. A chart shows the points that no other beats in both GMAC and the measure as a line. Where
+latency was measured it is a chapter of its own, with a chart for every runtime.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fidelity_tables import by_set, main_table
+from frontier_latency import TITLES, Latencies, latency_table, of_backend, read_latencies
 
 from structsam.errors import UserError
 from structsam.evaluation.bootstrap import Estimate
@@ -65,50 +69,66 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def draw(summary: Summary) -> bytes:
-    """One panel for every measure."""
+@dataclass(frozen=True)
+class Cost:
+    """What a chart has across: of a run its value, or None where it has none."""
+
+    title: str
+    of: Callable[[RunSummary], float | None]
+
+
+GMAC = Cost("encoder, GMAC", lambda run: float(run.facts["gmac"]))
+
+
+def draw(runs: Sequence[RunSummary], cost: Cost = GMAC) -> bytes:
+    """One panel for every measure.
+
+    Args:
+        runs: unmerged ones in FP32 at the trained size are the stars.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
-        draw_panel(axes, summary, measure)
+        draw_panel(axes, runs, measure, cost)
         axes.set_title(measure, fontsize=10)
     return bytes(png_of(figure, dpi=80))
 
 
-def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
-    points, shown, kinds = [], set(), set()
-    for run in summary.runs:
+def draw_panel(axes: Any, runs: Sequence[RunSummary], measure: str, cost: Cost) -> None:
+    points: list[tuple[float, float]] = []
+    shown: set[int] = set()
+    kinds: set[tuple[str, str]] = set()
+    starred = False
+    for run in runs:
+        across = cost.of(run)
+        if across is None:
+            continue
         if run.baseline:
-            points.append((float(run.facts["gmac"]), 0.0))
-            axes.plot(
-                *points[-1], "*", color="black", markersize=12, label="unmerged, trained size"
-            )
+            points.append((across, 0.0))
+            label = None if starred else "unmerged, trained size"
+            starred = True
+            axes.plot(*points[-1], "*", color="black", markersize=12, label=label)
             continue
         found = measured(run, measure)
         if found is None or found.value is None:
             continue
-        gmac, value = float(run.facts["gmac"]), 100 * found.value
+        value = 100 * found.value
         low, high = (
             100 * (end if end is not None else found.value) for end in (found.low, found.high)
         )
-        merging = run.facts.get("merging") or {}
-        method = merging.get("method", "structsam")
-        marks = MARKERS.get(merging.get("placement", ""), ("*", "*"))
-        hollow = run.facts.get("embedding") == "upsample"
-        if merging:
-            kinds.add((marks[method != "structsam"], f"{method}, {merging['placement']}"))
+        mark, kind = mark_of(run)
+        kinds.add((mark, kind))
         size = size_of(run)
         color = SIZE_COLORS.get(size, "0.4")
         label = f"{size} pixels" if size not in shown else None
         shown.add(size)
         axes.errorbar(
-            [gmac], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]],
-            marker=marks[method != "structsam"], color=color,
-            markerfacecolor="white" if hollow else color, elinewidth=0.6, alpha=0.9, label=label,
-            linestyle="",
+            [across], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]],
+            marker=mark, color=color, markerfacecolor="white" if is_hollow(run, runs) else color,
+            elinewidth=0.6, alpha=0.9, label=label, linestyle="",
         )  # fmt: skip
-        points.append((gmac, value))
+        points.append((across, value))
     for mark, kind in sorted(kinds):
         axes.plot([], [], mark, color="0.4", label=kind)
     line = frontier(points)
@@ -117,9 +137,30 @@ def draw_panel(axes: Any, summary: Summary, measure: str) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel("encoder, GMAC")
+    axes.set_xlabel(cost.title)
     axes.set_ylabel("points against unmerged")
     axes.legend(fontsize=7, frameon=False)
+
+
+def mark_of(run: RunSummary) -> tuple[str, str]:
+    """Return the mark of a point, and what it stands for."""
+    merging = run.facts.get("merging")
+    if not merging:
+        return "P", "unmerged"
+    method, placement = merging["method"], merging["placement"]
+    marks = MARKERS.get(placement, ("*", "*"))
+    return marks[method != "structsam"], f"{method}, {placement}"
+
+
+def is_hollow(run: RunSummary, beside: Sequence[RunSummary]) -> bool:
+    """Upsampled embeddings; in a chart with INT8 points those of FP32."""
+    if any(is_int8(other) for other in beside):
+        return not is_int8(run)
+    return run.facts.get("embedding") == "upsample"
+
+
+def is_int8(run: RunSummary) -> bool:
+    return str(run.facts.get("precision")).startswith("int8")
 
 
 def has_masks(summary: Summary) -> bool:
@@ -144,6 +185,18 @@ def chapter(folder: Path, summary: Summary, name: str) -> list[str]:
         lines += ["The worst set of every run, by mIoU:", "", *sets[:2], *worst.values(), ""]
         lines += ["<details><summary>Set by set</summary>", "", *sets, "", "</details>", ""]
     return lines
+
+
+def latency_chapter(latencies: Latencies, runs: Sequence[RunSummary]) -> list[str]:
+    lines = ["## Latency", "", f"{latencies.machine}, {latencies.date}; medians. Stock SAM, FP32:"]
+    for backend in latencies.backends:
+        times = sorted(latencies.stock_ms.get(backend, []))
+        told = f"{times[0]:.0f} to {times[-1]:.0f} ms" if times else "not measured"
+        lines.append(f"{TITLES.get(backend, backend)} {told}.")
+    for backend in latencies.backends:
+        title = TITLES.get(backend, backend)
+        lines += ["", f"![{title}: latency against what is lost](frontier-latency-{backend}.png)"]
+    return [*lines, "", *latency_table(latencies, runs), ""]
 
 
 def main() -> int:
@@ -172,7 +225,16 @@ def main() -> int:
     lines = ["# The frontier", ""]
     for name, summary in chapters.items():
         lines += chapter(out / name, summary, name)
-        write_bytes(out / f"frontier-{name}.png", draw(summary))
+        write_bytes(out / f"frontier-{name}.png", draw(summary.runs))
+    latencies = read_latencies(out)
+    if latencies.ms:
+        timed = [run for name in ("int8", "box") if name in chapters for run in chapters[name].runs]
+        lines += latency_chapter(latencies, timed)
+        for backend in latencies.backends:
+            cost = Cost(
+                f"encoder, ms, {TITLES.get(backend, backend)}", of_backend(latencies, backend)
+            )
+            write_bytes(out / f"frontier-latency-{backend}.png", draw(timed, cost))
     write_text(out / "frontier.md", "\n".join(lines))
     print(out / "frontier.md")
     return 0

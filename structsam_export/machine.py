@@ -173,6 +173,18 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_kind() -> tuple[str, frozenset[str]]:
+    """Return vendor and instruction sets of an x86 CPU, as Linux names them; else nothing.
+
+    >>> vendor, instructions = cpu_kind()  # such as "GenuineIntel", {"avx2", "avx512f", ...}
+    """
+    told: dict[str, str] = {}
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())
+    return told.get("vendor_id", ""), frozenset(told.get("flags", "").split())
+
+
 def usable_cores() -> int | None:
     """Return how many cores this process may use; None where the system does not tell."""
     try:

@@ -13,6 +13,7 @@ from structsam_export.doctor.process import CUDA, ask_in_process
 from structsam_export.doctor.reason import guarded
 from structsam_export.machine import free_memory_gib, hardware, tool_versions
 from structsam_export.runtimes import BACKENDS
+from structsam_export.runtimes.auto_preference import auto_order
 
 Facts = dict[str, Any]
 Say = Callable[[str], None]
@@ -30,7 +31,8 @@ def examine(
         root: where a Jetson's files are looked for.
 
     Returns:
-        JSON-ready; a check that broke is `{"problem": reason}`. `works` lists the runtimes that do.
+        JSON-ready; a check that broke is `{"problem": reason}`. `works` lists the runtimes that do,
+        `auto` is what runs a bundle without engines where no backend is named.
     """
     runtimes = {}
     for name in BACKENDS:
@@ -44,8 +46,13 @@ def examine(
         "cuda": ask(CUDA),
         "jetson": guarded(lambda: jetson.examine(root)),
         "runtimes": runtimes,
-        "works": [name for name, facts in runtimes.items() if facts["works"]],
+        "works": (works := [name for name, facts in runtimes.items() if facts["works"]]),
+        "auto": next((name for name in auto_order(BACKENDS) if _runs_alone(name, works)), None),
     }
+
+
+def _runs_alone(name: str, works: list[str]) -> bool:
+    return name in works and not BACKENDS[name].needs_engine
 
 
 def _machine() -> Facts:

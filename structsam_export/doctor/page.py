@@ -22,6 +22,7 @@ def page_lines(found: Facts) -> list[str]:
         "runtimes",
         *(line for name, facts in found["runtimes"].items() for line in _runtime(name, facts)),
         f"works here: {', '.join(found['works']) or 'no runtime'}",
+        *([f"auto takes {found['auto']}, or an engine of the bundle"] if found["auto"] else []),
     ]
 
 

@@ -1,4 +1,4 @@
-"""BACKENDS: every way to run a bundle. The order is the preference of `auto`."""
+"""BACKENDS: every way to run a bundle. The order is the preference of `auto`, but on some CPUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
+from structsam_export.runtimes.auto_preference import auto_order
 from structsam_export.runtimes.base import Backend, BackendUnavailable, Runner, RunOptions
 from structsam_export.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from structsam_export.runtimes.openvino_backend import OpenVinoBackend
@@ -30,7 +31,7 @@ __all__ = ["BACKENDS", "Backend", "BackendUnavailable", "RunOptions", "Runner", 
 
 
 def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
-    """Return the backend of that name; `auto` is the first one that runs here.
+    """Return the backend of that name; `auto` is the first of `auto_order` that runs here.
 
     Args:
         name: a key of `BACKENDS`, or with a device behind a colon, such as `openvino:GPU`.
@@ -40,11 +41,11 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
         UserError: unknown name (the message lists the valid ones), or none runs here.
     """
     if name == "auto":
-        for each, backend in BACKENDS.items():
-            reason = _why_not(backend, bundle)
+        for each in auto_order(BACKENDS):
+            reason = _why_not(BACKENDS[each], bundle)
             if reason is None:
                 _log.debug("auto is %s", each)
-                return backend
+                return BACKENDS[each]
             _log.debug("auto is not %s: %s", each, reason)
         raise UserError("no backend runs here. Install one with `pip install 'structsam[cpu]'`")
     key, _, device = name.partition(":")
@@ -55,10 +56,12 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
 
 def _why_not(backend: Backend, bundle: Bundle | None) -> str | None:
     """Say why a backend cannot run the bundle here, or None."""
-    if not backend.needs_engine:
-        return backend.why_unavailable()
-    if bundle is None:
+    if bundle is None and backend.needs_engine:
         return "it needs an engine"
+    if reason := backend.why_unavailable():
+        return reason
+    if bundle is None or backend.needs_weights:
+        return None
     try:
         for part in bundle.parts:
             backend.runner(bundle, part, RunOptions())

@@ -404,7 +404,7 @@ def test_verbose_says_which_backend_runs_and_why_not_the_others(
     assert run(["list", "-v"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "auto is" in line]
     assert re.search(r"structsam_export: auto is not tensorrt: .{10}", lines[0]), lines
-    assert "auto is onnxruntime" in lines[-1]
+    assert re.search("auto is (onnxruntime|openvino)$", lines[-1])
 
 
 def test_loggers_are_below_that_of_their_package() -> None:

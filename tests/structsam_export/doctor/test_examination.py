@@ -50,8 +50,23 @@ def test_the_page_names_everything(board: Path) -> None:  # noqa: F811
         "self-test passed, 0.50 ms a run",
         "tensorrt: no: it is not installed",
         "works here: onnxruntime",
+        "auto takes onnxruntime, or an engine of the bundle",
     ):
         assert text in page, f"{text}\n{page}"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "auto"), [("GenuineIntel", "openvino"), ("AuthenticAMD", "onnxruntime")]
+)
+def test_the_page_says_what_auto_takes(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, auto: str
+) -> None:
+    kind = (vendor, frozenset({"avx512f"}))
+    monkeypatch.setattr("structsam_export.runtimes.auto_preference.cpu_kind", lambda: kind)
+    here = ("openvino", "onnxruntime", "tensorrt")
+    found = examine(lambda subject: dict(WORKS if subject in here else LACKS))
+    assert found["auto"] == auto
+    assert f"auto takes {auto}, or an engine of the bundle" in page_lines(found)
 
 
 def test_a_check_that_breaks_is_a_line(
@@ -68,6 +83,7 @@ def test_a_check_that_breaks_is_a_line(
     found = examine(lambda subject: {"problem": "the process died"}, root=board)
     page = "\n".join(page_lines(found))
     assert found["works"] == [] and "works here: no runtime" in page
+    assert found["auto"] is None and "auto takes" not in page
     assert page.count("ValueError: planted") == 4
     assert page.count("the process died") == len(BACKENDS) + 1
     json.dumps(found)
