@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,57 @@ def test_no_results_is_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def bench_row(bundle: str, backend: str, ms: float, role: str = "bundle", **more: str) -> dict:
+    usual = {"part": "encoder", "status": "measured"}
+    return {"bundle": bundle, "role": role, "backend": backend, "median_ms": ms, **usual, **more}
+
+
+def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
+    rows = [row_of(f"a/{n}", "1", 1, square(5, 5, 9, 9), square(5, 5, 9, 9)) for n in "12"]
+    merging = {"method": "tomesd", "rate": 0.5, "layers": "all", "placement": "stage"}
+    small = {"image_size": 512, "embedding": "native"}
+    ints = {"precision": "int8-fp32"}
+    runs = {
+        "box": [
+            run_facts("unmerged") | {"gmac": 9.0},
+            run_facts("fp") | {"merging": merging, "gmac": 5.0} | small,
+            run_facts("up") | {"merging": merging, "gmac": 5.0} | small | {"embedding": "upsample"},
+        ],
+        "int8": [
+            run_facts("unmerged") | {"gmac": 9.0},
+            run_facts("q") | {"merging": merging, "gmac": 5.0} | small | ints,
+        ],
+    }
+    for chapter, facts in runs.items():
+        for run in facts:
+            write_rows(tmp_path / chapter, run["name"], rows)
+        write_facts(tmp_path / chapter, facts)
+    timed = [
+        bench_row("stock", "onnxruntime", 900, "stock"),
+        bench_row("unmerged", "onnxruntime", 890, "unmerged"),
+        bench_row("fp32-1024-structsam-0-attention", "onnxruntime", 880),
+        bench_row("fp32-512-tomesd-0.5-stage", "onnxruntime", 61),
+        bench_row("int8-fp32-512-tomesd-0.5-stage", "onnxruntime", 43),
+        bench_row("int8-fp32-512-tomesd-0.5-stage", "openvino", 31),
+        bench_row("fp32-512-tomesd-0.5-stage", "openvino", 7, status="not run"),
+        bench_row("fp32-512-tomesd-0.5-stage", "openvino", 8, part="decoder"),
+    ]
+    report = {"rows": timed, "hardware": {"cpu": "A CPU"}, "date": "2026-11-27T20:00:00"}
+    (tmp_path / "latency-512").mkdir()
+    (tmp_path / "latency-512" / "bench.json").write_text(json.dumps(report))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "frontier.md").read_text("utf-8").partition("## Latency")[2]
+    assert "A CPU, 2026-11-27" in text and "ONNX Runtime 900 to 900 ms" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4, "head, rule, the unmerged point, and one row for both precisions"
+    unmerged, point = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:])
+    assert unmerged[:6] == ["unmerged", "9.0", "880", "", "", ""]
+    assert point[1:8] == ["5.0", "61", "43", "", "31", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
+    for backend in ("onnxruntime", "openvino"):
+        assert (tmp_path / f"frontier-latency-{backend}.png").read_bytes().startswith(b"\x89PNG")
