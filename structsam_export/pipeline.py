@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,21 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
-from structsam.merging.attention_forms import form_in_name
 from structsam_export.bundle import atomic
+from structsam_export.bundle.destination import bundle_name, refuse_to_lose
 from structsam_export.bundle.files import size_text
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import (
     DECODER_ONNX,
     ENCODER_ONNX,
-    MANIFEST,
     REFERENCE_FOLDER,
     SCHEMA_VERSION,
 )
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.engines.build import build
 from structsam_export.engines.kernels import attention_note, attention_warning
-from structsam_export.engines.targets import ALL_TARGETS, can_build, choose_targets
+from structsam_export.engines.plan import plan_engines
 from structsam_export.graph.attention_choice import attention_for
 from structsam_export.graph.lint import require_clean
 from structsam_export.graph.precisions import PRECISION_MAPS, float_type, require_precision
@@ -147,9 +145,9 @@ def export(
             f"{name!r} is no name for a folder. Choose the folder around it with `out=`"
         )
     final = Path(out) / (name or bundle_name(spec.label, config, precision))
-    _refuse_to_lose(final, weights, force)
+    refuse_to_lose(final, weights, force)
     atomic.require_writable(final.parent)
-    engine_plan, notes = _plan_engines(backend, targets, precision)
+    engine_plan, notes = plan_engines(backend, targets, precision)
     runtime = next(iter(engine_plan), "onnxruntime" if backend == "auto" else backend)
     config, why = attention_for(config, runtime, precision)
     notes += [why] if why and engine_plan else []
@@ -187,57 +185,6 @@ def export(
     seconds = clock.stop()
     manifest = open_bundle(final, verify=False).manifest
     return ExportedBundle(final, manifest, report, seconds, notes)
-
-
-def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
-    """Return the folder name, such as `vit_b-structsam-r0.50` or `...-r0.50-global-fp32`.
-
-    Different rates have different names: more digits where two do not tell, and for rates per
-    block the start of their hash. `model` is `ModelSpec.label`, which tells the input size.
-    """
-    if isinstance(config.rate, tuple):
-        rate = "mixed" + hashlib.sha256(repr(config.rate).encode()).hexdigest()[:6]
-    else:
-        two = f"{config.rate:.2f}"
-        rate = f"r{two}" if float(two) == config.rate else f"r{config.rate}"
-    parts = [model, config.method, rate]
-    if config.layers != "all":
-        layers = config.layers
-        parts.append(layers if isinstance(layers, str) else "layers" + "_".join(map(str, layers)))
-    parts += [f"{name}_{value}" for name, value in config.options]
-    if config.placement != "attention":
-        parts.append(config.placement)
-    if form := form_in_name(config.attention):
-        parts.append(form)
-    if config.align != 1:
-        parts.append(f"align{config.align}")
-    if config.proportional:
-        parts.append("proportional")
-    if config.prompt_aware:
-        parts.append(f"box_{config.prompt_aware}")
-    if precision != "fp16":
-        parts.append(precision)
-    return "-".join(parts)
-
-
-def _refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
-    """Keep a bundle of real weights from being replaced by a meaningless one, or any folder."""
-    if not final.exists():
-        return
-    if not (final / MANIFEST).is_file():
-        raise UserError(
-            f"{final} exists and is no bundle. Choose another folder with `out=`, or move it away"
-        )
-    if weights == "random" and not force:
-        try:
-            has_random_weights = open_bundle(final, verify=False).has_random_weights
-        except (UserError, KeyError):
-            has_random_weights = False  # unknown: rather ask than lose
-        if not has_random_weights:
-            raise UserError(
-                f"{final} may hold real weights, and random ones would replace it. "
-                "Choose another folder with `out=`, or add `force=True`"
-            )
 
 
 def _manifest(
@@ -321,43 +268,6 @@ def _write_networks(
         clock.step("measuring what INT8 costs on photos held out")
         cost = quantization_cost(bundle, sam, calibration.held_out, count)
         manifest["calibration"] = {"method": "max", **calibration.to_dict(), "cost": vars(cost)}
-
-
-def _plan_engines(
-    backend: str, targets: Sequence[str], precision: str
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Say before the work what will be built: backend -> targets; and what cannot be, and why."""
-    from structsam_export.runtimes import BACKENDS, BackendUnavailable, find_backend
-
-    asked = backend != "auto"
-    if asked and not find_backend(backend).needs_engine:
-        if targets:
-            raise UserError(
-                f"`targets=` builds engines, and backend {backend!r} has none. "
-                "Use `backend='tensorrt-rtx'`, or leave `backend=` out"
-            )
-        if reason_here := find_backend(backend).why_unavailable():
-            raise UserError(f"backend {backend} cannot run here: {reason_here}")
-        return {}, []
-    plan: dict[str, list[str]] = {}
-    notes = []
-    names = [backend] if asked else [name for name, b in BACKENDS.items() if b.needs_engine]
-    for name in names:
-        own = targets if asked or name == "tensorrt-rtx" else ()
-        try:
-            if not (own or asked) and (reason := BACKENDS[name].why_unavailable()):
-                raise BackendUnavailable(reason)
-            plan[name] = choose_targets(name, own, precision)[0]
-        except BackendUnavailable as reason:
-            if asked or own:
-                raise
-            hint = (
-                "; `targets=sm89` (or all) builds it here all the same" if can_build(name) else ""
-            )
-            notes.append(f"{name}: no engine: {reason}{hint}")
-    if ALL_TARGETS in targets and float_type(precision) == "fp32":
-        notes.append("tensorrt-rtx sm75: not built: Turing has no float32 matmul there; use fp16")
-    return plan, notes
 
 
 class _Clock:

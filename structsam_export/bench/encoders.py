@@ -68,7 +68,7 @@ def make_merged(
         batch: images that one call of the encoder takes.
         calibration: of INT8: the photos to measure activations on.
     """
-    from structsam_export.pipeline import bundle_name
+    from structsam_export.bundle.destination import bundle_name
 
     decoder: Path | None = None
     for config in configs:

@@ -108,7 +108,7 @@ def model_runs(
         what `evaluation.json` says of the model, the same at every input size, and the runs.
     """
     from structsam.flops import encoder_flops, unmerged_flops
-    from structsam_export.pipeline import bundle_name
+    from structsam_export.bundle.destination import bundle_name
 
     if precision not in ("fp32", "fp16"):
         raise UserError(

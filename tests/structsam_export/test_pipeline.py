@@ -22,12 +22,13 @@ from structsam.config import MergeConfig
 from structsam.errors import UserError
 from structsam_export import pipeline
 from structsam_export.bundle import atomic
+from structsam_export.bundle.destination import bundle_name, refuse_to_lose
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.graph import exporter as onnx_graph
 from structsam_export.graph import lint
 from structsam_export.graph.lint import require_clean
 from structsam_export.parity.check import check
-from structsam_export.pipeline import bundle_name, export
+from structsam_export.pipeline import export
 from tests.structsam_export.conftest import Exported
 
 pytest.importorskip("torch")
@@ -309,7 +310,7 @@ def test_random_weights_do_not_replace_what_cannot_be_read(
         file = own_bundle.path / "manifest.json"
         file.write_text(file.read_text().replace("by hand", "by Hand"))
     with pytest.raises(UserError, match="`force=True`"):
-        pipeline._refuse_to_lose(own_bundle.path, "random", force=False)
+        refuse_to_lose(own_bundle.path, "random", force=False)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "/x"])
