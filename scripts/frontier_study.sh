@@ -9,7 +9,8 @@
 #   native    sizes 1024 to 512, StructSAM at 0.25, 0.5 and 0.7, attention and stage; box prompts
 #   upsample  the same with the embedding upsampled to the trained size
 #   other     the strongest other method (tomesd) at the same sizes, rates and placements
-#   int8      the points of both with INT8 linear layers, on ONNX Runtime; needs --calibrate
+#   int8      the points of both with INT8 linear layers, boxes and clicks, on ONNX Runtime;
+#             needs --calibrate
 #   clicks    `native` with one click instead of a box
 #   large     disagreement with the unmerged model at 1024 on the photos of --large, no annotation
 #   latency   all these encoders, FP32 and INT8, timed in turns beside the stock export, one input
@@ -18,7 +19,7 @@
 # Tables and charts are OUT/frontier.md and OUT/frontier-CHAPTER.png.
 set -euo pipefail
 
-usage() { sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 root='' out='' dataset=folder images=60 calibrate='' large='' threads=''
 model=(--model vit_t) weights=()
@@ -93,7 +94,9 @@ for part in "${parts[@]}"; do
       [ -n "$calibrate" ] || { echo "int8 needs --calibrate DIR" >&2; exit 2; }
       mapfile -t bundles < <(bundle 1024 structsam 0 attention fp32
         for size in ${sizes//,/ }; do points_of "$size" int8-fp32; done)
-      evaluate "${bundles[@]}" --backend onnxruntime --out "$out/int8"
+      for prompt in box click; do
+        evaluate "${bundles[@]}" --backend onnxruntime --prompt "$prompt" --out "$out/int8-$prompt"
+      done
       ;;
     large)
       [ -n "$large" ] || { echo "large needs --large DIR" >&2; exit 2; }

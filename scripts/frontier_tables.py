@@ -28,7 +28,7 @@ from structsam_export.plot_style import png_of
 
 FOLDERS = {
     "box": "Box prompts", "click": "One click",
-    "int8": "INT8 linear layers, ONNX Runtime, box prompts",
+    "int8-box": "INT8 linear layers, box prompts", "int8-click": "INT8 linear layers, one click",
     "large-box": "Large photos, box prompts: the truth is the unmerged model's mask at 1024",
     "large-click": "Large photos, one click",
 }  # fmt: skip
@@ -228,7 +228,9 @@ def main() -> int:
         write_bytes(out / f"frontier-{name}.png", draw(summary.runs))
     latencies = read_latencies(out)
     if latencies.ms:
-        timed = [run for name in ("int8", "box") if name in chapters for run in chapters[name].runs]
+        timed = [
+            run for name in ("int8-box", "box") if name in chapters for run in chapters[name].runs
+        ]
         lines += latency_chapter(latencies, timed)
         for backend in latencies.backends:
             cost = Cost(

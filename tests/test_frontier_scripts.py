@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
             run_facts("fp") | {"merging": merging, "gmac": 5.0} | small,
             run_facts("up") | {"merging": merging, "gmac": 5.0} | small | {"embedding": "upsample"},
         ],
-        "int8": [
+        "int8-box": [
             run_facts("unmerged") | {"gmac": 9.0},
             run_facts("q") | {"merging": merging, "gmac": 5.0} | small | ints,
         ],
@@ -140,3 +141,54 @@ def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
     assert point[1:8] == ["5.0", "61", "43", "", "31", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
     for backend in ("onnxruntime", "openvino"):
         assert (tmp_path / f"frontier-latency-{backend}.png").read_bytes().startswith(b"\x89PNG")
+
+
+PRETENDER = """#!/usr/bin/env python3
+import json, pathlib, sys
+words = sys.argv[1:]
+with open(pathlib.Path(__file__).with_name("calls"), "a") as calls:
+    print(json.dumps(words), file=calls)
+if words[0] == "export":
+    folder = pathlib.Path(words[words.index("--out") + 1]) / words[words.index("--name") + 1]
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+"""
+
+
+def study(tmp_path: Path, *words: str) -> list[list[str]]:
+    """Run the study with a pretended `structsam-export`; return the calls that it got."""
+    pretender = tmp_path / "bin" / "structsam-export"
+    pretender.parent.mkdir(exist_ok=True)
+    pretender.write_text(PRETENDER)
+    pretender.chmod(0o755)
+    calls = pretender.with_name("calls")
+    calls.unlink(missing_ok=True)
+    subprocess.run(
+        ["bash", SCRIPTS / "frontier_study.sh", "--root", "data", "--out", tmp_path, *words],
+        env={**os.environ, "PATH": f"{pretender.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_study_asks_for_every_point_once(tmp_path: Path) -> None:
+    calls = study(tmp_path, "--calibrate", "photos", "int8", "latency")
+    exports = [call[call.index("--name") + 1] for call in calls if call[0] == "export"]
+    assert len(set(exports)) == len(exports) == 2 * 5 * 13, "sizes, and rates x places x methods"
+    quantised = [call for call in calls if "--calibrate" in call]
+    assert {call[call.index("--precision") + 1] for call in quantised} == {"int8-fp32"}
+    assert len(quantised) == 65
+    evaluations = [call for call in calls if call[0] == "evaluate"]
+    assert [call[call.index("--prompt") + 1] for call in evaluations] == ["box", "click"]
+    for call in evaluations:
+        names = [Path(word).name for word in call if "/bundles/" in word]
+        assert names[0] == "fp32-1024-structsam-0-attention", "the baseline comes first"
+        assert sorted(names[1:]) == sorted(n for n in exports if n.startswith("int8"))
+    benches = [call for call in calls if call[0] == "bench"]
+    assert [sum("/bundles/" in word for word in call) for call in benches] == [26] * 5
+    again = study(tmp_path, "--calibrate", "photos", "int8")
+    assert not [call for call in again if call[0] == "export"], "what is there is kept"
+    floats = study(tmp_path, "latency")
+    assert [sum("/bundles/fp32" in word for word in call) for call in floats] == [13] * 5
+    assert study(tmp_path, "int8") == [], "INT8 needs photos"
