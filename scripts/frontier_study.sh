@@ -66,7 +66,7 @@ bundle() {  # SIZE METHOD RATE PLACE PRECISION -> its folder; one that is there 
     [ "$5" = fp32 ] || more=(--calibrate "$calibrate")
     # exit 1: parity failed, which is a finding and no reason to stop
     structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --method "$2" \
-      --rate "$3" --placement "$4" --precision "$5" "${more[@]}" --backend onnxruntime --no-plan-outputs \
+      --rate "$3" --placement "$4" --precision "$5" "${more[@]}" --backend onnxruntime \
       --out "$out/bundles" --name "$name" >&2 || [ $? -eq 1 ]
   fi
   echo "$out/bundles/$name"
