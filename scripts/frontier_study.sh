@@ -64,6 +64,7 @@ bundle() {  # SIZE METHOD RATE PLACE PRECISION -> its folder; one that is there 
   if [ ! -f "$out/bundles/$name/manifest.json" ]; then
     local more=()
     [ "$5" = fp32 ] || more=(--calibrate "$calibrate")
+    [ "$3" != 0 ] || more+=(--attention dense)  # the fastest on a CPU where nothing merges
     # exit 1: parity failed, which is a finding and no reason to stop
     structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --method "$2" \
       --rate "$3" --placement "$4" --precision "$5" "${more[@]}" --backend onnxruntime \

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam.merging.attention_forms import USUAL
 from structsam_export.bundle import atomic
 from structsam_export.bundle.destination import bundle_name, refuse_to_lose
 from structsam_export.bundle.files import size_text
@@ -150,7 +151,7 @@ def export(
     engine_plan, notes = plan_engines(backend, targets, precision)
     runtime = next(iter(engine_plan), "onnxruntime" if backend == "auto" else backend)
     config, why = attention_for(config, runtime, precision)
-    notes += [why] if why and engine_plan else []
+    notes += [why] if why and (engine_plan or config.attention not in USUAL) else []
 
     clock = _Clock(say)
     clock.step(f"loading {spec.label}")

@@ -179,6 +179,8 @@ def test_the_study_asks_for_every_point_once(tmp_path: Path) -> None:
     quantised = [call for call in calls if "--calibrate" in call]
     assert {call[call.index("--precision") + 1] for call in quantised} == {"int8-fp32"}
     assert len(quantised) == 65
+    unmerged = [c for c in calls if c[0] == "export" and c[c.index("--rate") + 1] == "0"]
+    assert len(unmerged) == 10 and all("dense" in call for call in unmerged)
     evaluations = [call for call in calls if call[0] == "evaluate"]
     assert [call[call.index("--prompt") + 1] for call in evaluations] == ["box", "click"]
     for call in evaluations:

@@ -106,15 +106,16 @@ def _folded(
 
 def _mask(q: Tensor, rel_h: Tensor, rel_w: Tensor, positions: Positions) -> Tensor:
     """Relative positions as an additive mask [B, h, M, M]."""
-    height, width = positions.grid
     anchors = positions.anchors
-    if anchors is None:
-        anchors = torch.arange(height * width, device=q.device).expand(q.shape[0], -1)
-    batch, heads, slots, _ = q.shape
-    y_of_key = torch.div(anchors, width, rounding_mode="floor")[:, None, None, :]
-    x_of_key = (anchors % width)[:, None, None, :]
-    shape = (batch, heads, slots, slots)
-    bias = rel_h.gather(-1, y_of_key.expand(shape)) + rel_w.gather(-1, x_of_key.expand(shape))
+    if anchors is None:  # keys are the whole grid, row by row
+        bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2)
+    else:
+        batch, heads, slots, _ = q.shape
+        width = positions.grid[1]
+        y_of_key = torch.div(anchors, width, rounding_mode="floor")[:, None, None, :]
+        x_of_key = (anchors % width)[:, None, None, :]
+        shape = (batch, heads, slots, slots)
+        bias = rel_h.gather(-1, y_of_key.expand(shape)) + rel_w.gather(-1, x_of_key.expand(shape))
     if positions.log_size is not None:
         bias = bias + positions.log_size.to(q.dtype)[:, None, None, :]
     return bias

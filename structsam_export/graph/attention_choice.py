@@ -44,6 +44,13 @@ AUTO_ATTENTION = {
     ("torch", "fp32"): AttentionChoice("folded", "measured on a CPU, 2026-11-21"),
 }
 
+#: The same for encoders that merge nothing: keys are the whole grid, so no gather makes the mask.
+UNMERGED_ATTENTION = {
+    ("openvino", "fp32"): AttentionChoice(
+        "dense", "measured without merging, 2026-11-27: 1.11 to 1.19 times as fast as folded"
+    ),
+}
+
 
 def attention_for(
     config: MergeConfig, backend: str, precision: str
@@ -61,7 +68,10 @@ def attention_for(
 
     if config.attention != AUTO:
         return config, None
-    choice = AUTO_ATTENTION.get((backend, float_type(precision)), _ELSEWHERE)
+    runtime = backend, float_type(precision)
+    choice = AUTO_ATTENTION.get(runtime, _ELSEWHERE)
+    if not any(config.rate if isinstance(config.rate, tuple) else (config.rate,)):
+        choice = UNMERGED_ATTENTION.get(runtime, choice)
     return (
         replace(config, attention=choice.attention),
         f"attention {choice.attention} for {backend} ({choice.reason})",

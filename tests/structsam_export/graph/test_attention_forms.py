@@ -17,7 +17,11 @@ from structsam.merging.attention_forms import FORMS
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.cli.main import main
 from structsam_export.engines.build import build
-from structsam_export.graph.attention_choice import AUTO_ATTENTION, attention_for
+from structsam_export.graph.attention_choice import (
+    AUTO_ATTENTION,
+    UNMERGED_ATTENTION,
+    attention_for,
+)
 from structsam_export.graph.exporter import export_encoder
 from structsam_export.graph.lint import lint, runtime_needs
 from structsam_export.graph.modules import EncoderModule
@@ -160,3 +164,18 @@ def test_auto_is_one_table_with_its_reasons() -> None:
         assert "measured" in why or "assumed" in why or "engines" in why
     asked = MergeConfig(attention="dense")
     assert attention_for(asked, "tensorrt", "fp16") == (asked, None)
+
+
+def test_auto_may_be_another_form_where_nothing_merges() -> None:
+    for backend, precision in UNMERGED_ATTENTION:
+        assert backend in BACKENDS and precision in PRECISIONS
+    forms = [
+        attention_for(MergeConfig(rate=rate), backend, precision)[0].attention
+        for rate in (0.0, (0.0,) * 12, 0.5, (0.0,) * 11 + (0.5,))
+        for backend, precision in (
+            ("openvino", "fp32"),
+            ("openvino", "int8-fp32"),
+            ("onnxruntime", "fp32"),
+        )
+    ]
+    assert forms == 2 * ["dense", "dense", "folded"] + 2 * ["folded"] * 3
