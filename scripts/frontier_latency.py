@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def point_name(run: RunSummary) -> str:
 
 
 def latency_table(latencies: Latencies, runs: Iterable[RunSummary]) -> list[str]:
-    """A row for every point: ms of each precision and runtime, then what it loses."""
+    """A row for every point: ms of each precision and runtime, then what it loses.
+
+    Columns that nothing was measured for are left out.
+    """
     of_name: dict[str, RunSummary] = {}
     for run in runs:
         of_name.setdefault(point_name(run), run)
@@ -92,11 +96,8 @@ def latency_table(latencies: Latencies, runs: Iterable[RunSummary]) -> list[str]
     columns = [(precision, backend) for backend in latencies.backends for precision in _PRECISIONS]
     titles = [f"{TITLES.get(b, b)}, {p.partition('-')[0].upper()}, ms" for p, b in columns]
     lost = ["mIoU, FP32", "mIoU, INT8", "boundary IoU, INT8", "disagreement, INT8"]
-    lines = [
-        f"| {' | '.join(['point', 'GMAC', *titles, *lost])} |",
-        "|" + "---|" * (2 + len(columns) + len(lost)),
-    ]
-    rows = []
+    head = ["point", "GMAC", *titles, *lost]
+    rows: list[tuple[float, list[str]]] = []
     for name in names:
         floats, ints = (of_name.get(f"{precision}-{name}") for precision in _PRECISIONS)
         known = ints or floats
@@ -107,8 +108,10 @@ def latency_table(latencies: Latencies, runs: Iterable[RunSummary]) -> list[str]
         cells = [known.label, f"{gmac:.1f}", *(f"{ms:.0f}" if ms else "" for ms in times)]
         cells += [_difference(floats, "iou"), _difference(ints, "iou")]
         cells += [_difference(ints, "boundary_iou"), _disagreement(ints)]
-        rows.append((-gmac, f"| {' | '.join(cells)} |"))
-    return lines + [row for _, row in sorted(rows)]
+        rows.append((-gmac, cells))
+    table = [head, ["---"] * len(head), *(cells for _, cells in sorted(rows))]
+    filled = [any(row[column] for row in table[2:]) for column in range(len(head))]
+    return [f"| {' | '.join(compress(row, filled))} |" for row in table]
 
 
 def _prefix(name: str) -> Sequence[str]:
