@@ -137,8 +137,9 @@ def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4, "head, rule, the unmerged point, and one row for both precisions"
     unmerged, point = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:])
-    assert unmerged[:6] == ["unmerged", "9.0", "880", "", "", ""]
-    assert point[1:8] == ["5.0", "61", "43", "", "31", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
+    assert "OpenVINO, FP32" not in table[0], "nothing was measured for that column"
+    assert unmerged[:5] == ["unmerged", "9.0", "880", "", ""]
+    assert point[1:7] == ["5.0", "61", "43", "31", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
     for backend in ("onnxruntime", "openvino"):
         assert (tmp_path / f"frontier-latency-{backend}.png").read_bytes().startswith(b"\x89PNG")
 
