@@ -68,9 +68,7 @@ class MergeConfig:
             raise UserError(
                 f"unknown prompt_aware {self.prompt_aware!r}. Use one of: {', '.join(PROMPT_FORMS)}"
             )
-        if self.prompt_aware and not any(
-            self.rate if isinstance(self.rate, tuple) else (self.rate,)
-        ):
+        if self.prompt_aware and not self.merges:
             raise UserError(
                 "a prompt box steers merging, and rate 0 merges nothing. Raise the rate"
             )
@@ -85,6 +83,11 @@ class MergeConfig:
                 "or block indices such as 7,8,9"
             )
         read_forms(self.attention)
+
+    @property
+    def merges(self) -> bool:
+        """Whether any block has a rate above 0."""
+        return any(self.rate if isinstance(self.rate, tuple) else (self.rate,))
 
     @classmethod
     def of(cls, config: MergeConfig | None = None, **choice: Any) -> MergeConfig:

@@ -48,7 +48,16 @@ def bundle_name(model: str, config: MergeConfig, precision: str) -> str:
 
 
 def refuse_to_lose(final: Path, weights: str | None, force: bool) -> None:
-    """Keep a bundle of real weights from being replaced by a meaningless one, or any folder."""
+    """Keep a bundle of real weights from being replaced by a meaningless one, or any folder.
+
+    Args:
+        final: where the new bundle goes; nothing may be there yet.
+        weights: of the new one; `random` ones are meaningless.
+        force: replace real weights all the same.
+
+    Raises:
+        UserError: what is there would be lost.
+    """
     if not final.exists():
         return
     if not (final / MANIFEST).is_file():

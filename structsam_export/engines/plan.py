@@ -13,7 +13,16 @@ from structsam_export.runtimes import BACKENDS, BackendUnavailable, find_backend
 def plan_engines(
     backend: str, targets: Sequence[str], precision: str
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Say before the work what will be built: backend -> targets; and what cannot be, and why."""
+    """Say before the work what will be built: backend -> targets; and what cannot be, and why.
+
+    Args:
+        backend: key of `BACKENDS`, or `auto` for every engine that can be built here.
+        targets: GPU generations such as `sm89`, or `all`.
+        precision: one of `PRECISIONS`.
+
+    Raises:
+        UserError: a backend that is asked for cannot run or build here, or takes no targets.
+    """
     asked = backend != "auto"
     if asked and not find_backend(backend).needs_engine:
         if targets:

@@ -70,7 +70,7 @@ def attention_for(
         return config, None
     runtime = backend, float_type(precision)
     choice = AUTO_ATTENTION.get(runtime, _ELSEWHERE)
-    if not any(config.rate if isinstance(config.rate, tuple) else (config.rate,)):
+    if not config.merges:
         choice = UNMERGED_ATTENTION.get(runtime, choice)
     return (
         replace(config, attention=choice.attention),
