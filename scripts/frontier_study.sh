@@ -6,20 +6,20 @@
 #
 # DATA holds images and masks as `evaluate --dataset folder` takes them (or name another layout with
 # --dataset); with folders SET/images and SET/masks every set is shown by itself. Parts:
-#   native    sizes 1024 to 512, StructSAM at 0.25, 0.5 and 0.7, attention and stage; box prompts
+#   native    sizes 1024 to 512, StructSAM and the strongest other method (tomesd) at 0.25, 0.5 and
+#             0.7, attention and stage; box prompts
 #   upsample  the same with the embedding upsampled to the trained size
-#   other     the strongest other method (tomesd) at the same sizes, rates and placements
-#   int8      the points of both with INT8 linear layers, boxes and clicks, on ONNX Runtime;
-#             needs --calibrate
-#   clicks    `native` with one click instead of a box
-#   large     disagreement with the unmerged model at 1024 on the photos of --large, no annotation
-#   latency   all these encoders, FP32 and INT8, timed in turns beside the stock export, one input
+#   clicks    both with one click instead of a box
+#   large     both, boxes and clicks, against the unmerged model's own masks at 1024 on the photos
+#             of --large, which need no annotation
+#   int8      all of it with INT8 linear layers, on ONNX Runtime; needs --calibrate
+#   latency   the native encoders, FP32 and INT8, timed in turns beside the stock export, one input
 #             size after the other, on ONNX Runtime and OpenVINO
 # Default: all that the arguments allow. Interrupted, the same command goes on where it stopped.
 # Tables and charts are OUT/frontier.md and OUT/frontier-CHAPTER.png.
 set -euo pipefail
 
-usage() { sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 root='' out='' dataset=folder images=60 calibrate='' large='' threads=''
 model=(--model vit_t) weights=()
@@ -41,34 +41,43 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$root" ] && [ -n "$out" ] || usage
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(native upsample other)
-  [ -n "$calibrate" ] && parts+=(int8)
-  parts+=(clicks)
+  parts=(native upsample clicks)
   [ -n "$large" ] && parts+=(large)
+  [ -n "$calibrate" ] && parts+=(int8)
   parts+=(latency)
 fi
 
-sizes=1024,896,768,640,512 rates=0.25,0.5,0.7 methods=structsam,tomesd
+smaller=896,768,640,512
+sizes=1024,$smaller rates=0.25,0.5,0.7 methods=structsam,tomesd
 places=(--placement attention --placement stage)
 scored=(--max-objects 5 --metrics iou,boundary_iou ${threads:+--threads "$threads"})
 mkdir -p "$out"
 
-evaluate() {
-  structsam-export evaluate --dataset "$dataset" --root "$root" --limit "$images" "${scored[@]}" "$@"
+evaluate() {  # CHAPTER PROMPT ...: on the annotated photos, or on the large ones
+  local chapter=$1 prompt=$2 set=(--dataset "$dataset" --root "$root" --limit "$images")
+  shift 2
+  case $chapter in *large-*) large_masks; set=(--dataset folder --root "$out/large-masks") ;; esac
+  structsam-export evaluate "${set[@]}" "${scored[@]}" --prompt "$prompt" --out "$out/$chapter" "$@"
 }
-points() {  # the points of the frontier, as `evaluate` makes them in PyTorch
-  evaluate "${model[@]}" "${weights[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" "$@"
+points() {  # CHAPTER PROMPT FORM: the points of the frontier, as `evaluate` makes them in PyTorch
+  evaluate "$1" "$2" "${model[@]}" "${weights[@]}" --image-size "$sizes" --embedding "$3" \
+    --methods "$methods" --rates "$rates" "${places[@]}"
+}
+large_masks() {  # the unmerged model's own masks of the large photos
+  [ -d "$out/large-masks" ] || python "$(dirname "$0")/pseudo_masks.py" "$large" "$out/large-masks" \
+    "${model[@]}" "${weights[@]}"
 }
 bundle() {  # SIZE METHOD RATE PLACE PRECISION -> its folder; one that is there is kept
-  local name=$5-$1-$2-$3-$4
+  local name=$5-$1-$2-$3-$4 size=${1%up} form=native
+  [ "$size" = "$1" ] || form=upsample  # 768up: 768 pixels, upsampled
   if [ ! -f "$out/bundles/$name/manifest.json" ]; then
     local more=()
     [ "$5" = fp32 ] || more=(--calibrate "$calibrate")
     [ "$3" != 0 ] || more+=(--attention dense)  # the fastest on a CPU where nothing merges
     # exit 1: parity failed, which is a finding and no reason to stop
-    structsam-export export "${model[@]}" "${weights[@]}" --image-size "$1" --method "$2" \
-      --rate "$3" --placement "$4" --precision "$5" "${more[@]}" --backend onnxruntime \
-      --out "$out/bundles" --name "$name" >&2 || [ $? -eq 1 ]
+    structsam-export export "${model[@]}" "${weights[@]}" --image-size "$size" --embedding "$form" \
+      --method "$2" --rate "$3" --placement "$4" --precision "$5" "${more[@]}" \
+      --backend onnxruntime --out "$out/bundles" --name "$name" >&2 || [ $? -eq 1 ]
   fi
   echo "$out/bundles/$name"
 }
@@ -87,26 +96,23 @@ bundles_of() {  # SIZE -> the folders of its points in FP32, and in INT8 where t
 
 for part in "${parts[@]}"; do
   case $part in
-    native) points --out "$out/box" --methods structsam ;;
-    upsample) points --out "$out/box" --methods structsam --embedding upsample ;;
-    other) points --out "$out/box" --methods tomesd ;;
-    clicks) points --out "$out/click" --methods structsam --prompt click ;;
+    native | upsample) points box box "$part" ;;
+    clicks) for form in native upsample; do points click click "$form"; done ;;
+    large)
+      [ -n "$large" ] || { echo "large needs --large DIR" >&2; exit 2; }
+      for prompt in box click; do
+        for form in native upsample; do points "large-$prompt" "$prompt" "$form"; done
+      done
+      ;;
     int8)
       [ -n "$calibrate" ] || { echo "int8 needs --calibrate DIR" >&2; exit 2; }
       mapfile -t bundles < <(bundle 1024 structsam 0 attention fp32
-        for size in ${sizes//,/ }; do points_of "$size" int8-fp32; done)
+        for size in ${sizes//,/ }; do points_of "$size" int8-fp32; done
+        for size in ${smaller//,/ }; do points_of "${size}up" int8-fp32; done)
       for prompt in box click; do
-        evaluate "${bundles[@]}" --backend onnxruntime --prompt "$prompt" --out "$out/int8-$prompt"
-      done
-      ;;
-    large)
-      [ -n "$large" ] || { echo "large needs --large DIR" >&2; exit 2; }
-      [ -d "$out/large-masks" ] || python "$(dirname "$0")/pseudo_masks.py" "$large" "$out/large-masks" \
-        "${model[@]}" "${weights[@]}"
-      for prompt in box click; do
-        structsam-export evaluate --dataset folder --root "$out/large-masks" "${scored[@]}" \
-          "${model[@]}" "${weights[@]}" --image-size "$sizes" --rates "$rates" "${places[@]}" \
-          --methods structsam --prompt "$prompt" --out "$out/large-$prompt"
+        for chapter in "int8-$prompt" ${large:+"int8-large-$prompt"}; do
+          evaluate "$chapter" "$prompt" "${bundles[@]}" --backend onnxruntime
+        done
       done
       ;;
     latency)

@@ -5,8 +5,9 @@
 
 Every folder of results below OUT is one chapter: all points against the unmerged model at the
 trained size, paired, with 95 % bootstrap intervals over images; then each set by itself, worst
-first. A chart shows the points that no other beats in both GMAC and the measure as a line. Where
-latency was measured it is a chapter of its own, with a chart for every runtime.
+first. A chart shows the points that no other beats in both GMAC and the measure as a line. Points
+that were measured in INT8, too, have it beside FP32, and a chapter says how far the two are apart.
+Where latency was measured it is a chapter of its own, with a chart for every runtime.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fidelity_tables import by_set, main_table
+from frontier_int8 import int8_chapter, is_int8, with_int8
 from frontier_latency import TITLES, Latencies, latency_table, of_backend, read_latencies
 
 from structsam.errors import UserError
@@ -31,6 +33,8 @@ FOLDERS = {
     "int8-box": "INT8 linear layers, box prompts", "int8-click": "INT8 linear layers, one click",
     "large-box": "Large photos, box prompts: the truth is the unmerged model's mask at 1024",
     "large-click": "Large photos, one click",
+    "int8-large-box": "INT8 linear layers, large photos, box prompts",
+    "int8-large-click": "INT8 linear layers, large photos, one click",
 }  # fmt: skip
 #: What is drawn up: (title, how to read it of a run); points, higher is better.
 MEASURES = ("mIoU", "boundary IoU", "agreement")
@@ -159,20 +163,18 @@ def is_hollow(run: RunSummary, beside: Sequence[RunSummary]) -> bool:
     return run.facts.get("embedding") == "upsample"
 
 
-def is_int8(run: RunSummary) -> bool:
-    return str(run.facts.get("precision")).startswith("int8")
-
-
 def has_masks(summary: Summary) -> bool:
     """Whether the unmerged run, if there is one, was scored on anything yet."""
     return summary.baseline is None or "iou" in summary.baseline.metrics
 
 
-def chapter(folder: Path, summary: Summary, name: str) -> list[str]:
+def chapter(folder: Path, summary: Summary, name: str, ints: Summary | None) -> list[str]:
     runs = [run for run in summary.runs if not run.baseline and "iou" in run.metrics]
     runs.sort(key=lambda run: -float(run.facts["gmac"]))
     chart = f"![GMAC against what is lost](frontier-{name}.png)"
-    lines = [f"## {FOLDERS[name]}", "", chart, "", *main_table(summary, runs), ""]
+    assert summary.baseline is not None
+    table = with_int8(main_table(summary, runs), [summary.baseline, *runs], ints)
+    lines = [f"## {FOLDERS[name]}", "", chart, "", *table, ""]
     sets = by_set(folder, summary, runs)
     rows = sets[2:]
     if len(rows) > len(runs):
@@ -224,8 +226,9 @@ def main() -> int:
         return 2
     lines = ["# The frontier", ""]
     for name, summary in chapters.items():
-        lines += chapter(out / name, summary, name)
+        lines += chapter(out / name, summary, name, chapters.get(f"int8-{name}"))
         write_bytes(out / f"frontier-{name}.png", draw(summary.runs))
+    lines += int8_chapter(chapters, FOLDERS)
     latencies = read_latencies(out)
     if latencies.ms:
         timed = [

@@ -144,15 +144,52 @@ def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
         assert (tmp_path / f"frontier-latency-{backend}.png").read_bytes().startswith(b"\x89PNG")
 
 
-PRETENDER = """#!/usr/bin/env python3
-import json, pathlib, sys
-words = sys.argv[1:]
-with open(pathlib.Path(__file__).with_name("calls"), "a") as calls:
-    print(json.dumps(words), file=calls)
-if words[0] == "export":
-    folder = pathlib.Path(words[words.index("--out") + 1]) / words[words.index("--name") + 1]
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
+def test_int8_stands_beside_fp32_at_the_same_points(tmp_path: Path) -> None:
+    def points(places: dict[str, tuple[float, int]], ints: str = "fp32") -> list[dict]:
+        """Runs of {size: (rate, width of the masks)}; truth is 10 wide."""
+        found = [run_facts("unmerged")]
+        write_rows(folder, "unmerged", rows_of(10))
+        for size, (rate, width) in places.items():
+            name = f"{ints}-{size}"
+            more = {"image_size": int(size), "embedding": "native", "precision": ints}
+            method = "tomesd" if rate else None
+            found.append(run_facts(name, method, rate, **more))
+            write_rows(folder, name, rows_of(width))
+        return found
+
+    def rows_of(width: int) -> list[dict]:
+        truth, mask = square(5, 5, 10, 10), square(5, 5, width, 10)
+        return [row_of(name, "1", 1, truth, mask) for name in "abc"]
+
+    folder = tmp_path / "click"
+    write_facts(folder, points({"512": (0.5, 8), "640": (0.5, 9), "896": (0, 7)}))
+    folder = tmp_path / "int8-click"
+    write_facts(folder, points({"512": (0.5, 5), "640": (0.5, 10), "768": (0.5, 9)}, "int8-fp32"))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "frontier.md").read_text("utf-8")
+    table = text.partition("## One click")[2].partition("The worst set")[0].splitlines()
+    rows = [line for line in table if line.startswith("| tomesd") or line.startswith("| run |")]
+    last = [line.split("|")[-2].strip() for line in rows]
+    assert last == ["mIoU, INT8", "-50.0 [-50.0, -50.0]", "+0.0 [+0.0, +0.0]"]
+    apart = text.partition("## INT8 beside FP32")[2].splitlines()[4]
+    # 512: 50 - 80 = -30, and 640: 100 - 90 = +10; 768 and 896 are in one precision only
+    assert apart == "| One click | 2 | -10.00, -30.0 | -10.00, -30.0 |"
+
+
+PRETENDER = """#!/bin/sh
+# a line for every call, its words behind tabs; an export makes its folder
+out= name= before=
+for word in "$@"; do
+  printf '%s\\t' "$word"
+  case $before in --out) out=$word ;; --name) name=$word ;; esac
+  before=$word
+done >> "${0%/*}/calls"
+echo >> "${0%/*}/calls"
+if [ "$1" = export ]; then mkdir -p "$out/$name" && echo {} > "$out/$name/manifest.json"; fi
 """
 
 
@@ -169,21 +206,26 @@ def study(tmp_path: Path, *words: str) -> list[list[str]]:
         env={**os.environ, "PATH": f"{pretender.parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
     )  # fmt: skip
-    return [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    return [line.rstrip("\t").split("\t") for line in lines]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 def test_the_study_asks_for_every_point_once(tmp_path: Path) -> None:
     calls = study(tmp_path, "--calibrate", "photos", "int8", "latency")
     exports = [call[call.index("--name") + 1] for call in calls if call[0] == "export"]
-    assert len(set(exports)) == len(exports) == 2 * 5 * 13, "sizes, and rates x places x methods"
+    points, smaller = 13, 4  # rates x places x methods, and unmerged; sizes below 1024
+    assert len(set(exports)) == len(exports) == points * (2 * 5 + smaller)
     quantised = [call for call in calls if "--calibrate" in call]
     assert {call[call.index("--precision") + 1] for call in quantised} == {"int8-fp32"}
-    assert len(quantised) == 65
-    unmerged = [c for c in calls if c[0] == "export" and c[c.index("--rate") + 1] == "0"]
-    assert len(unmerged) == 10 and all("dense" in call for call in unmerged)
+    assert len(quantised) == points * (5 + smaller)
+    for call in (call for call in calls if call[0] == "export"):
+        size, form, name = (word_after(call, n) for n in ("image-size", "embedding", "name"))
+        assert f"-{size}{'up' if form == 'upsample' else ''}-" in name
+    unmerged = [c for c in calls if c[0] == "export" and word_after(c, "rate") == "0"]
+    assert len(unmerged) == 2 * 5 + smaller and all("dense" in call for call in unmerged)
     evaluations = [call for call in calls if call[0] == "evaluate"]
-    assert [call[call.index("--prompt") + 1] for call in evaluations] == ["box", "click"]
+    assert [word_after(call, "prompt") for call in evaluations] == ["box", "click"]
     for call in evaluations:
         names = [Path(word).name for word in call if "/bundles/" in word]
         assert names[0] == "fp32-1024-structsam-0-attention", "the baseline comes first"
@@ -195,3 +237,28 @@ def test_the_study_asks_for_every_point_once(tmp_path: Path) -> None:
     floats = study(tmp_path, "latency")
     assert [sum("/bundles/fp32" in word for word in call) for call in floats] == [13] * 5
     assert study(tmp_path, "int8") == [], "INT8 needs photos"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_every_chapter_has_both_methods_and_both_forms(tmp_path: Path) -> None:
+    (tmp_path / "large-masks").mkdir()
+    calls = study(tmp_path, "--large", "photos", "--calibrate", "photos")
+    evaluations = [call for call in calls if call[0] == "evaluate"]
+    asked: dict[str, list[str]] = {}
+    for call in evaluations:
+        chapter = Path(word_after(call, "out")).name
+        assert chapter.endswith(word_after(call, "prompt"))
+        assert ("large-masks" in word_after(call, "root")) == ("large" in chapter)
+        if chapter.startswith("int8"):
+            assert sum("/bundles/int8" in word for word in call) == 117
+        else:
+            assert word_after(call, "methods") == "structsam,tomesd"
+            asked.setdefault(chapter, []).append(word_after(call, "embedding"))
+    forms = ["native", "upsample"]
+    assert asked == {n: forms for n in ("box", "click", "large-box", "large-click")}
+    assert len(evaluations) == 8 + 4 and calls[-1][0] == "bench"
+    assert study(tmp_path, "large") == [], "needs photos"
+
+
+def word_after(call: list[str], option: str) -> str:
+    return call[call.index(f"--{option}") + 1]
