@@ -92,7 +92,7 @@ def prepared(group: Group, folder: Path) -> list[Bundle]:
     configs = [attention_for(config, group.backends[0], "fp16")[0] for config in group.configs]
     spec = model_spec(group.model)
     bundles = list(make_merged(spec, configs, "fp16", group.batch, folder, say))
-    baselines = make_baselines(bundles, folder, say)
+    baselines = make_baselines(bundles, group.backends, folder, say)
     return [*bundles, *(bundle for _, bundle in baselines)]
 
 

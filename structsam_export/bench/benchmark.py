@@ -30,6 +30,7 @@ from structsam_export.bench.report import TIMED, BenchReport, BenchRow
 from structsam_export.bench.turns import AS_USUAL, Procedure, Say, measure
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.manifest import PartName
+from structsam_export.graph.attention_choice import unmerged_forms
 from structsam_export.graph.precisions import float_type
 from structsam_export.machine import gemm_rate, gpu_gemm_rate, hardware, tool_versions
 from structsam_export.runtimes import find_backend
@@ -69,7 +70,8 @@ def bench(
     for precision in {"fp32", *(float_type(bundle.precision) for bundle in opened)}:
         rates["gpu", precision] = gpu_gemm_rate(precision)
     with tempfile.TemporaryDirectory(prefix="structsam-bench-") as scratch:
-        base = list(make_baselines(opened, keep or Path(scratch), say)) if baselines else []
+        scratched = keep or Path(scratch)
+        base = list(make_baselines(opened, names, scratched, say)) if baselines else []
         cards = {id(b): cost_card(b, rates["cpu", "fp32"]) for b in [b for _, b in base] + opened}
         for card in cards.values():
             for line in card.lines() if card else ():
@@ -112,11 +114,12 @@ def bench(
 
 
 def make_baselines(
-    bundles: Sequence[Bundle], scratch: Path, say: Say
+    bundles: Sequence[Bundle], backends: Sequence[str], scratch: Path, say: Say
 ) -> Iterator[tuple[str, Bundle]]:
     """One stock encoder per model and batch, one unmerged per precision and attention, too.
 
-    Both are at the trained input size, whatever those of the bundles.
+    Both are at the trained input size, whatever those of the bundles. Unmerged ones have the
+    bundles' forms of attention, and those that are faster on a backend where nothing merges.
     """
     from structsam.merging.attention_forms import form_in_name
 
@@ -124,20 +127,17 @@ def make_baselines(
     for bundle in sorted(bundles, key=lambda bundle: bool(bundle.model.size)):
         model, batch = bundle.model.name, batch_of(bundle)
         many = f"-batch{batch}" if batch > 1 else ""
-        named = form_in_name(attention_form_of(bundle))
-        form = f"-{named}" if named else ""
+        stock = f"{STOCK}-{model}{many}"
+        if stock not in seen:
+            seen.add(stock)
+            yield STOCK, make_stock(bundle, scratch / stock, say)
         kind = float_type(bundle.precision)
-        for role, make, key in (
-            (STOCK, make_stock, f"{STOCK}-{model}{many}"),
-            (
-                UNMERGED,
-                make_unmerged,
-                f"{UNMERGED}-{model}-{kind}{form}{many}",
-            ),
-        ):
-            if key not in seen:
-                seen.add(key)
-                yield role, make(bundle, scratch / key, say)
+        for attention in (attention_form_of(bundle), *unmerged_forms(backends, kind)):
+            form = f"-{named}" if (named := form_in_name(attention)) else ""
+            unmerged = f"{UNMERGED}-{model}-{kind}{form}{many}"
+            if unmerged not in seen:
+                seen.add(unmerged)
+                yield UNMERGED, make_unmerged(bundle, attention, scratch / unmerged, say)
 
 
 def _decoder_of(bundle: Bundle) -> str | None:

@@ -78,15 +78,18 @@ def make_merged(
         yield bundle
 
 
-def make_unmerged(like: Bundle, folder: Path, say: Say) -> Bundle:
+def make_unmerged(like: Bundle, attention: str, folder: Path, say: Say) -> Bundle:
     """Return the encoder of `like` at rate 0 and at the trained input size.
 
-    It has the same form of attention and the same float type: INT8 is a lever, too.
+    It has the same float type: INT8 is a lever, too.
+
+    Args:
+        attention: its form, as in `MergeConfig`.
     """
     from structsam.config import MergeConfig
 
     spec, decoder = like.model.spec.trained, _decoder_at_trained_size(like)
-    config = MergeConfig(rate=0.0, attention=attention_form_of(like))
+    config = MergeConfig(rate=0.0, attention=attention)
     precision = float_type(like.precision)
     return _merged(spec, config, precision, batch_of(like), folder, decoder, say)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,12 @@ UNMERGED_ATTENTION = {
         "dense", "measured without merging, 2026-11-27: 1.11 to 1.19 times as fast as folded"
     ),
 }
+
+
+def unmerged_forms(backends: Iterable[str], precision: str) -> list[str]:
+    """Return the forms that were measured as the fastest on these runtimes without merging."""
+    found = (UNMERGED_ATTENTION.get((backend, float_type(precision))) for backend in backends)
+    return sorted({choice.attention for choice in found if choice})
 
 
 def attention_for(

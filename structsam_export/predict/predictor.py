@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from structsam_export.predict.encoded_image import EncodedImage
 from structsam_export.predict.everything.generator import Progress, masks_of_everything
 from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.hq_masks import choose_masks
+from structsam_export.predict.networks import Networks
 from structsam_export.predict.preprocessing import (
     ImageGeometry,
     check_image,
@@ -32,7 +34,7 @@ from structsam_export.predict.preprocessing import (
 )
 from structsam_export.predict.prompts import AskedPrompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
-from structsam_export.runtimes import Backend, Runner, RunOptions, find_backend
+from structsam_export.runtimes import Backend, RunOptions, find_backend
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 
 
@@ -49,10 +51,6 @@ class Predictor:
     Attributes:
         timings: milliseconds of the latest `preprocess`, `encode`, `decode` and `upscale`. Opening
             a network is in none of them.
-        geometry: size and place of the current image, or None.
-        prompt_box: the box (x0, y0, x1, y1) in pixels of the image that the current embedding of a
-            prompt-aware bundle belongs to; None before the first, and for the whole image, which
-            stands in where a prompt has no box.
 
     Raises:
         UserError: unknown backend, or none runs here; `hq_token_only` for another model.
@@ -73,14 +71,25 @@ class Predictor:
         _require_hq(bundle, hq_token_only)
         self.backend = find_backend(backend, bundle) if isinstance(backend, str) else backend
         self.timings: dict[str, float] = {}
-        self._options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
-        self._runners: dict[PartName, Runner] = {}
+        options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
+        self._networks = Networks(bundle, self.backend, options)
         self._decoder = bundle.part("decoder")
         self._feature_shapes = {spec.name: tuple(map(int, spec.shape)) for spec in bundle.features}
-        self._network_input: np.ndarray | None = None
-        self._features: Mapping[str, DeviceTensor] | None = None
-        self.prompt_box: tuple[float, ...] | None = None
-        self.geometry: ImageGeometry | None = None
+        self._image: EncodedImage | None = None
+
+    @property
+    def geometry(self) -> ImageGeometry | None:
+        """Size and place of the current image, or None."""
+        return None if self._image is None else self._image.geometry
+
+    @property
+    def prompt_box(self) -> tuple[float, ...] | None:
+        """The box (x0, y0, x1, y1), in pixels of the image, that the current embedding belongs to.
+
+        Of a prompt-aware bundle; None before the first one, and for the whole image, which stands
+        in where a prompt has no box.
+        """
+        return None if self._image is None else self._image.prompt_box
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Compute the embedding of a uint8 image [H, W, 3] in `RGB` or `BGR` order.
@@ -104,10 +113,9 @@ class Predictor:
         """Do what `set_image` does with what `preprocess` returned."""
         self.reset_image()
         if self.bundle.takes_box:
-            self._network_input = network_input
+            self._image = EncodedImage(geometry, None, network_input)
         else:
-            self._features = self._encode({"image": network_input})
-        self.geometry = geometry
+            self._image = EncodedImage(geometry, self._encode({"image": network_input}))
 
     def set_embedding(self, embedding: np.ndarray, original_size: tuple[int, int]) -> None:
         """Do what `set_features` does, for a bundle whose decoder takes the embedding alone."""
@@ -136,9 +144,8 @@ class Predictor:
             for name, shape in self._feature_shapes.items()
         }
         geometry = image_geometry(*original_size, self.bundle.preprocessing)
-        self.reset_image()
-        self._features = {n: HostTensor(array.astype(np.float32)) for n, array in values.items()}
-        self.geometry = geometry
+        tensors = {n: HostTensor(array.astype(np.float32)) for n, array in values.items()}
+        self._image = EncodedImage(geometry, tensors)
 
     def _require_features(self, names: Collection[str]) -> None:
         """Refuse feature maps that are not those which the decoder takes."""
@@ -150,23 +157,23 @@ class Predictor:
             )
 
     def _encode(self, feeds: dict[str, np.ndarray]) -> Mapping[str, DeviceTensor]:
-        encoder = self._runner("encoder")
+        encoder = self._networks.opened("encoder")
         with self._timed("encode"):
             return encoder.run_on_device(feeds, list(self._feature_shapes))
 
     def _encode_for(self, box: np.ndarray | None) -> None:
         """Make the embedding belong to this box [4] of the image, if it does not yet."""
         wanted = None if box is None else tuple(float(value) for value in box)
-        _, geometry = self._current()
-        if self._network_input is None or (
-            self._features is not None and wanted == self.prompt_box
+        image = self._current()
+        if image.network_input is None or (
+            image.features is not None and wanted == image.prompt_box
         ):
             return
-        height, width = geometry.original_size
+        height, width = image.geometry.original_size
         corners = np.reshape([0, 0, width, height] if box is None else box, (2, 2))
-        prompt_box = geometry.to_input(corners).reshape(1, 4)
-        self._features = self._encode({"image": self._network_input, PROMPT_BOX: prompt_box})
-        self.prompt_box = wanted
+        prompt_box = image.geometry.to_input(corners).reshape(1, 4)
+        features = self._encode({"image": image.network_input, PROMPT_BOX: prompt_box})
+        self._image = replace(image, features=features, prompt_box=wanted)
 
     @property
     def encoded_image(self) -> EncodedImage:
@@ -178,9 +185,10 @@ class Predictor:
         Raises:
             UserError: no image is set.
         """
-        features, geometry = self._current()
-        kept = None if features is None else {n: map_.kept() for n, map_ in features.items()}
-        return EncodedImage(geometry, kept, self._network_input, self.prompt_box)
+        image = self._current()
+        maps = image.features
+        kept = None if maps is None else {n: map_.kept() for n, map_ in maps.items()}
+        return replace(image, features=kept)
 
     def set_encoded_image(self, image: EncodedImage) -> None:
         """Take up what `encoded_image` of a predictor with the same bundle returned.
@@ -196,17 +204,16 @@ class Predictor:
                         f"{name} has shape {image.features[name].shape}, and {self.bundle.name} "
                         f"takes {shape}. Encode the image with this bundle"
                     )
-        self._network_input, self._features = image.network_input, image.features
-        self.prompt_box, self.geometry = image.prompt_box, image.geometry
+        self._image = image
 
     def reset_image(self) -> None:
         """Forget the current image."""
-        self._network_input = self._features = self.geometry = self.prompt_box = None
+        self._image = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether `predict` may be called."""
-        return self.geometry is not None
+        return self._image is not None
 
     def get_image_embedding(self) -> np.ndarray:
         """Return the embedding of the current image, float32 [1, 256, 64, 64] for SAM at 1024.
@@ -233,10 +240,9 @@ class Predictor:
         return features
 
     def _current_features(self) -> Mapping[str, DeviceTensor]:
-        features, _ = self._current()
-        if features is None:
+        if self._current().features is None:
             self._encode_for(None)
-            features, _ = self._current()
+        features = self._current().features
         assert features is not None
         return features
 
@@ -288,7 +294,7 @@ class Predictor:
         """Do what `predict` does up to (scores, low_res): to pick masks before upscaling them."""
         only = self._hq_token_only if hq_token_only is None else hq_token_only
         _require_hq(self.bundle, only)
-        _, geometry = self._current()
+        geometry = self._current().geometry
         prompts = read_prompts(point_coords, point_labels, box, geometry)
         feeds = decoder_feeds(self._decoder, prompts, geometry, mask_input)
         pieces = []
@@ -324,7 +330,7 @@ class Predictor:
 
     def _decode(self, feeds: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         """Run the decoder on the current image for some prompts, in pieces that it takes."""
-        decoder = self._runner("decoder")
+        decoder = self._networks.opened("decoder")
         features = self._current_features()
         with self._timed("decode"):
             count = len(feeds["has_mask_input"])
@@ -338,7 +344,7 @@ class Predictor:
 
     def upscale(self, low_res: np.ndarray, return_logits: bool = False) -> np.ndarray:
         """Bring low-resolution logits [..., 256, 256] to the current image: [..., H, W]."""
-        _, geometry = self._current()
+        geometry = self._current().geometry
         with self._timed("upscale"):
             return (upscale_masks if return_logits else binary_masks)(low_res, geometry)
 
@@ -379,18 +385,16 @@ class Predictor:
     def open(self, parts: Sequence[PartName] = ("encoder", "decoder")) -> None:
         """Open networks now instead of on first use."""
         for part in parts:
-            self._runner(part)
+            self._networks.opened(part)
 
     def describe(self) -> dict[str, Any]:
         """Return the backend's name and what each opened network runs on, ready for JSON."""
-        facts: dict[str, Any] = {"backend": self.backend.name}
-        return facts | {name: runner.describe() for name, runner in self._runners.items()}
+        return {"backend": self.backend.name, **self._networks.describe()}
 
     def close(self) -> None:
         """Free both networks and the image. Safe to call twice; the next use opens them again."""
         self.reset_image()
-        while self._runners:
-            self._runners.popitem()[1].close()
+        self._networks.close()
 
     def __enter__(self) -> Predictor:
         return self
@@ -398,17 +402,10 @@ class Predictor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _current(self) -> tuple[Mapping[str, DeviceTensor] | None, ImageGeometry]:
-        if self.geometry is None:
+    def _current(self) -> EncodedImage:
+        if self._image is None:
             raise UserError("no image is set. Call predictor.set_image(image) first")
-        return self._features, self.geometry
-
-    def _runner(self, part: PartName) -> Runner:
-        if part not in self._runners:
-            runner = self.backend.runner(self.bundle, part, self._options)
-            runner.open()
-            self._runners[part] = runner
-        return self._runners[part]
+        return self._image
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

@@ -30,8 +30,11 @@ Progress = Callable[[int, int], None]
 class Segmenter(Protocol):
     """What of a `Predictor` is used."""
 
-    geometry: ImageGeometry | None
     timings: dict[str, float]
+
+    @property
+    def geometry(self) -> ImageGeometry | None:
+        """Size and place of the image that is set."""
 
     def set_image(self, image: np.ndarray) -> None:
         """Encode an image."""

@@ -85,12 +85,30 @@ def test_baselines_are_at_the_trained_size(
     asked = Encoders(image_size=size and str(size), precision="fp32")
     bundles = asked.make("vit_t", "onnxruntime", tmp_path, Terminal())  # type: ignore[arg-type]
     monkeypatch.setattr(encoders, "sha256_of", lambda path: "a digest")
-    roles = [role for role, _ in make_baselines(bundles, tmp_path, lambda text: None)]
-    assert roles == ["stock", "unmerged"]
+    base = make_baselines(bundles, ["onnxruntime"], tmp_path, lambda text: None)
+    assert [role for role, _ in base] == ["stock", "unmerged"]
     assert made[-1][:2] == ("vit_t", 0.0) and (made[-1][3] is not None) == copied
     (wanted,) = stock
     assert "image_size" not in wanted["model"] and ("decoder_sha256" in wanted) == copied
     assert wanted["flops"]["total_gmac"] == pytest.approx(55.3, abs=0.1)
+
+
+def test_a_runtime_has_the_form_that_is_fastest_unmerged_as_a_baseline(
+    made: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else merging is compared with an unmerged encoder that is slower than it need be."""
+    monkeypatch.setattr(encoders, "_reused_or_made", lambda folder, *given: folder.name)
+    monkeypatch.setattr(encoders, "sha256_of", lambda path: "a digest")
+    asked = Encoders(precision="fp32")
+    bundles = asked.make("vit_t", "onnxruntime", tmp_path, Terminal())  # type: ignore[arg-type]
+    for backends, names in (
+        (["onnxruntime"], ["unmerged-vit_t-fp32"]),
+        (["onnxruntime", "openvino"], ["unmerged-vit_t-fp32", "unmerged-vit_t-fp32-dense"]),
+    ):
+        del made[:]
+        base = make_baselines(bundles, backends, tmp_path, lambda text: None)
+        assert [role for role, _ in base] == ["stock", *["unmerged"] * len(names)]
+        assert [call[2] for call in made] == names
 
 
 def test_the_quality_of_a_row_is_that_of_its_size() -> None:
