@@ -32,14 +32,17 @@ _USUAL = {
 }  # fmt: skip
 
 
-def points(estimate: Estimate | None) -> str:
-    """Percentage points with their interval, such as `-0.2 [-0.7, +0.3]`."""
+def points(estimate: Estimate | None, sign: str = "+") -> str:
+    """Percentage points with their interval, such as `-0.2 [-0.7, +0.3]`; without one of an image.
+
+    Args:
+        sign: "+" for differences, "" for values.
+    """
     if estimate is None or estimate.value is None:
         return ""
-    text = f"{100 * estimate.value:+.1f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+    ends = [end for end in (estimate.low, estimate.high) if end is not None]
+    text, *limits = (f"{100 * value:{sign}.1f}" for value in (estimate.value, *ends))
+    return f"{text} [{', '.join(limits)}]" if len(limits) == 2 else text
 
 
 def main_table(summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
@@ -54,8 +57,7 @@ def main_table(summary: Summary, runs: Iterable[RunSummary]) -> list[str]:
         for name in _METRICS:
             metric = run.metrics[name]
             if run.baseline:
-                m = metric.mean
-                cells.append(f"{100 * m.value:.1f} [{100 * m.low:.1f}, {100 * m.high:.1f}]")
+                cells.append(points(metric.mean, sign=""))
             else:
                 mark = {"worse": ", worse", "better": ", better"}.get(metric.verdict, "")
                 cells.append(points(metric.difference) + mark)
@@ -146,8 +148,10 @@ def _is_plain(merging: dict[str, Any] | None) -> bool:
     )  # fmt: skip
 
 
-def group_of(merging: dict[str, Any]) -> str:
+def group_of(merging: dict[str, Any] | None) -> str:
     """The table that a run belongs to: by what is not usual about it."""
+    if not merging:
+        return "unmerged"  # of another backend or input size than the baseline
     unusual = [name for name, usual in _USUAL.items() if merging.get(name, usual) != usual]
     return ", ".join(unusual) or "methods"
 

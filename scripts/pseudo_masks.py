@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 
 from structsam.errors import UserError
-from structsam.models import model_spec
 from structsam_export.bundle.atomic import staged_folder
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.predict.image_file import read_image
@@ -54,13 +53,20 @@ def make(photos: Path, out: Path, source: ModelSource, side: int) -> None:
     from structsam_export.runtimes.torch_backend import InMemoryBackend
     from structsam_export.runtimes.torch_on_cpu import use_fast_settings
 
+    if not photos.is_dir():
+        raise UserError(f"{photos} is no folder. Give a folder of photos")
     files = sorted(p for p in photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise UserError(f"no photos in {photos}")
+    if len({file.stem for file in files}) < len(files):
+        raise UserError(
+            f"photos in {photos} differ in their ending only, and their masks would have one name. "
+            "Rename them"
+        )
     source.require()
     use_fast_settings()
     backend = InMemoryBackend(apply_merging(source.load(), rate=0.0), "fp32")
-    bundle = backend.in_memory_bundle(model_spec(source.model).preprocessing)
+    bundle = backend.in_memory_bundle(source.spec.preprocessing)
     with staged_folder(out) as folder, Predictor(bundle, backend) as predictor:
         for name in ("images", "masks"):
             (folder / name).mkdir()

@@ -29,7 +29,9 @@ class Photographs:
 
     def __init__(self, root: Path, cache: Path) -> None:
         self.entries = _find(root)
-        key = json.dumps([[str(p.relative_to(root)), p.stat().st_size] for p, _ in self.entries])
+        files = [file for image, _ in self.entries for file in _files_of(image) if file.is_file()]
+        stats = [(str(file.relative_to(root)), file.stat()) for file in files]
+        key = json.dumps([_SIDE, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)])
         index_file, pixel_file = cache / "photographs.json", cache / "photographs.bin"
         index = json.loads(index_file.read_text()) if index_file.exists() else {}
         if index.get("key") != key or not pixel_file.exists():
@@ -42,10 +44,16 @@ class Photographs:
         weights = []
         for name in names:
             members = [i for i, (_, other) in enumerate(self.entries) if other == name]
-            held = members[_HELD_OUT // 2 :: _HELD_OUT] if len(members) > 1 else []
+            first = min(_HELD_OUT, len(members)) // 2
+            held = members[first::_HELD_OUT] if len(members) > 1 else []
             self.validation += held
             self.training.append(np.array([i for i in members if i not in set(held)]))
             weights.append(len(members) ** 0.5 * _CLASS_WEIGHT.get(name, 1.0))
+        if not self.validation:
+            raise UserError(
+                f"{root} holds sets of one image only, so that none is left to validate with: "
+                "add images."
+            )
         self.weights = np.array(weights) / sum(weights)
 
     def __getitem__(self, index: int) -> tuple[Pixels, Labels]:
@@ -61,6 +69,12 @@ class Photographs:
         return self[int(rng.choice(members))]
 
 
+def _files_of(image: Path) -> tuple[Path, Path, Path]:
+    """An image, its label map, and where it may have a map of what is void."""
+    folder, name = image.parent.parent, f"{image.stem}.png"
+    return image, folder / "masks" / name, folder / "void" / name
+
+
 def _find(root: Path) -> list[tuple[Path, str]]:
     if not root.is_dir():
         raise UserError(
@@ -69,7 +83,7 @@ def _find(root: Path) -> list[tuple[Path, str]]:
         )
     found = []
     for image in sorted(root.glob("*/images/*")):
-        mask = image.parent.parent / "masks" / f"{image.stem}.png"
+        mask = _files_of(image)[1]
         if not mask.is_file():
             raise UserError(f"{image} has no label map {mask}: the folder is incomplete.")
         found.append((image, image.parent.parent.name))
@@ -103,11 +117,11 @@ def _fill_cache(
 
 
 def _decode(image_path: Path) -> tuple[Pixels, Labels]:
-    folder, name = image_path.parent.parent, f"{image_path.stem}.png"
+    _, mask_file, void_file = _files_of(image_path)
     try:
-        with Image.open(image_path) as image, Image.open(folder / "masks" / name) as mask:
+        with Image.open(image_path) as image, Image.open(mask_file) as mask:
             photo, labels = image.convert("RGB"), np.asarray(mask).astype(np.uint16)
-        if (void_file := folder / "void" / name).is_file():
+        if void_file.is_file():
             with Image.open(void_file) as void:
                 labels[np.asarray(void) > 0] = VOID
     except (OSError, SyntaxError, ValueError) as error:
@@ -115,6 +129,10 @@ def _decode(image_path: Path) -> tuple[Pixels, Labels]:
             f"Cannot read {image_path} or its label map ({error}): replace the damaged file, or "
             "remove both."
         ) from error
+    if labels.ndim != 2:
+        raise UserError(
+            f"{mask_file} is coloured: save labels as a grey or palette image, 0 = background."
+        )
     if labels.shape != photo.size[::-1]:
         raise UserError(
             f"{image_path} is {photo.size[0]}x{photo.size[1]}, its label map "

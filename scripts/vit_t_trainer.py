@@ -150,6 +150,8 @@ class Trainer:
         for mean, loaded in zip(self.average, state["average"], strict=True):
             mean.copy_(loaded)
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, asked in zip(self.optimizer.param_groups, self._groups(), strict=True):
+            group |= {name: asked[name] for name in ("share", "weight_decay")}
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["torch_rng"])
 

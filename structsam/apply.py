@@ -39,6 +39,11 @@ def apply_merging(model: Model, config: MergeConfig | None = None, **choice: Any
     """
     config = MergeConfig.of(config, **choice)
     encoder, parts = _encoder_and_parts(model)
+    if encoder.pos_embed is None:
+        raise UserError(
+            "the encoder has no pos_embed, which says how large its grid is. Build the encoder "
+            "with use_abs_pos=True"
+        )
     blocks = parts.blocks_of(encoder)
     stock = [block.original if isinstance(block, MergedBlock) else block for block in blocks]
     table = block_table(

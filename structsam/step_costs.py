@@ -21,8 +21,6 @@ from structsam.merging.attention_forms import FORMS, read_forms
 from structsam.models.spec import ModelSpec
 
 STEPS = ("planning", "merge", "unmerge", "windows", "attention", "MLP", "rest")
-#: Steps that merging adds.
-ADDED = ("planning", "merge", "unmerge")
 _NORM_UNITS = 5
 #: Passes over one head's width of every pixel that energy, cells and ranks take: where a runtime
 #: fuses what is element by element (assumed), and where it does not (Sobel: docs/performance.md).

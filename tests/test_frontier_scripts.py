@@ -262,3 +262,22 @@ def test_every_chapter_has_both_methods_and_both_forms(tmp_path: Path) -> None:
 
 def word_after(call: list[str], option: str) -> str:
     return call[call.index(f"--{option}") + 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [(None, "is no folder"), ((), "no photos in"), (("a.jpg", "a.png"), "differ in their ending")],
+)
+def test_photos_that_cannot_be_labelled_are_refused_before_any_work(
+    tmp_path: Path, files: tuple[str, ...] | None, told: str
+) -> None:
+    if files is not None:
+        (tmp_path / "photos").mkdir()
+        for name in files:
+            (tmp_path / "photos" / name).touch()
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "pseudo_masks.py"), tmp_path / "photos", tmp_path / "out"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

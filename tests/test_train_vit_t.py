@@ -262,9 +262,48 @@ def test_an_absent_empty_or_damaged_folder_is_named(photographs: Path, tmp_path:
     with pytest.raises(UserError, match=r"Cannot read .*1\.jpg"):
         data_module.Photographs(photographs, tmp_path / "c3")
     image.write_bytes(whole)
+    mask = photographs / "b" / "masks" / "2.png"
+    labels = mask.read_bytes()
+    Image.open(mask).convert("RGB").save(mask)
+    with pytest.raises(UserError, match=r"2\.png is coloured"):
+        data_module.Photographs(photographs, tmp_path / "c3")
+    mask.write_bytes(labels)
     (photographs / "b" / "masks" / "2.png").unlink()
     with pytest.raises(UserError, match=r"has no label map"):
         data_module.Photographs(photographs, tmp_path / "c4")
+
+
+def test_other_labels_are_read_anew(photographs: Path, tmp_path: Path) -> None:
+    make = script("vit_t_photographs").Photographs
+    assert set(np.unique(make(photographs, tmp_path / "cache")[1][1])) == {0, 1}
+    mask = photographs / "a" / "masks" / "1.png"
+    Image.fromarray(np.asarray(Image.open(mask)) * 7).save(mask)
+    assert set(np.unique(make(photographs, tmp_path / "cache")[1][1])) == {0, 7}
+    void = photographs / "a" / "void" / "1.png"
+    Image.fromarray(np.full((60, 80), 1, np.uint8)).save(void)
+    assert set(np.unique(make(photographs, tmp_path / "cache")[1][1])) == {65535}
+
+
+def test_small_sets_hold_out_an_image_and_single_ones_are_refused(
+    photographs: Path, tmp_path: Path
+) -> None:
+    make = script("vit_t_photographs").Photographs
+    assert make(photographs, tmp_path / "cache").validation == [1, 4]
+    for file in photographs.glob("*/images/[12].jpg"):
+        file.unlink()
+    with pytest.raises(UserError, match="sets of one image only"):
+        make(photographs, tmp_path / "cache")
+
+
+def test_a_resumed_run_takes_the_rates_that_are_asked_for_now(
+    tmp_path: Path, trainer_at: Callable[..., Any]
+) -> None:
+    first = trainer_at(tmp_path)
+    first.save()
+    second = trainer_at(tmp_path)
+    second.settings = replace(second.settings, decoder_lr=0.25)
+    second.resume()
+    assert {group["share"] for group in second.optimizer.param_groups} == {1.0, 0.25}
 
 
 def test_exported_weights_load_and_are_the_average(tmp_path: Path) -> None:

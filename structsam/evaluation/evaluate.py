@@ -125,6 +125,7 @@ class _Prepared:
     others: tuple[ObjectMask, ...] = ()
     image: np.ndarray | None = None  # None where there is nothing to predict
     prompt_masks: tuple[np.ndarray, ...] = ()
+    valid: np.ndarray | None = None  # where a click may correct, as `prompt_masks`; None: anywhere
     boxes: tuple[Box | None, ...] = ()
 
 
@@ -169,6 +170,7 @@ def _prepare(setting: Setting, name: str) -> _Prepared:
         others,
         image,
         tuple(prompts[each.object_id] for each in kept),
+        None if sample.valid is None else setting.protocol.prompt_mask(sample.valid),
         tuple(_scaled(each.box, sample.image.shape, image.shape) for each in kept),
     )
 
@@ -185,10 +187,11 @@ def _scaled(box: Box | None, before: tuple[int, ...], after: tuple[int, ...]) ->
 def choose_objects(
     sample: Sample, setting: Setting
 ) -> tuple[tuple[ObjectMask, ...], list[Problem]]:
-    """Of the prompted objects leave out the too small ones, then take `max_objects` of the rest.
+    """Leave out prompted objects that no score can be fair to, then take `max_objects` of the rest.
 
-    A detection that found nothing has an empty mask and a box: it stays. The choice depends on the
-    image's name and the seed alone.
+    Those are too small, or lie wholly where nothing must be scored. A detection that found nothing
+    has an empty mask and a box: it stays. The choice depends on the image's name and the seed
+    alone.
     """
     area = sample.image.shape[0] * sample.image.shape[1]
     fair, small = [], []
@@ -197,10 +200,13 @@ def choose_objects(
             fair.append(each)
             continue
         share = float(each.mask.sum()) / area
-        if share >= setting.smallest and share > 0:
-            fair.append(each)
-        else:
+        if share < setting.smallest or share == 0:
             small.append(_too_small(sample, each, f"{100 * share:.3g} % of the image"))
+        elif sample.valid is not None and not (each.mask & sample.valid).any():
+            detail = f"object {each.object_id}: every pixel is one that must not be scored"
+            small.append(Problem(sample.image_id, "left out", detail))
+        else:
+            fair.append(each)
     if setting.max_objects is not None and len(fair) > setting.max_objects:
         seed = [setting.prompting.seed, zlib.crc32(sample.image_id.encode())]
         order = np.random.default_rng(seed).permutation(len(fair))
@@ -227,6 +233,7 @@ def _predict(
         list(prepared.prompt_masks),
         list(prepared.boxes),
         [each.object_id for each in prepared.objects],
+        prepared.valid,
     )
     size = (prepared.sample.image.shape[0], prepared.sample.image.shape[1])
     masks = setting.protocol.finish(predictor, low_res, size)
@@ -268,7 +275,7 @@ def _row(prepared: _Prepared, each: ObjectMask) -> dict[str, Any]:
         "image_id": prepared.sample.image_id,
         "object_id": each.object_id,
         "objects": len(prepared.objects) + len(prepared.others),
-        "category": each.category,
+        "category": " ".join(each.category.split()),  # a row is one line
         "height": height,
         "width": width,
         "area": int(each.mask.sum()),

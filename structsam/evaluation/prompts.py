@@ -40,6 +40,8 @@ class Prompting:
             raise UserError(
                 f"unknown prompt {self.kind!r}. Choose one of: {', '.join(get_args(PromptKind))}"
             )
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} is out of range. Use 0 or more")
         if not 0 <= self.box_noise <= 1:
             raise UserError(f"box noise {self.box_noise} is out of range. Use 0 to 1, such as 0.1")
         if self.kind != "box" and (self.box_noise or self.multimask):
@@ -65,15 +67,20 @@ def segment(
     masks: list[np.ndarray],
     boxes: list[Box | None],
     object_ids: list[str],
+    valid: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[Box]]:
     """Prompt for every object of the current image.
 
     Args:
         masks: P bool masks as `protocol.prompt_mask` gives them, all of one size [H', W'].
         boxes: P boxes in pixels of the prepared image that replace the tight ones, or None.
+        valid: bool [H', W'], where a correcting click may lie; None is everywhere.
 
     Returns:
         logits float32 [P, 256, 256], predicted IoU [P], and the boxes.
+
+    Raises:
+        UserError: boxes of a detector with clicks.
     """
     sides = masks[0].shape
     found = [b or protocol.box(m) for m, b in zip(masks, boxes, strict=True)]
@@ -87,13 +94,17 @@ def segment(
             box=np.array(found), multimask_output=prompting.multimask
         )
         return *_best(scores, low_res), found
+    if any(box is not None for box in boxes):
+        raise UserError(
+            f"the set brings boxes of its own, and {prompting.kind} asks by points. Use `box`"
+        )
     # whole pixels: `SamPredictor` moves them to the middle of a pixel of its input by itself
     coords = np.array([[innermost(mask)] for mask in masks], np.float64)
     labels = np.ones(coords.shape[:2])
     low_res, best = _best(*predictor.predict_low_res(coords, labels, multimask_output=True))
     for _ in range(_CLICKS[prompting.kind] - 1):
         current = predictor.upscale(low_res)
-        clicks = [correction(now, mask) for now, mask in zip(current, masks, strict=True)]
+        clicks = [correction(now, mask, valid) for now, mask in zip(current, masks, strict=True)]
         more = np.array([[point] for point, _ in clicks], np.float64)
         coords = np.concatenate([coords, more], 1)
         labels = np.concatenate([labels, [[label] for _, label in clicks]], 1)
@@ -143,15 +154,19 @@ def innermost(region: np.ndarray) -> tuple[int, int]:
     return left + int(x), top + int(y)
 
 
-def correction(predicted: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, int], int]:
+def correction(
+    predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None
+) -> tuple[tuple[int, int], int]:
     """Return the next click (x, y) and its label, 1 for object, for bool masks [H, W].
 
     The click is the innermost point of the largest wrong region; where nothing is wrong, that of
-    the object again.
+    the object again. What is not `valid` is not wrong: nobody knows what it is.
     """
     from scipy.ndimage import label
 
     wrong = predicted != truth
+    if valid is not None:
+        wrong = wrong & valid
     if not wrong.any():
         return innermost(truth), 1
     regions, _ = label(wrong)

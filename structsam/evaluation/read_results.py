@@ -198,9 +198,9 @@ def _record(row: dict[str, str], metrics: Sequence[str], offset: int, where: str
     return _Record(
         row["image_id"],
         row["object_id"],
-        int(_number(row["objects"], where)),
+        _count(row["objects"], where),
         row["category"],
-        (int(_number(row["height"], where)), int(_number(row["width"], where))),
+        (_count(row["height"], where), _count(row["width"], where)),
         _number(row["area"], where),
         f"{row['area']} {row['box']}",
         _number(row["score"] or "0", where),
@@ -251,7 +251,18 @@ def _number(cell: str, where: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise UserError(
-            f"{where}: {cell!r} is no number; the file is damaged. Delete it and evaluate this "
-            "run again"
-        ) from None
+        raise _damaged(cell, "number", where) from None
+
+
+def _count(cell: str, where: str) -> int:
+    try:
+        return int(cell)
+    except ValueError:
+        raise _damaged(cell, "whole number", where) from None
+
+
+def _damaged(cell: str, wanted: str, where: str) -> UserError:
+    return UserError(
+        f"{where}: {cell!r} is no {wanted}; the file is damaged. Delete it and evaluate this run "
+        "again"
+    )

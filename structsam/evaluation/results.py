@@ -122,11 +122,11 @@ class ProblemFile:
 
 
 def _whole_rows(path: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
-    """Lines of a CSV file that were written to their end."""
+    """Lines of a CSV file that were written to their end; one may break inside a character."""
     if not path.exists():
         return
     csv.field_size_limit(LONGEST_CELL)
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
         header = stream.readline()
         if not header.endswith("\n"):
             return  # interrupted while the file was made

@@ -17,7 +17,9 @@ ProblemKind = Literal[
     "empty mask",  # an annotated object without a single pixel
     "no object",  # an image with nothing to segment
     "too small",  # an object below the smallest area that makes a fair prompt
-    "left out",  # annotated, but no single object with an outline: groups, points, other findings
+    # annotated, but no single object with an outline (groups, points, other findings), or one
+    # without a pixel that may be scored
+    "left out",
 ]
 
 

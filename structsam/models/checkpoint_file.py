@@ -266,6 +266,11 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
             "save model.state_dict()."
         )
     for key, value in loaded.items():
+        if not isinstance(key, str):
+            raise UserError(
+                f"Checkpoint {path} has {key!r} for a key, expected names of tensors: "
+                "save model.state_dict()."
+            )
         if not isinstance(value, torch.Tensor):
             raise UserError(
                 f"Checkpoint {path} holds a {type(value).__name__} under {key!r}, expected only "

@@ -147,6 +147,8 @@ def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse | No
             f"The server answered {error.code} {error.reason} for {url}: check the URL, or try "
             "again later."
         ) from error
+    except ValueError as error:  # of the URL: brackets, or letters beyond ASCII
+        raise UserError(f"{url} is no URL ({error}): check it.") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise UserError(

@@ -149,9 +149,9 @@ def _require_whole_patches(sizes: Mapping[str, int], where: str) -> None:
     pixels, patch = sizes.get("image_size", 1024), sizes.get("patch_size", 16)
     if pixels % patch:
         below = pixels // patch * patch
+        near = " or ".join(str(side) for side in (below, below + patch) if side)
         raise UserError(
-            f"{where}: image_size {pixels} is no multiple of a patch of {patch}. Use "
-            f"{below or patch} or {below + patch}."
+            f"{where}: image_size {pixels} is no multiple of a patch of {patch}. Use {near}."
         )
 
 

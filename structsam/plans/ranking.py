@@ -21,14 +21,18 @@ def rank_ascending(values: Tensor, tier: Tensor | None = None) -> Tensor:
 
     `rank_i = #{j: v_j < v_i or (v_j = v_i and j < i)}`
 
+    NaN counts as the largest finite number: what follows reads places from the ranks, and NaN
+    elsewhere must come out as NaN and not as a read beyond the end.
+
     Args:
-        values: [..., n], no NaN, n < 2^24.
+        values: [..., n] of a float type, n < 2^24.
         tier: [..., n] bool; when given, all elements that are False come before all that are True.
 
     Returns:
         [..., n] int64, a permutation of 0..n-1.
     """
     n = values.shape[-1]
+    values = torch.where(values == values, values, torch.finfo(values.dtype).max)
     mine, other = values.unsqueeze(-1), values.unsqueeze(-2)
     if n <= _LARGEST_COMPARISON:
         earlier = constant(_earlier, n, like=values)

@@ -198,6 +198,20 @@ def check_case(name: str, options: dict[str, Any], grid: tuple[int, int], rate: 
         check_same(plan, b, again, b, tokens, tokens)
 
 
+def check_not_finite(name: str, options: dict[str, Any], rate: float, value: float) -> None:
+    """Plans of maps with one such token, and of such tokens alone, are still plans."""
+    method = METHODS[name]((WINDOW, WINDOW), rate, **options)
+    tokens = random_tokens(2, WINDOW**2, channels=6)
+    tokens[0, 17] = value
+    tokens[1] = value
+    plan = method.plan(tokens)
+    check_plan(method, plan, tokens)
+    back = plan.unmerge(plan.merge(tokens))
+    assert not back[1].isfinite().any()
+    if getattr(method, "feature", "mean") == "mean":
+        assert not back[0, 17].isfinite().any()
+
+
 def check_padded_case(name: str, options: dict[str, Any], rate: float, kind="random") -> None:
     """The four kinds of windows in one batch; each alone gives the same plan."""
     method = METHODS[name]((WINDOW, WINDOW), rate, **options)

@@ -12,6 +12,7 @@ import numpy as np
 
 from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode, load_pycocotools
+from structsam.mask_runs import mask_of
 
 Box = tuple[float, float, float, float]
 
@@ -146,5 +147,4 @@ def _fill_runs(shape: Mapping[str, Any], height: int, width: int) -> np.ndarray:
         return decode(counts, (height, width))
     if (counts < 0).any() or counts.sum() != height * width:
         raise UserError(f"its runs cover {counts.sum()} of {height * width} pixels")
-    columns = np.repeat(np.arange(counts.size) % 2 == 1, counts).reshape(width, height)
-    return np.ascontiguousarray(columns.T)
+    return mask_of(counts, (height, width))

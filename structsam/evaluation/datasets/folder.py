@@ -33,7 +33,7 @@ class Folder(PairedDataset):
 
     A mask's value 0 is background. One other value (0 and 1, 0 and 255, 0 and v) is one object;
     several are one object each, with the value as its id. Two cases of several values with 255:
-    in a palette PNG 255 is void, as in PASCAL VOC; in an 8-bit grey one nobody can tell void from
+    in a palette PNG 255 is void, as in PASCAL VOC; in a grey one nobody can tell void from
     an object or a soft edge, so unless the labels are 1 to 255 without a gap the image is refused.
 
     Where they exist, `void/NAME.png` marks pixels that are not scored (any value but 0), and

@@ -141,6 +141,57 @@ def test_void_pixels_are_not_scored(tmp_path):
     assert rows and all(float(row["overlap"]) == 1 for row in rows)
 
 
+def test_an_object_without_a_pixel_to_score_is_left_out_and_named(tmp_path):
+    """Else an empty mask scores 1 there, and a full one 0."""
+
+    class Void(ToyDataset):
+        def load(self, image_id):
+            sample = super().load(image_id)
+            return replace(sample, valid=~sample.objects[0].mask)
+
+    setting = make(Void(2))
+    evaluate(BoxFiller(), setting, setting.dataset.image_ids, tmp_path, "run")
+    assert "0" not in {row["object_id"] for row in read(tmp_path / "rows/run.csv")}
+    told = [row for row in read(tmp_path / "problems.csv") if row["kind"] == "left out"]
+    assert [row["image_id"] for row in told] == ["image00", "image01"]
+    assert all("object 0: every pixel" in row["detail"] for row in told)
+
+
+def test_a_correcting_click_keeps_off_void_pixels(tmp_path):
+    mask = np.zeros((96, 128), bool)
+    mask[40:52, 50:62] = True
+
+    class Void(ToyDataset):
+        def load(self, image_id):
+            return replace(super().load(image_id), valid=mask, objects=(ObjectMask("a", mask),))
+
+    setting = make(Void(1), prompting=Prompting("three-click"))
+    filler = BoxFiller()  # of 20 pixels round a click: all that is wrong is void
+    evaluate(filler, setting, setting.dataset.image_ids, tmp_path, "run")
+    clicks = filler.calls[-1]["points"][0].astype(int)
+    assert len(clicks) == 3 and all(mask[y, x] for x, y in clicks)
+    assert filler.calls[-1]["labels"][0].tolist() == [1, 1, 1]
+
+
+def test_a_name_of_many_bytes_may_be_cut_inside_a_letter(tmp_path):
+    class Named(ToyDataset):
+        def load(self, image_id):
+            sample = super().load(image_id)
+            first = replace(sample.objects[0], category="Straße\nam See")
+            return replace(sample, objects=(first,))
+
+    setting = make(Named(2))
+    ids = setting.dataset.image_ids
+    evaluate(BoxFiller(), setting, ids, tmp_path, "run")
+    rows = tmp_path / "rows/run.csv"
+    good = rows.read_bytes()
+    assert [row["category"] for row in read(rows)] == ["Straße am See"] * 2
+    rows.write_bytes(good[: good.rindex("ß".encode()) + 1])
+    assert setting.files_of(tmp_path, "run").missing(ids) == ids[1:]
+    evaluate(BoxFiller(), setting, ids, tmp_path, "run")
+    assert rows.read_bytes() == good
+
+
 def test_boxes_of_the_set_are_scaled_and_cut(tmp_path):
     class Boxed(ToyDataset):
         def load(self, image_id):

@@ -38,6 +38,16 @@ def test_rows_and_paired_differences(tmp_path: Path) -> None:
     )
 
 
+def test_one_image_has_no_interval_and_another_unmerged_run_is_a_group(tmp_path: Path) -> None:
+    for name in ("unmerged", "unmerged-openvino"):
+        write_rows(tmp_path, name, [row_of("i", "1", 1, *[square(5, 5, 9, 9)] * 2)])
+    other = run_facts("unmerged-openvino", backend="openvino")
+    write_facts(tmp_path, [run_facts("unmerged"), other])
+    code, out, err = printed(tmp_path)
+    assert code == 0, err
+    assert "## unmerged" in out and "| unmerged | 100% | 40.0 |  | 100.0 | 90.0 |  |" in out
+
+
 def test_another_folder_is_one_line(tmp_path: Path) -> None:
     code, out, err = printed(tmp_path)
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1

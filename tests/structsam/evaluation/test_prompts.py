@@ -176,6 +176,16 @@ def test_the_best_of_three_is_the_one_of_highest_predicted_iou():
         assert (low_res > 0).mean() == pytest.approx(120 * 120 / 256**2)
 
 
+def test_boxes_of_a_detector_are_no_clicks():
+    mask = np.zeros((96, 128), bool)  # of a detection that found nothing
+    with pytest.raises(UserError, match="click asks by points. Use `box`"):
+        segment(
+            BoxFiller(), PROTOCOLS["sam"], Prompting("click"), "p", [mask], [(1, 2, 9, 9)], ["a"]
+        )
+    with pytest.raises(UserError, match="seed -1 is out of range"):
+        Prompting(seed=-1)
+
+
 def test_corrections_carry_their_label_and_ask_for_one_mask():
     mask = np.zeros((96, 128), bool)
     mask[48, 64] = True  # the filler's 20 pixels around the click are too many

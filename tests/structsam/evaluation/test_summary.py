@@ -424,3 +424,6 @@ def test_a_cell_that_is_no_number_is_named(tmp_path) -> None:
     change(tmp_path, "unmerged", lambda rows: [rows[0], {**rows[1], "iou": "good"}, *rows[2:]])
     with pytest.raises(UserError, match="line 3: 'good' is no number"):
         summarise(tmp_path)
+    change(tmp_path, "unmerged", lambda rows: [{**rows[0], "iou": "1", "height": "nan"}])
+    with pytest.raises(UserError, match="line 2: 'nan' is no whole number"):
+        summarise(tmp_path)

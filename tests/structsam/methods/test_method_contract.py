@@ -57,6 +57,16 @@ def test_maps_without_information_give_valid_plans(name, kind) -> None:
 
 
 @every_method
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_passed_on(name, value) -> None:
+    """It has to come out, where it is refused with advice, and not to end in a read elsewhere."""
+    for found, options, rate in contract.window_cases((0.5,), False):
+        if found != name:
+            continue
+        contract.check_not_finite(name, options, rate, value)
+
+
+@every_method
 @pytest.mark.parametrize("kind", ["zero", "constant"])
 def test_a_global_map_without_information_gives_a_valid_plan(name, kind) -> None:
     method = METHODS[name]((64, 64), 0.5)

@@ -181,6 +181,9 @@ def test_values_that_are_not_tensors(tmp_path: Path, tiny_state: State) -> None:
     assert "holds a int under 'epoch'" in refusal(path)
     torch.save([1, 2], path)
     assert "holds a list, expected a state dict" in refusal(path)
+    for key in (0, ("image_encoder", 1)):
+        torch.save({key: torch.zeros(1)}, path)
+        assert f"has {key!r} for a key, expected names" in refusal(path)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])

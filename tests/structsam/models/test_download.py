@@ -311,6 +311,8 @@ def test_urls_other_than_http_are_refused(server: Server, tmp_path: Path) -> Non
     assert "expected one that starts with http" in refusal(
         server, tmp_path, url="file:///etc/fstab"
     )
+    for url in ("http://[::1/sam.pth", "http://127.0.0.1:9/sämi.pth"):
+        assert "is no URL" in refusal(server, tmp_path, url=url)
 
 
 @pytest.mark.parametrize(

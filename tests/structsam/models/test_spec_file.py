@@ -121,6 +121,7 @@ def test_manifests_keep_all_of_it(spec: ModelSpec) -> None:
     [
         ("width = 768", "lacks depth, heads, global_blocks. Add depth = ..."),
         (LEAST + "widht = 3", "unknown key 'widht'. Use some of: name, width"),
+        (LEAST + "image_size = 15", "image_size 15 is no multiple of a patch of 16. Use 16."),
         (LEAST + "patch = 14", "image_size 1024 is no multiple of a patch of 14. Use 1022 or 1036"),
         (LEAST + "patch = 0", "patch is 0. Use a whole number from 1 to 64"),
         (LEAST + "patch = true", "patch is True"),

@@ -54,6 +54,16 @@ def test_infinite_values_and_long_axes() -> None:
     assert rank_ascending(torch.zeros(2, 3, 0)).shape == (2, 3, 0)
 
 
+def test_values_that_are_no_numbers_have_places_of_their_own() -> None:
+    """A place that two have, or none, is read beyond the end by what follows."""
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[nan, 0.0, nan, inf, -1.0], [nan] * 5])
+    assert rank_ascending(values).tolist() == [[2, 1, 3, 4, 0], [0, 1, 2, 3, 4]]
+    for kind in (torch.float16, torch.float32):
+        found = rank_descending(values.to(kind))
+        assert torch.equal(found.sort(-1).values, torch.arange(5).expand(2, 5))
+
+
 def test_ranks_are_exact_for_a_whole_global_grid_of_tokens() -> None:
     values = torch.randint(0, 50, (1, 4096), generator=torch.Generator().manual_seed(0)).float()
     rank = rank_ascending(values)
