@@ -12,9 +12,9 @@ from typing import Any
 
 from structsam.errors import UserError
 from structsam_export.bundle.files import sha256_of
+from structsam_export.predict.image_file import PHOTO_SUFFIXES
 from structsam_export.predict.prompts import AskedPrompts, Box, Point, parse_box, parse_point
 
-_PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 #: How columns of a CSV file may be called.
 _NAME_COLUMNS = ("image", "file", "file_name", "path")
 _BOX_COLUMNS, _POINT_COLUMNS = ("x0", "y0", "x1", "y1"), ("x", "y")
@@ -91,7 +91,7 @@ def read_source(source: str | Path, photos: Path | None = None) -> Source:
             above = Path(*_before_magic(path.parts))
             return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)))
         raise UserError(f"no photos at {path}: no such file or folder. Check the path")
-    if path.suffix.lower() in _PHOTOS:
+    if path.suffix.lower() in PHOTO_SUFFIXES:
         return Source((Task(path.name, path),))
     readers: dict[str, Callable[[Path, _Tasks], list[dict[str, Any]] | None]] = {
         ".txt": _read_text,
@@ -128,10 +128,10 @@ class _Tasks:
 
 
 def _of_files(folder: Path, files: Iterable[Path]) -> Source:
-    photos = sorted(f for f in files if f.suffix.lower() in _PHOTOS and f.is_file())
+    photos = sorted(f for f in files if f.suffix.lower() in PHOTO_SUFFIXES and f.is_file())
     if not photos:
         raise UserError(
-            f"no photo in {folder}: looked for {', '.join(sorted(_PHOTOS))}. Check the path"
+            f"no photo in {folder}: looked for {', '.join(sorted(PHOTO_SUFFIXES))}. Check the path"
         )
     return Source(tuple(Task(photo.relative_to(folder).as_posix(), photo) for photo in photos))
 

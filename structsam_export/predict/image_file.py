@@ -14,6 +14,8 @@ from structsam.errors import UserError
 
 Note = Callable[[str], None]
 MAX_PIXELS = 100_000_000
+#: What photos in a folder are known by, in small letters.
+PHOTO_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 #: Upper 8 of 16 bits below which a whole picture is called dark: a quarter of full scale.
 _DARK = 64
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")

@@ -14,6 +14,7 @@ from structsam.errors import UserError
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.machine import hardware
 from structsam_export.predict.calibration_photos import FEWEST as FEWEST_TO_CALIBRATE
+from structsam_export.predict.image_file import PHOTO_SUFFIXES
 from structsam_export.runtimes import RunOptions, find_backend
 from structsam_export.tune.block_mixes import Progress
 from structsam_export.tune.on_this_machine import OnThisMachine, Say
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from structsam.models import ModelSpec
 
 _KNEE, _AS_USUAL = Limit(), RunOptions()
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
 _MIXED_SIZES = 3  # largest sizes at which rates per block are tried
 
@@ -106,7 +106,7 @@ def find_photos(images: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in (Path(image).expanduser() for image in images):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
         elif path.exists():
             found.append(path)
         else:

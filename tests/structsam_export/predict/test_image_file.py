@@ -198,3 +198,11 @@ def test_too_large_is_refused_before_decoding(tmp_path: Path, size: tuple[int, i
 def test_just_below_the_limit_is_decoded_without_a_warning(tmp_path: Path) -> None:
     path = png_of_claimed_size(tmp_path / "large.png", MAX_PIXELS // 10_000, 10_000)
     assert "truncated" in refusal(path)
+
+
+def test_the_suffixes_of_photos_stand_in_one_place() -> None:
+    import structsam_export
+
+    (root,) = structsam_export.__path__
+    holders = [p.name for p in Path(root).rglob("*.py") if '".webp"' in p.read_text("utf-8")]
+    assert holders == ["image_file.py"]
