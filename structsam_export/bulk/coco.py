@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,28 @@ ANNOTATIONS, PROBLEMS = "annotations.json", "problems.csv"
 
 
 def merge_parts(
-    out: Path, names: Sequence[str], categories: Iterable[dict[str, Any]], info: dict[str, Any]
+    out: Path,
+    image_ids: Mapping[str, Any],
+    categories: Iterable[dict[str, Any]],
+    info: dict[str, Any],
 ) -> tuple[int, int, int]:
     """Write both files, and return how many photos, annotations and problems they hold.
 
-    An image's id is its place in the source, from 1 on, so that the order in which photos were
-    done does not show.
+    Args:
+        image_ids: of all photos by name, in the order in which they are written, so that the order
+            in which they were done does not show.
 
     Raises:
         UserError: they cannot be written.
     """
     done = Done(out)
-    ids = {name: number for number, name in enumerate(names, 1)}
     counts = {"images": 0, "annotations": 0, "problems": 0}
     with atomic.staged_file(out / ANNOTATIONS) as file, file.open("w", encoding="utf-8") as stream:
         stream.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(list(categories))}')
         for section in ("images", "annotations"):
             stream.write(f',\n"{section}": [')
-            for entry in done.entries(iter(names)):
-                for item in _items(section, entry, ids[entry["name"]]):
+            for entry in done.entries(iter(image_ids)):
+                for item in _items(section, entry, image_ids[entry["name"]]):
                     counts[section] += 1
                     if section == "annotations":
                         item = {"id": counts[section], **item}
@@ -47,14 +50,14 @@ def merge_parts(
     ):
         table = csv.writer(stream)
         table.writerow(["image", "problem"])
-        for entry in done.entries(iter(names)):
+        for entry in done.entries(iter(image_ids)):
             if "problem" in entry:
                 counts["problems"] += 1
                 table.writerow([entry["name"], entry["problem"]])
     return counts["images"], counts["annotations"], counts["problems"]
 
 
-def _items(section: str, entry: dict[str, Any], image_id: int) -> list[dict[str, Any]]:
+def _items(section: str, entry: dict[str, Any], image_id: Any) -> list[dict[str, Any]]:
     if "problem" in entry:
         return []
     if section == "images":

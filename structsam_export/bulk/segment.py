@@ -15,7 +15,8 @@ from structsam.errors import UserError
 from structsam_export.bulk.coco import ANNOTATIONS, PROBLEMS, merge_parts
 from structsam_export.bulk.parts import Done, PartWriter
 from structsam_export.bulk.pipeline import Stage, pipelined
-from structsam_export.bulk.source import Source, Task, read_source
+from structsam_export.bulk.source import Source, read_source
+from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
@@ -105,8 +106,9 @@ def segment(
         elif todo:
             told = partial(_tell, progress, before, total)
             _run_here(bundle, todo, folder, wanted, backend, readers, told, options)
-        names = [task.name for task in listed.tasks]
-        counts = merge_parts(folder, names, listed.categories, {"description": "masks", **run})
+        ids = {t.name: listed.image_ids.get(t.name, n) for n, t in enumerate(listed.tasks, 1)}
+        categories = (OBJECT,) if wanted.everything else listed.categories
+        counts = merge_parts(folder, ids, categories, {"description": "masks", **run})
     seconds = time.perf_counter() - start
     files = folder / ANNOTATIONS, folder / PROBLEMS
     return Summary(*files, *counts, done_now=len(todo), seconds=seconds)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam.mask_runs import mask_of, runs_of
-from structsam_export.bulk.source import OBJECT, Task
+from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.features import Features
 from structsam_export.bundle.folder import Bundle

@@ -105,6 +105,26 @@ def test_the_masks_are_the_predictors(bundle: Bundle, photos: Path, tmp_path: Pa
         assert annotation["predicted_iou"] == pytest.approx(score)
 
 
+@pytest.mark.parametrize("everything", [True, False])
+def test_results_of_a_coco_file_can_be_scored_against_it(
+    bundle: Bundle, photos: Path, tmp_path: Path, everything: bool
+) -> None:
+    """Its image ids, and its categories, but for masks of everything: they are of no person."""
+    person = {"id": 1, "name": "person"}
+    box = {"id": 40, "image_id": 285, "bbox": [1, 2, 8, 7], "category_id": 1}
+    images = [{"id": i, "file_name": name} for i, name in ((139, "2.png"), (285, "0.png"))]
+    told = {"images": images, "annotations": [box], "categories": [person]}
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps(told))
+    wanted = Wanted(SETTINGS) if everything else Wanted()
+    segment(bundle, source, tmp_path / "out", wanted, photos=photos)
+    found = content(tmp_path / "out")
+    assert [(i["id"], i["file_name"]) for i in found["images"]] == [(139, "2.png"), (285, "0.png")]
+    assert {a["image_id"] for a in found["annotations"]} == ({139, 285} if everything else {285})
+    assert found["categories"] == ([{"id": 1, "name": "object"}] if everything else [person])
+    assert {a.get("source_id") for a in found["annotations"]} == {None if everything else 40}
+
+
 def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     from structsam_export.predict.prediction import predict_image
 

@@ -75,10 +75,37 @@ def test_a_coco_file(folder: Path) -> None:
     assert source.tasks[1].boxes == [(1, 2, 11, 22)]
     assert source.tasks[1].labels == [{"category_id": 5, "source_id": 11}]
     assert source.categories == ({"id": 5, "name": "cat"},) and source.digest
+    assert source.image_ids == {"2.JPG": 7, "1.png": 3}
     for damaged in ("{", '{"images": [{"id": 1}]}', '{"images": 5}', "[]"):
         file.write_text(damaged)
         with pytest.raises(UserError, match="not in COCO's form"):
             read_source(file)
+
+
+def test_annotations_without_a_category_get_one_of_their_own(folder: Path) -> None:
+    boxes = [{"image_id": 3, "bbox": [1, 2, 3, 4], "category_id": c} for c in (1, None, 2)]
+    coco = {"images": [{"id": 3, "file_name": "1.png"}], "annotations": boxes}
+    coco["categories"] = [{"id": 1, "name": "person"}]
+    (folder / "instances.json").write_text(json.dumps(coco))
+    source = read_source(folder / "instances.json")
+    assert [label["category_id"] for label in source.tasks[0].labels] == [1, 3, 2]
+    assert source.categories == ({"id": 1, "name": "person"}, {"id": 3, "name": "object"})
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"id": 3, "file_name": "2.JPG"}, "2 images with the id 3"),
+        ({"id": 4, "file_name": "1.png"}, "2 images with the file_name 1.png"),
+    ],
+)
+def test_images_that_could_be_mixed_up_are_refused(
+    folder: Path, second: dict[str, object], message: str
+) -> None:
+    coco = {"images": [{"id": 3, "file_name": "1.png"}, second]}
+    (folder / "instances.json").write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=message):
+        read_source(folder / "instances.json")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "*.gif", "a/notes.md"])
