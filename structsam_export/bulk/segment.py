@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam_export.bulk.coco import ANNOTATIONS, PROBLEMS, merge_parts
+from structsam_export.bulk.coco import ANNOTATIONS, NOTES, PROBLEMS, merge_parts
 from structsam_export.bulk.parts import Done, PartWriter
 from structsam_export.bulk.pipeline import Stage, pipelined
 from structsam_export.bulk.source import Source, read_source
@@ -36,16 +36,19 @@ class Summary:
     Args:
         photos: in `annotations.json`.
         annotations: their masks.
-        problems: photos in `problems.csv`.
+        problems: photos in `problems.csv`, which gave no masks.
+        noted: photos in `notes.csv`, whose masks may be poor or lack some.
         done_now: photos of this run, broken ones included; the others were there before.
         seconds: that it took, without opening the bundle.
     """
 
     annotations_file: Path
     problems_file: Path
+    notes_file: Path
     photos: int
     annotations: int
     problems: int
+    noted: int
     done_now: int
     seconds: float
 
@@ -71,7 +74,8 @@ def segment(
 
     Photos are read, encoded, decoded and written beside each other, a few at a time in memory. What
     is done is kept in `parts/`, photo by photo, so that the same call goes on after a crash; broken
-    photos are named in `problems.csv`, and are tried again by the next call.
+    photos are named in `problems.csv`, and are tried again by the next call. What a user should
+    know of photos that have masks (dark ones, boxes outside) stands in `notes.csv`.
 
     Args:
         source: see `read_source`.
@@ -110,7 +114,7 @@ def segment(
         categories = (OBJECT,) if wanted.everything else listed.categories
         counts = merge_parts(folder, ids, categories, {"description": "masks", **run})
     seconds = time.perf_counter() - start
-    files = folder / ANNOTATIONS, folder / PROBLEMS
+    files = folder / ANNOTATIONS, folder / PROBLEMS, folder / NOTES
     return Summary(*files, *counts, done_now=len(todo), seconds=seconds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam.mask_runs import mask_of, runs_of
+from structsam_export.bulk.boxes import with_usable_boxes
 from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.features import Features
@@ -25,7 +26,6 @@ from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION
 from structsam_export.predict.overlay import draw_overlay
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import ImageGeometry, Photo, read_photo
-from structsam_export.predict.prompts import read_prompts
 
 MASKS, OVERLAYS, EMBEDDINGS = "masks", "overlays", "embeddings"
 
@@ -53,10 +53,16 @@ class Wanted:
 
 @dataclass
 class Item:
-    """One photo on its way; what a later step does not need is let go."""
+    """One photo on its way; what a later step does not need is let go.
+
+    Args:
+        problem: why there are no masks.
+        notes: what a user should know of masks that there are.
+    """
 
     task: Task
     problem: str | None = None
+    notes: list[str] = field(default_factory=list)
     photo: Photo | None = None
     features: Features | None = None
     half: Features | None = None
@@ -94,11 +100,12 @@ class Work:
         """Read and preprocess a photo, and check its prompts."""
         item = Item(task)
         with _problem_of(item):
-            item.photo = read_photo(task.path, self._bundle.preprocessing)
+            item.photo = read_photo(task.path, self._bundle.preprocessing, item.notes.append)
             if self._wanted.embeddings:
                 item.photo_id = photo_id(task.path.read_bytes())
             if self._asks(task):
-                read_prompts(**task.prompts().arrays(), geometry=item.photo.geometry)
+                item.task, left_out = with_usable_boxes(task, item.photo.geometry)
+                item.notes += left_out
         return item
 
     def encode(self, item: Item) -> Item:
@@ -136,7 +143,8 @@ class Work:
         assert item.photo is not None
         height, width = item.photo.geometry.original_size
         facts = {"name": item.task.name, "width": width, "height": height}
-        return {**facts, "annotations": item.annotations}
+        notes = {"notes": item.notes} if item.notes else {}
+        return {**facts, **notes, "annotations": item.annotations}
 
     def _asks(self, task: Task) -> bool:
         return not self._wanted.everything and bool(task.points or task.boxes)

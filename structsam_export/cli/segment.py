@@ -97,6 +97,8 @@ def segment_photos(
     )
     if summary.problems:
         terminal.warn(f"{summary.problems} photos gave no masks: see {summary.problems_file}")
+    if summary.noted:
+        terminal.warn(f"{summary.noted} photos have notes: see {summary.notes_file}")
     terminal.print(
         f"{summary.done_now} photos done now, {rate:.2f} a second; "
         f"{time.perf_counter() - began:.1f} s in all, with opening the bundle"

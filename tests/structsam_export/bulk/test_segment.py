@@ -105,6 +105,60 @@ def test_the_masks_are_the_predictors(bundle: Bundle, photos: Path, tmp_path: Pa
         assert annotation["predicted_iou"] == pytest.approx(score)
 
 
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_dark_photos_are_told(bundle: Bundle, tmp_path: Path) -> None:
+    """A 12-bit PNG and an int32 TIFF of 0..255: black to the encoder, and still done."""
+    ramp = np.linspace(0, 4095, 600).reshape(20, 30)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "photos" / "12.png")
+    Image.fromarray((ramp // 16).astype(np.int32)).save(tmp_path / "photos" / "32.tif")
+    Image.fromarray((ramp // 16).astype(np.uint8)).save(tmp_path / "photos" / "8.png")
+    for _ in range(2):  # kept with what is done
+        summary = segment(bundle, tmp_path / "photos", tmp_path / "out", EVERYTHING)
+        assert (summary.photos, summary.problems, summary.noted) == (3, 0, 2)
+        rows = table(summary.notes_file)
+        assert [row["image"] for row in rows] == ["12.png", "32.tif"]
+        assert all("is dark" in row["note"] for row in rows)
+
+
+def test_a_box_outside_costs_no_other_box(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """0.png has 30 x 20 pixels. COCO's boxes stand out by parts of a pixel."""
+    boxes = [[-0.4, 2, 9, 18.5], [25, 4, 30, 5], [4, 4, 16, 11], [3, 3, 0, 5]]
+    told = [{"id": i, "image_id": 1, "bbox": box, "category_id": i} for i, box in enumerate(boxes)]
+    coco = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": told}
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps(coco))
+    summary = segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
+    assert (summary.annotations, summary.problems, summary.noted) == (2, 0, 1)
+    found = content(tmp_path / "out")["annotations"]
+    assert [(a["source_id"], a["category_id"]) for a in found] == [(0, 0), (2, 2)]
+    outside, empty = (row["note"] for row in table(summary.notes_file))
+    assert "left out: box (25, 4, 55, 9) is outside" in outside and "empty" in empty
+    predictor = bundle.predictor()
+    predictor.set_image(np.array(Image.open(photos / "0.png")))
+    for annotation, box in zip(found, ([0, 2, 8.6, 20], [4, 4, 20, 15]), strict=True):
+        masks, _, _ = predictor.predict(box=np.array(box), multimask_output=False)
+        np.testing.assert_array_equal(decode(**annotation["segmentation"]), masks[0])
+    told[0]["bbox"] = told[2]["bbox"] = [25, 4, 30, 5]
+    source.write_text(json.dumps(coco))
+    none = segment(bundle, source, tmp_path / "none", Wanted(), photos=photos)
+    assert (none.photos, none.problems, none.noted) == (0, 1, 0)
+    assert "(and 3 more boxes)" in table(none.problems_file)[0]["problem"]
+
+
+def test_points_need_the_box_beside_them(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """They are one prompt: without its box it would mean something else."""
+    source = tmp_path / "list.txt"
+    source.write_text("0.png\t5,5\t90,1,95,9\n2.png\t5,5\t-0.5,1,9,9\n")
+    summary = segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
+    assert (summary.annotations, summary.problems) == (1, 1)
+    assert "is outside the image" in table(summary.problems_file)[0]["problem"]
+
+
 @pytest.mark.parametrize("everything", [True, False])
 def test_results_of_a_coco_file_can_be_scored_against_it(
     bundle: Bundle, photos: Path, tmp_path: Path, everything: bool
@@ -323,10 +377,10 @@ def test_memory_is_flat(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monk
     most = 0
     read = work.read_photo
 
-    def counted(path: Path, how: Any) -> Any:
+    def counted(path: Path, *how: Any) -> Any:
         nonlocal most
         Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
-        photo = read(path, how)
+        photo = read(path, *how)
         alive.append(weakref.ref(photo))
         most = max(most, sum(ref() is not None for ref in alive))
         return photo

@@ -99,6 +99,16 @@ def test_a_picture_that_uses_its_bits_is_not_called_dark(tmp_path: Path, mode: s
     assert told == []
 
 
+def test_integers_of_32_bits_are_told_as_well(tmp_path: Path) -> None:
+    """Values 0..255, which mean black there, as nothing is stretched."""
+    values = PHOTO[..., 0].astype(np.int32)
+    told: list[str] = []
+    rgb = read_image(saved(tmp_path, Image.fromarray(values), "int32.tif"), told.append)
+    assert not rgb.any() and "int32.tif is dark" in told[0]
+    read_image(saved(tmp_path, Image.fromarray(values * 257), "int32.tif"), told.append)
+    assert len(told) == 1
+
+
 def sixteen_bits(folder: Path, mode: str, brightest: int) -> Path:
     """A PNG of 16 bits a channel with values 0..brightest; Pillow cannot write a coloured one."""
     values = np.linspace(0, brightest, 12).astype(">u2").reshape(2, 6)
