@@ -76,4 +76,4 @@ def _named_twice(path: Path, images: list[tuple[Any, str]]) -> UserError:
 
 
 def _free_id(taken: set[Any]) -> int:
-    return next(number for number in count(int(OBJECT["id"])) if number not in taken)
+    return next(number for number in count(1) if number not in taken)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from structsam.errors import UserError
 
@@ -112,7 +112,7 @@ def _decode_quietly(
         ) from None
 
 
-def _bits(image: Image.Image) -> int:
+def _bits(image: ImageFile.ImageFile) -> int:
     """Return the bits of a channel, before anything is decoded: 8, 16 or 32."""
     if ";16" in str(image.tile):  # the raw mode: "I;16B", "RGB;16B"
         return 16

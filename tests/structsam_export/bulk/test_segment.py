@@ -192,7 +192,7 @@ def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path:
     scores = [p.details["prompts"][0]["masks"][0]["score"] for p in both]
     assert scores[1] == scores[2] == pytest.approx(scores[0], abs=1e-3)
     assert both[1].details["timings_ms"]["encode"] == 0
-    with pytest.raises(UserError, match="is of a photo of 30 x 20 pixels"):
+    with pytest.raises(UserError, match="is of another photo than"):
         predict_image(bundle, photos / "2.png", out=tmp_path / "x", embedding=file)
     other = make_sam_like_bundle(tmp_path / "other")
     other.manifest["files"]["encoder.onnx"]["sha256"] = "0" * 64
@@ -201,6 +201,47 @@ def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         predict_image(bundle, photos / "0.png", out=tmp_path / "x", embedding=file)
+
+
+def scores_of(bundle: Bundle, images: list[Path], out: Path, embedding: Path | None) -> list[Any]:
+    """The score of one point in every photo, or why there is none; without encoding."""
+    from structsam_export.predict.prediction import Refused, predict_images
+
+    found: list[Any] = []
+    for result in predict_images(bundle, images, [(5, 5, 1)], out=out, embedding=embedding):
+        if isinstance(result, Refused):
+            found.append(str(result.reason))
+            continue
+        assert embedding is None or result.details["timings_ms"]["encode"] == 0
+        found.append(result.details["prompts"][0]["masks"][0]["score"])
+    return found
+
+
+def test_embeddings_are_found_by_what_they_are_of(bundle: Bundle, tmp_path: Path) -> None:
+    """Photos of one size, two of them of one name: the right embedding, or none."""
+    rng, images = np.random.default_rng(0), []
+    for name in ("photos/a.png", "photos/x/a.png", "photos/x/b.png", "elsewhere/c.png"):
+        images.append(tmp_path / name)
+        images[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(images[-1])
+    segment(bundle, tmp_path / "photos", tmp_path / "out", Wanted(embeddings=True))
+    (tmp_path / "photos" / "list.csv").write_text("image\n../elsewhere/c.png\n")
+    segment(bundle, tmp_path / "photos" / "list.csv", tmp_path / "more", Wanted(embeddings=True))
+    encoded = scores_of(bundle, images, tmp_path / "a", None)
+    assert len(set(encoded)) == len(images)
+    folder = tmp_path / "out" / "embeddings"
+    saved = scores_of(bundle, images, tmp_path / "b", folder)
+    assert saved[:3] == pytest.approx(encoded[:3], abs=1e-3)
+    assert saved[3].startswith(f"no embedding of {images[3]} in {folder}. Make it with")
+    (other,) = scores_of(bundle, images[3:], tmp_path / "f", tmp_path / "more" / "embeddings")
+    assert other == pytest.approx(encoded[3], abs=1e-3)
+    one = scores_of(bundle, images[:2], tmp_path / "c", folder / "a.png.npz")
+    assert one[0] == saved[0] and f"is of another photo than {images[1]}" in one[1]
+    images[0].write_bytes(images[2].read_bytes())  # known by its bytes, whatever its name
+    assert scores_of(bundle, images[:1], tmp_path / "d", folder) == [saved[2]]
+    images[0].write_bytes(images[3].read_bytes())
+    (changed,) = scores_of(bundle, images[:1], tmp_path / "e", folder)
+    assert f"a.png.npz is of another photo than {images[0]}, or the photo was" in changed
 
 
 def test_a_second_call_does_what_is_left(
