@@ -89,9 +89,9 @@ def segment(
         UserError: no source, no prompts, another run is at work in `out` or was begun there with
             other arguments, the disk is full.
     """
-    listed = read_source(source, None if photos is None else Path(photos))
-    _check(bundle, listed, wanted)
     folder = Path(out)
+    listed = read_source(source, None if photos is None else Path(photos), folder)
+    _check(bundle, listed, wanted)
     run = _facts(bundle, source, photos, listed, wanted)
     if options.get("hq_token_only"):
         run["hq_token_only"] = True

@@ -6,6 +6,7 @@ import csv
 import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Source:
         return any(task.points or task.boxes for task in self.tasks)
 
 
-def read_source(source: str | Path, photos: Path | None = None) -> Source:
+def read_source(source: str | Path, photos: Path | None = None, out: Path | None = None) -> Source:
     """Read what is to be done.
 
     Args:
@@ -53,21 +54,21 @@ def read_source(source: str | Path, photos: Path | None = None) -> Source:
             `x0`, `y0`, `x1`, `y1`, or `x`, `y` and perhaps `label`, a row for each prompt; `.json`
             in COCO's form, whose boxes are the prompts.
         photos: the folder that names in a file are relative to; None takes the file's own.
+        out: where results go: pictures below it are results, and no photos of a folder or pattern.
 
     Raises:
-        UserError: nothing there, no photo, or a file that is not of its form.
+        UserError: nothing there, no photo, a file that is not of its form, or `photos` that is no
+            folder or for no file.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _of_files(path, path.rglob("*"))
-    if not path.exists():
-        pattern = str(path)
-        if glob.has_magic(pattern):
-            above = Path(*_before_magic(path.parts))
-            return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)))
-        raise UserError(f"no photos at {path}: no such file or folder. Check the path")
-    if path.suffix.lower() in PHOTO_SUFFIXES:
-        return Source((Task(path.name, path),))
+    path = Path(source)
+    found = _found(path, out)
+    if found is not None:
+        if photos is not None:
+            raise UserError(
+                f"`photos=` is the folder of names in a .txt, .csv or .json file, and {path} is "
+                "none. Leave it out"
+            )
+        return found
     readers: dict[str, Callable[[Path, Tasks], CocoFacts | None]] = {
         ".txt": _read_text,
         ".csv": _read_csv,
@@ -78,6 +79,8 @@ def read_source(source: str | Path, photos: Path | None = None) -> Source:
             f"{path} is no source of photos. Give a folder, a pattern, a .txt or .csv file, or a "
             ".json file in COCO's form"
         )
+    if photos is not None and not photos.is_dir():
+        raise UserError(f"no folder {photos}. Give `photos=` the folder that {path} names files of")
     tasks = Tasks(photos or path.parent)
     try:
         coco = readers[path.suffix.lower()](path, tasks)
@@ -85,14 +88,37 @@ def read_source(source: str | Path, photos: Path | None = None) -> Source:
         raise UserError(f"{path} cannot be read ({error}). Check it") from None
     if not tasks.by_name:
         raise UserError(f"{path} names no photo. Put at least one into it")
-    found = tuple(tasks.by_name.values())
+    named = tuple(tasks.by_name.values())
     if coco is None:
-        return Source(found, sha256_of(path))
-    return Source(found, sha256_of(path), coco.categories, coco.image_ids)
+        return Source(named, sha256_of(path))
+    return Source(named, sha256_of(path), coco.categories, coco.image_ids)
 
 
-def _of_files(folder: Path, files: Iterable[Path]) -> Source:
-    photos = sorted(f for f in files if f.suffix.lower() in PHOTO_SUFFIXES and f.is_file())
+def _found(path: Path, out: Path | None) -> Source | None:
+    """Return what a folder, a pattern or a photo stands for; None for any other file."""
+    if path.is_dir():
+        return _of_files(path, path.rglob("*"), out)
+    if not path.exists():
+        pattern = str(path)
+        if glob.has_magic(pattern):
+            above = Path(*_before_magic(path.parts))
+            return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)), out)
+        raise UserError(f"no photos at {path}: no such file or folder. Check the path")
+    return Source((Task(path.name, path),)) if path.suffix.lower() in PHOTO_SUFFIXES else None
+
+
+def _of_files(folder: Path, files: Iterable[Path], out: Path | None) -> Source:
+    results = None if out is None else out.resolve()
+
+    @cache  # links are followed once a folder, not once a photo
+    def is_result(parent: Path) -> bool:
+        return results is not None and parent.resolve().is_relative_to(results)
+
+    photos = sorted(
+        file
+        for file in files
+        if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file() and not is_result(file.parent)
+    )
     if not photos:
         raise UserError(
             f"no photo in {folder}: looked for {', '.join(sorted(PHOTO_SUFFIXES))}. Check the path"

@@ -294,6 +294,21 @@ def test_a_merge_that_fails_leaves_no_half_file(
     assert segment(bundle, photos, tmp_path / "out", EVERYTHING).done_now == 1  # the broken one
 
 
+def test_a_folder_below_the_source_is_not_segmented_itself(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    wanted = replace(EVERYTHING, overlays=True)
+    first = segment(bundle, own, own / "out", wanted)
+    before = content(own / "out")
+    again = segment(bundle, own, own / "out", wanted)
+    assert first.photos == again.photos == COUNT and again.done_now == 1  # the broken one
+    assert content(own / "out") == before
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -32,6 +32,33 @@ def test_a_folder_a_pattern_and_a_photo(folder: Path) -> None:
     assert not read_source(folder).has_prompts
 
 
+def test_results_are_no_photos(folder: Path) -> None:
+    """Neither those of an earlier run below the source, nor through a link."""
+    out = folder / "out"
+    (out / "overlays").mkdir(parents=True)
+    for name in ("1.png.png", "overlays/2.JPG.png"):
+        (out / name).write_bytes(b"")
+    (folder / "link").symlink_to(out / "overlays", target_is_directory=True)
+    for source in (folder, f"{folder}/**/*"):
+        found = read_source(source, out=folder / "a" / ".." / "out").tasks
+        assert [task.name for task in found] == ["1.png", "2.JPG", "a/3.webp"]
+        assert len(read_source(source).tasks) > 4
+    with pytest.raises(UserError, match="no photo in"):
+        read_source(out, out=out)
+
+
+@pytest.mark.parametrize("source", [".", "*.png", "1.png"])
+def test_a_folder_of_photos_is_for_files_that_name_them(folder: Path, source: str) -> None:
+    with pytest.raises(UserError, match=r"`photos=` is the folder of names in a .txt"):
+        read_source(folder / source, folder)
+
+
+def test_a_folder_of_photos_that_is_not_there(folder: Path) -> None:
+    (folder / "list.txt").write_text("1.png\n")
+    with pytest.raises(UserError, match="no folder .*nowhere"):
+        read_source(folder / "list.txt", folder / "nowhere")
+
+
 def test_a_text_file(folder: Path) -> None:
     list_file = folder / "list.txt"
     list_file.write_text(
@@ -40,6 +67,7 @@ def test_a_text_file(folder: Path) -> None:
     first, second, third = read_source(list_file).tasks
     assert (first.path, first.boxes) == (folder / "1.png", [(1, 2, 3, 4), (5, 6, 7, 8)])
     assert second.points == [(5, 6, 1), (7, 8, 0)] and third.name == "my photo.jpg"
+    (folder / "elsewhere").mkdir()
     other = read_source(list_file, folder / "elsewhere").tasks[0]
     assert other.path == folder / "elsewhere" / "1.png"
     list_file.write_text("1.png\n2.JPG\t1,2,3,x\n")
