@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from structsam_export.predict.overlay import draw_overlay
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import ImageGeometry, Photo, read_photo
 
+#: Bytes of a file's name: file systems take 255, of which a temporary name needs some 20.
+_LONGEST_NAME, _KEPT_OF_NAME = 200, 80
 MASKS, OVERLAYS, EMBEDDINGS = "masks", "overlays", "embeddings"
 
 
@@ -216,11 +219,18 @@ class Work:
 
 
 def safe_name(name: str) -> str:
-    """Return where a photo's files lie below a folder: its name, unless that leads elsewhere."""
+    """Return where a photo's files lie below a folder: its name, unless that leads elsewhere.
+
+    A name so long that an ending would be too much for a file system keeps only its end.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.is_absolute() and ".." not in path.parts and ":" not in name:
+    outside = path.is_absolute() or ".." in path.parts or ":" in name
+    last = os.fsencode(path.name)
+    if not outside and len(last) <= _LONGEST_NAME:
         return path.as_posix()
-    return f"{hashlib.sha256(name.encode()).hexdigest()[:12]}-{path.name}"
+    end = path.name if len(last) <= _LONGEST_NAME else last[-_KEPT_OF_NAME:].decode(errors="ignore")
+    own = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-{end}"
+    return own if outside else path.with_name(own).as_posix()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from structsam.errors import UserError
+from structsam_export.cli.photo_paths import all_from_home, from_home
 
 if TYPE_CHECKING:
     from structsam.models import ModelSpec
@@ -45,12 +46,18 @@ RecipeFile = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
-Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Photo; repeat it.", callback=all_from_home),
+]
 Precision = Annotated[
     str, typer.Option(help="fp16, fp32, int8 (GPUs), int8-fp32 or int8-attention-fp32 (CPUs).")
 ]
 Calibrate = Annotated[
-    Path | None, typer.Option(help="INT8: folder of 16 to 128 photos to measure activations on.")
+    Path | None,
+    typer.Option(
+        help="INT8: folder of 16 to 128 photos to measure activations on.", callback=from_home
+    ),
 ]
 Targets = Annotated[
     list[str] | None,

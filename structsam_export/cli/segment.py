@@ -20,6 +20,7 @@ from structsam_export.cli.arguments import (
 )
 from structsam_export.cli.everything import EverythingOptions
 from structsam_export.cli.option_groups import takes_groups
+from structsam_export.cli.photo_paths import from_home
 
 
 @takes_groups
@@ -29,7 +30,9 @@ def segment_photos(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder, pattern, or .txt, .csv or COCO .json with prompts."
+            metavar="SOURCE",
+            help="Folder, pattern, or .txt, .csv or COCO .json with prompts.",
+            callback=from_home,
         ),
     ],
     out: Annotated[
@@ -40,7 +43,8 @@ def segment_photos(
     ] = False,
     options: EverythingOptions,
     photos: Annotated[
-        Path | None, typer.Option(help="Folder that names in SOURCE are relative to.")
+        Path | None,
+        typer.Option(help="Folder that names in SOURCE are relative to.", callback=from_home),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also a PNG for every mask.")] = False,
     overlays: Annotated[

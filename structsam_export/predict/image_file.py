@@ -30,13 +30,14 @@ def read_image(path: str | Path, note: Note | None = None) -> np.ndarray:
     multi-page file the first picture is read.
 
     Args:
+        path: taken as it is: `~` begins a name as well as any letter.
         note: is told in a sentence when a picture of more than 8 bits fills so few that it is dark.
 
     Raises:
         UserError: missing, a folder, empty, not an image, truncated, floating point, or more than
             `MAX_PIXELS` pixels (found in the header, before anything is decoded).
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     _check_file(file)
     rgb, bits = _decode(file, str(file), MAX_PIXELS)
     brightest = int(rgb.max())

@@ -191,7 +191,7 @@ def _read(
     notes: list[str] = []
     with clock.step("read"):
         rgb = read_image(image, notes.append)
-        sha256 = sha256_of(image.expanduser())
+        sha256 = sha256_of(image)
     height, width = rgb.shape[:2]
     if not prompts.points and not prompts.boxes:
         prompts = AskedPrompts(((width / 2, height / 2, 1),), (), prompts.all_masks)

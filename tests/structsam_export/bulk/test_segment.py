@@ -110,6 +110,31 @@ def table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_odd_names_do_not_end_the_run(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` of nobody, bytes that are no Unicode (one of them broken), and 244 bytes."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    names = ["a.png", "~a.png", os.fsdecode(b"\xff.png"), "\u732b" * 80 + ".png"]
+    for name in names:
+        Path(name).write_bytes((photos / "0.png").read_bytes())
+    broken = os.fsdecode(b"\xfe.png")
+    Path(broken).write_text("no photo")
+    wanted = Wanted(SETTINGS, masks=True, overlays=True, embeddings=True)
+    for source, out in (("*.png", tmp_path / "out"), (".", tmp_path / "out2")):
+        summary = segment(bundle, source, out, wanted)
+        assert (summary.photos, summary.problems) == (len(names), 1)
+        assert {i["file_name"] for i in content(out)["images"]} == set(names)
+        assert [row["image"] for row in table(summary.problems_file)] == [r"\udcfe.png"]
+        for folder in ("overlays", "embeddings", "masks"):
+            assert len(list((out / folder).iterdir())) == len(names)
+    images = [Path(name) for name in names]
+    scores = scores_of(bundle, images, tmp_path / "predicted", tmp_path / "out" / "embeddings")
+    assert len(set(scores)) == 1
+
+
 def test_dark_photos_are_told(bundle: Bundle, tmp_path: Path) -> None:
     """A 12-bit PNG and an int32 TIFF of 0..255: black to the encoder, and still done."""
     ramp = np.linspace(0, 4095, 600).reshape(20, 30)

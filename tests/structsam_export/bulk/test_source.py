@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,15 @@ def test_names_that_lead_elsewhere_stay_below_the_folder() -> None:
         path = safe_name(name)
         assert path.endswith("-b.jpg") and "/" not in path
     assert safe_name("../a/b.jpg") != safe_name("../c/b.jpg")
+
+
+def test_long_names_keep_their_end_and_stay_in_their_folder() -> None:
+    """255 bytes are a file system's limit, and endings are put behind the name."""
+    long = ["a/" + first + 80 * "\u732b" + ".jpg" for first in "xy"] + [f"../{'z' * 250}.jpg"]
+    short = [safe_name(name) for name in long]
+    assert all(len(name.encode()) < 120 and name.endswith(".jpg") for name in short)
+    assert [name.split("/")[0] == "a" for name in short] == [True, True, False]
+    assert len(set(short)) == 3 and ".." not in short[2]
+    assert safe_name(f"a/{'x' * 196}.jpg") == f"a/{'x' * 196}.jpg"
+    odd = os.fsdecode(b"../\xff.jpg")  # no Unicode
+    assert safe_name(odd).endswith(os.fsdecode(b"-\xff.jpg"))

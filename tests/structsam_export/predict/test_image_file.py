@@ -173,6 +173,14 @@ def test_folder(tmp_path: Path) -> None:
     assert "folder" in refusal(tmp_path)
 
 
+def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of the working folder gives such names: `~` is no home there."""
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(
+        read_image(saved(Path(), Image.fromarray(PHOTO), "~a.png")), PHOTO
+    )
+
+
 def test_name_too_long(tmp_path: Path) -> None:
     refusal(tmp_path / ("x" * 5000))
 
