@@ -21,6 +21,7 @@ from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.everything.coco_masks import load_mask_tools
+from structsam_export.runtimes import find_backend, refuse_unread
 
 RUN_JSON = "run.json"
 _LOCK = ".segment.lock"
@@ -92,6 +93,8 @@ def segment(
     folder = Path(out)
     listed = read_source(source, None if photos is None else Path(photos), folder)
     _check(bundle, listed, wanted)
+    if checkpoint := options.get("checkpoint"):
+        refuse_unread(checkpoint, find_backend(backend, bundle))
     run = _facts(bundle, source, photos, listed, wanted)
     if options.get("hq_token_only"):
         run["hq_token_only"] = True

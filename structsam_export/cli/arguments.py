@@ -204,11 +204,23 @@ def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
 
 def refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
     """Raise a `UserError` if one of these options was typed beside `what`, which decides it."""
+    if option := _typed(context, names):
+        raise UserError(f"{what} says what {option} would. Leave one of them out")
+
+
+def refuse_without(context: typer.Context, needed: str, names: tuple[str, ...]) -> None:
+    """Raise a `UserError` if one of these options was typed; they mean nothing without `needed`."""
+    if option := _typed(context, names):
+        raise UserError(f"{option} needs {needed}. Add it, or leave {option} out")
+
+
+def _typed(context: typer.Context, names: tuple[str, ...]) -> str | None:
+    """Return the first of these parameters that was typed, as an option."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise UserError(f"{what} says what --{option} would. Leave one of them out")
+            return "--" + name.replace("_", "-")
+    return None
 
 
 def make_terminal() -> Terminal:

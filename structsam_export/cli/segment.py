@@ -17,14 +17,16 @@ from structsam_export.cli.arguments import (
     Json,
     Threads,
     make_terminal,
+    refuse_without,
 )
 from structsam_export.cli.everything import EverythingOptions
-from structsam_export.cli.option_groups import takes_groups
+from structsam_export.cli.option_groups import option_names, takes_groups
 from structsam_export.cli.photo_paths import from_home
 
 
 @takes_groups
 def segment_photos(
+    context: typer.Context,
     *,
     bundle: BundlePath,
     source: Annotated[
@@ -69,6 +71,8 @@ def segment_photos(
     """Masks of many photos as COCO annotations; resumes, and broken photos do not stop it."""
     began = time.perf_counter()
     terminal = make_terminal()
+    if not everything:
+        refuse_without(context, "--everything", option_names(EverythingOptions))
     settings = options.settings("coco_rle")
     from structsam_export.bulk.segment import segment
     from structsam_export.bulk.work import Wanted

@@ -374,6 +374,9 @@ def test_what_cannot_be_done_is_told_before_the_work(
     crops = Wanted(EverythingSettings(crop_n_layers=1), embeddings=True)
     with pytest.raises(UserError, match="belongs to one crop"):
         segment(bundle, photos, tmp_path / "out", crops)
+    more = {"backend": "onnxruntime", "checkpoint": tmp_path / "nowhere.pth"}
+    with pytest.raises(UserError, match="`checkpoint=` is for `backend=torch`"):
+        segment(bundle, photos, tmp_path / "out", EVERYTHING, **more)
     assert not (tmp_path / "out").exists()
 
 

@@ -652,6 +652,28 @@ def test_segment(cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path) ->
     assert cli("segment", tiny_bundle.path, photo.parent, "--out", "c").code == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("segment list.txt --points-per-side 32", "--points-per-side needs --everything. Add it"),
+        ("segment list.txt --crop-n-layers 2", "--crop-n-layers needs --everything"),
+        ("segment . --everything --photos nowhere", "--photos is the folder of names in a .txt"),
+        ("segment list.txt --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+        ("predict PHOTO --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+        ("everything PHOTO --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, typed: str, message: str
+) -> None:
+    pytest.importorskip("pycocotools")
+    Path("list.txt").write_text(f"{photo}\t50,35\n")
+    shutil.copy(photo, "photo.png")
+    command, *rest = (str(photo) if word == "PHOTO" else word for word in typed.split())
+    ended = cli(command, tiny_bundle.path, *rest, "--out", "out", "--backend", "onnxruntime")
+    assert ended.code == 2 and message in ended.err and not Path("out").exists()
+
+
 def test_unusual_images(
     cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, tmp_path: Path
 ) -> None:
