@@ -14,7 +14,7 @@ import numpy as np
 from structsam.errors import UserError
 from structsam_export.bulk.parts import RAY_PARTS
 from structsam_export.bulk.pipeline import Stage, pipelined
-from structsam_export.bulk.source import Task
+from structsam_export.bulk.task import Task
 from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import open_bundle

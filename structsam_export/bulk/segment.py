@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
-from structsam_export.bulk.coco import ANNOTATIONS, PROBLEMS, merge_parts
+from structsam_export.bulk.coco import ANNOTATIONS, NOTES, PROBLEMS, merge_parts
 from structsam_export.bulk.parts import Done, PartWriter
 from structsam_export.bulk.pipeline import Stage, pipelined
-from structsam_export.bulk.source import Source, Task, read_source
+from structsam_export.bulk.source import Source, read_source
+from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bulk.work import Wanted, Work
 from structsam_export.bundle import atomic
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.everything.coco_masks import load_mask_tools
+from structsam_export.runtimes import find_backend, refuse_unread
 
 RUN_JSON = "run.json"
 _LOCK = ".segment.lock"
@@ -35,16 +37,19 @@ class Summary:
     Args:
         photos: in `annotations.json`.
         annotations: their masks.
-        problems: photos in `problems.csv`.
+        problems: photos in `problems.csv`, which gave no masks.
+        noted: photos in `notes.csv`, whose masks may be poor or lack some.
         done_now: photos of this run, broken ones included; the others were there before.
         seconds: that it took, without opening the bundle.
     """
 
     annotations_file: Path
     problems_file: Path
+    notes_file: Path
     photos: int
     annotations: int
     problems: int
+    noted: int
     done_now: int
     seconds: float
 
@@ -70,7 +75,8 @@ def segment(
 
     Photos are read, encoded, decoded and written beside each other, a few at a time in memory. What
     is done is kept in `parts/`, photo by photo, so that the same call goes on after a crash; broken
-    photos are named in `problems.csv`, and are tried again by the next call.
+    photos are named in `problems.csv`, and are tried again by the next call. What a user should
+    know of photos that have masks (dark ones, boxes outside) stands in `notes.csv`.
 
     Args:
         source: see `read_source`.
@@ -84,9 +90,11 @@ def segment(
         UserError: no source, no prompts, another run is at work in `out` or was begun there with
             other arguments, the disk is full.
     """
-    listed = read_source(source, None if photos is None else Path(photos))
-    _check(bundle, listed, wanted)
     folder = Path(out)
+    listed = read_source(source, None if photos is None else Path(photos), folder)
+    _check(bundle, listed, wanted)
+    if checkpoint := options.get("checkpoint"):
+        refuse_unread(checkpoint, find_backend(backend, bundle))
     run = _facts(bundle, source, photos, listed, wanted)
     if options.get("hq_token_only"):
         run["hq_token_only"] = True
@@ -105,10 +113,11 @@ def segment(
         elif todo:
             told = partial(_tell, progress, before, total)
             _run_here(bundle, todo, folder, wanted, backend, readers, told, options)
-        names = [task.name for task in listed.tasks]
-        counts = merge_parts(folder, names, listed.categories, {"description": "masks", **run})
+        ids = {t.name: listed.image_ids.get(t.name, n) for n, t in enumerate(listed.tasks, 1)}
+        categories = (OBJECT,) if wanted.everything else listed.categories
+        counts = merge_parts(folder, ids, categories, {"description": "masks", **run})
     seconds = time.perf_counter() - start
-    files = folder / ANNOTATIONS, folder / PROBLEMS
+    files = folder / ANNOTATIONS, folder / PROBLEMS, folder / NOTES
     return Summary(*files, *counts, done_now=len(todo), seconds=seconds)
 
 

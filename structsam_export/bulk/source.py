@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from structsam.errors import UserError
+from structsam_export.bulk.coco_source import CocoFacts, read_coco
+from structsam_export.bulk.task import OBJECT, Task, Tasks
 from structsam_export.bundle.files import sha256_of
-from structsam_export.predict.prompts import AskedPrompts, Box, Point, parse_box, parse_point
+from structsam_export.predict.image_file import PHOTO_SUFFIXES
+from structsam_export.predict.prompts import parse_box, parse_point
 
-_PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 #: How columns of a CSV file may be called.
 _NAME_COLUMNS = ("image", "file", "file_name", "path")
 _BOX_COLUMNS, _POINT_COLUMNS = ("x0", "y0", "x1", "y1"), ("x", "y")
-OBJECT = {"id": 1, "name": "object"}
-
-
-@dataclass
-class Task:
-    """One photo of a source.
-
-    Args:
-        name: what the source calls it; unique.
-        path: its file.
-        points: (x, y, label) in pixels; all points of a photo are one prompt.
-        boxes: (x0, y0, x1, y1) in pixels; each is a prompt of its own.
-        labels: what an annotation says besides its box, by box: `category_id` and `source_id`.
-    """
-
-    name: str
-    path: Path
-    points: list[Point] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
-    labels: list[dict[str, Any]] = field(default_factory=list)
-
-    def prompts(self) -> AskedPrompts:
-        """Return its prompts as `predict` reads them.
-
-        Raises:
-            UserError: points with several boxes.
-        """
-        return AskedPrompts(tuple(self.points), tuple(self.boxes), all_masks=False)
 
 
 @dataclass(frozen=True)
@@ -56,11 +30,13 @@ class Source:
         tasks: one a photo.
         digest: SHA-256 of the file that lists them; None for a folder or a pattern.
         categories: of a COCO file; else one, `object`.
+        image_ids: of a COCO file, by the photo's name; else they are counted, from 1 on.
     """
 
     tasks: tuple[Task, ...]
     digest: str | None = None
     categories: tuple[dict[str, Any], ...] = (OBJECT,)
+    image_ids: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_prompts(self) -> bool:
@@ -68,7 +44,7 @@ class Source:
         return any(task.points or task.boxes for task in self.tasks)
 
 
-def read_source(source: str | Path, photos: Path | None = None) -> Source:
+def read_source(source: str | Path, photos: Path | None = None, out: Path | None = None) -> Source:
     """Read what is to be done.
 
     Args:
@@ -78,60 +54,74 @@ def read_source(source: str | Path, photos: Path | None = None) -> Source:
             `x0`, `y0`, `x1`, `y1`, or `x`, `y` and perhaps `label`, a row for each prompt; `.json`
             in COCO's form, whose boxes are the prompts.
         photos: the folder that names in a file are relative to; None takes the file's own.
+        out: where results go: pictures below it are results, and no photos of a folder or pattern.
 
     Raises:
-        UserError: nothing there, no photo, or a file that is not of its form.
+        UserError: nothing there, no photo, a file that is not of its form, or `photos` that is no
+            folder or for no file.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _of_files(path, path.rglob("*"))
-    if not path.exists():
-        pattern = str(path)
-        if glob.has_magic(pattern):
-            above = Path(*_before_magic(path.parts))
-            return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)))
-        raise UserError(f"no photos at {path}: no such file or folder. Check the path")
-    if path.suffix.lower() in _PHOTOS:
-        return Source((Task(path.name, path),))
-    readers: dict[str, Callable[[Path, _Tasks], list[dict[str, Any]] | None]] = {
+    path = Path(source)
+    found = _found(path, out)
+    if found is not None:
+        if photos is not None:
+            raise UserError(
+                f"`photos=` is the folder of names in a .txt, .csv or .json file, and {path} is "
+                "none. Leave it out"
+            )
+        return found
+    readers: dict[str, Callable[[Path, Tasks], CocoFacts | None]] = {
         ".txt": _read_text,
         ".csv": _read_csv,
-        ".json": _read_coco,
+        ".json": read_coco,
     }
     if path.suffix.lower() not in readers:
         raise UserError(
             f"{path} is no source of photos. Give a folder, a pattern, a .txt or .csv file, or a "
             ".json file in COCO's form"
         )
-    tasks = _Tasks(photos or path.parent)
+    if photos is not None and not photos.is_dir():
+        raise UserError(f"no folder {photos}. Give `photos=` the folder that {path} names files of")
+    tasks = Tasks(photos or path.parent)
     try:
-        categories = readers[path.suffix.lower()](path, tasks)
+        coco = readers[path.suffix.lower()](path, tasks)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}). Check it") from None
     if not tasks.by_name:
         raise UserError(f"{path} names no photo. Put at least one into it")
-    found = tuple(tasks.by_name.values())
-    return Source(found, sha256_of(path), tuple(categories or (OBJECT,)))
+    named = tuple(tasks.by_name.values())
+    if coco is None:
+        return Source(named, sha256_of(path))
+    return Source(named, sha256_of(path), coco.categories, coco.image_ids)
 
 
-class _Tasks:
-    """Tasks by name, in the order in which a file names them first."""
+def _found(path: Path, out: Path | None) -> Source | None:
+    """Return what a folder, a pattern or a photo stands for; None for any other file."""
+    if path.is_dir():
+        return _of_files(path, path.rglob("*"), out)
+    if not path.exists():
+        pattern = str(path)
+        if glob.has_magic(pattern):
+            above = Path(*_before_magic(path.parts))
+            return _of_files(above, map(Path, glob.iglob(pattern, recursive=True)), out)
+        raise UserError(f"no photos at {path}: no such file or folder. Check the path")
+    return Source((Task(path.name, path),)) if path.suffix.lower() in PHOTO_SUFFIXES else None
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.by_name: dict[str, Task] = {}
 
-    def of(self, name: str) -> Task:
-        if name not in self.by_name:
-            self.by_name[name] = Task(name, self.folder / name)
-        return self.by_name[name]
+def _of_files(folder: Path, files: Iterable[Path], out: Path | None) -> Source:
+    results = None if out is None else out.resolve()
 
+    @cache  # links are followed once a folder, not once a photo
+    def is_result(parent: Path) -> bool:
+        return results is not None and parent.resolve().is_relative_to(results)
 
-def _of_files(folder: Path, files: Iterable[Path]) -> Source:
-    photos = sorted(f for f in files if f.suffix.lower() in _PHOTOS and f.is_file())
+    photos = sorted(
+        file
+        for file in files
+        if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file() and not is_result(file.parent)
+    )
     if not photos:
         raise UserError(
-            f"no photo in {folder}: looked for {', '.join(sorted(_PHOTOS))}. Check the path"
+            f"no photo in {folder}: looked for {', '.join(sorted(PHOTO_SUFFIXES))}. Check the path"
         )
     return Source(tuple(Task(photo.relative_to(folder).as_posix(), photo) for photo in photos))
 
@@ -143,7 +133,7 @@ def _before_magic(parts: tuple[str, ...]) -> Iterator[str]:
         yield part
 
 
-def _read_text(path: Path, tasks: _Tasks) -> None:
+def _read_text(path: Path, tasks: Tasks) -> None:
     for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
         name, *prompts = line.split("\t")
         if not name.strip() or name.startswith("#"):
@@ -159,7 +149,7 @@ def _read_text(path: Path, tasks: _Tasks) -> None:
                 raise UserError(f"{path}, line {number}: {error}") from None
 
 
-def _read_csv(path: Path, tasks: _Tasks) -> None:
+def _read_csv(path: Path, tasks: Tasks) -> None:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream)
         columns = rows.fieldnames or ()
@@ -182,29 +172,3 @@ def _read_csv(path: Path, tasks: _Tasks) -> None:
                     task.points.append(parse_point(",".join([*point, values.get("label") or "1"])))
             except UserError as error:
                 raise UserError(f"{path}, line {rows.line_num}: {error}") from None
-
-
-def _read_coco(path: Path, tasks: _Tasks) -> list[dict[str, Any]]:
-    try:
-        coco = json.loads(path.read_text("utf-8"))
-        names = {image["id"]: str(image["file_name"]) for image in coco["images"]}
-        for name in names.values():
-            tasks.of(name)
-        for annotation in coco.get("annotations", ()):
-            if "bbox" not in annotation:
-                continue
-            x, y, width, height = map(float, annotation["bbox"])
-            task = tasks.of(names[annotation["image_id"]])
-            task.boxes.append((x, y, x + width, y + height))
-            task.labels.append(
-                {
-                    "category_id": annotation.get("category_id", OBJECT["id"]),
-                    "source_id": annotation.get("id"),
-                }
-            )
-        return list(coco.get("categories", ()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path} is not in COCO's form ({reason}). It needs `images` with `id` and `file_name`"
-        ) from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 from structsam.errors import UserError
 from structsam.mask_runs import mask_of, runs_of
-from structsam_export.bulk.source import OBJECT, Task
+from structsam_export.bulk.boxes import with_usable_boxes
+from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.features import Features
 from structsam_export.bundle.folder import Bundle
@@ -25,8 +27,9 @@ from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION
 from structsam_export.predict.overlay import draw_overlay
 from structsam_export.predict.predictor import Predictor
 from structsam_export.predict.preprocessing import ImageGeometry, Photo, read_photo
-from structsam_export.predict.prompts import read_prompts
 
+#: Bytes of a file's name: file systems take 255, of which a temporary name needs some 20.
+_LONGEST_NAME, _KEPT_OF_NAME = 200, 80
 MASKS, OVERLAYS, EMBEDDINGS = "masks", "overlays", "embeddings"
 
 
@@ -53,10 +56,16 @@ class Wanted:
 
 @dataclass
 class Item:
-    """One photo on its way; what a later step does not need is let go."""
+    """One photo on its way; what a later step does not need is let go.
+
+    Args:
+        problem: why there are no masks.
+        notes: what a user should know of masks that there are.
+    """
 
     task: Task
     problem: str | None = None
+    notes: list[str] = field(default_factory=list)
     photo: Photo | None = None
     features: Features | None = None
     half: Features | None = None
@@ -94,11 +103,12 @@ class Work:
         """Read and preprocess a photo, and check its prompts."""
         item = Item(task)
         with _problem_of(item):
-            item.photo = read_photo(task.path, self._bundle.preprocessing)
+            item.photo = read_photo(task.path, self._bundle.preprocessing, item.notes.append)
             if self._wanted.embeddings:
                 item.photo_id = photo_id(task.path.read_bytes())
             if self._asks(task):
-                read_prompts(**task.prompts().arrays(), geometry=item.photo.geometry)
+                item.task, left_out = with_usable_boxes(task, item.photo.geometry)
+                item.notes += left_out
         return item
 
     def encode(self, item: Item) -> Item:
@@ -136,7 +146,8 @@ class Work:
         assert item.photo is not None
         height, width = item.photo.geometry.original_size
         facts = {"name": item.task.name, "width": width, "height": height}
-        return {**facts, "annotations": item.annotations}
+        notes = {"notes": item.notes} if item.notes else {}
+        return {**facts, **notes, "annotations": item.annotations}
 
     def _asks(self, task: Task) -> bool:
         return not self._wanted.everything and bool(task.points or task.boxes)
@@ -208,11 +219,18 @@ class Work:
 
 
 def safe_name(name: str) -> str:
-    """Return where a photo's files lie below a folder: its name, unless that leads elsewhere."""
+    """Return where a photo's files lie below a folder: its name, unless that leads elsewhere.
+
+    A name so long that an ending would be too much for a file system keeps only its end.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.is_absolute() and ".." not in path.parts and ":" not in name:
+    outside = path.is_absolute() or ".." in path.parts or ":" in name
+    last = os.fsencode(path.name)
+    if not outside and len(last) <= _LONGEST_NAME:
         return path.as_posix()
-    return f"{hashlib.sha256(name.encode()).hexdigest()[:12]}-{path.name}"
+    end = path.name if len(last) <= _LONGEST_NAME else last[-_KEPT_OF_NAME:].decode(errors="ignore")
+    own = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-{end}"
+    return own if outside else path.with_name(own).as_posix()
 
 
 @contextmanager

@@ -135,6 +135,8 @@ def as_user_error(error: OSError, target: Path) -> Exception:
     if error.errno not in MENDABLE:
         return error
     reason = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"cannot write {target}: {reason}. Choose a folder with a shorter path")
     return UserError(
         f"cannot write {target}: {reason}. Choose a folder that you can write to and that has "
         "enough free space"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from structsam.errors import UserError
+from structsam_export.cli.photo_paths import all_from_home, from_home
 
 if TYPE_CHECKING:
     from structsam.models import ModelSpec
@@ -45,12 +46,18 @@ RecipeFile = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `export`.")]
 BackendName = Annotated[str, typer.Option(help="auto, or a backend; see `list`.")]
-Images = Annotated[list[Path] | None, typer.Option("--image", help="Photo; repeat it.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Photo; repeat it.", callback=all_from_home),
+]
 Precision = Annotated[
     str, typer.Option(help="fp16, fp32, int8 (GPUs), int8-fp32 or int8-attention-fp32 (CPUs).")
 ]
 Calibrate = Annotated[
-    Path | None, typer.Option(help="INT8: folder of 16 to 128 photos to measure activations on.")
+    Path | None,
+    typer.Option(
+        help="INT8: folder of 16 to 128 photos to measure activations on.", callback=from_home
+    ),
 ]
 Targets = Annotated[
     list[str] | None,
@@ -197,11 +204,23 @@ def prompt_awareness(prompt_aware: bool, prompt_form: str) -> str | None:
 
 def refuse_beside(context: typer.Context, what: str, names: tuple[str, ...]) -> None:
     """Raise a `UserError` if one of these options was typed beside `what`, which decides it."""
+    if option := _typed(context, names):
+        raise UserError(f"{what} says what {option} would. Leave one of them out")
+
+
+def refuse_without(context: typer.Context, needed: str, names: tuple[str, ...]) -> None:
+    """Raise a `UserError` if one of these options was typed; they mean nothing without `needed`."""
+    if option := _typed(context, names):
+        raise UserError(f"{option} needs {needed}. Add it, or leave {option} out")
+
+
+def _typed(context: typer.Context, names: tuple[str, ...]) -> str | None:
+    """Return the first of these parameters that was typed, as an option."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise UserError(f"{what} says what --{option} would. Leave one of them out")
+            return "--" + name.replace("_", "-")
+    return None
 
 
 def make_terminal() -> Terminal:

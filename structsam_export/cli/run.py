@@ -22,12 +22,15 @@ from structsam_export.cli.arguments import (
     random_note,
 )
 from structsam_export.cli.errors import FAILED, CommandFailed
+from structsam_export.cli.photo_paths import all_from_home
 
 if TYPE_CHECKING:
     from structsam_export.cli.terminal import Terminal
     from structsam_export.predict.prediction import Prediction, Refused
 
-Photos = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos.")]
+Photos = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE...", help="Photos.", callback=all_from_home)
+]
 
 
 def check_bundle(

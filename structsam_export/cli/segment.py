@@ -17,19 +17,24 @@ from structsam_export.cli.arguments import (
     Json,
     Threads,
     make_terminal,
+    refuse_without,
 )
 from structsam_export.cli.everything import EverythingOptions
-from structsam_export.cli.option_groups import takes_groups
+from structsam_export.cli.option_groups import option_names, takes_groups
+from structsam_export.cli.photo_paths import from_home
 
 
 @takes_groups
 def segment_photos(
+    context: typer.Context,
     *,
     bundle: BundlePath,
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder, pattern, or .txt, .csv or COCO .json with prompts."
+            metavar="SOURCE",
+            help="Folder, pattern, or .txt, .csv or COCO .json with prompts.",
+            callback=from_home,
         ),
     ],
     out: Annotated[
@@ -40,7 +45,8 @@ def segment_photos(
     ] = False,
     options: EverythingOptions,
     photos: Annotated[
-        Path | None, typer.Option(help="Folder that names in SOURCE are relative to.")
+        Path | None,
+        typer.Option(help="Folder that names in SOURCE are relative to.", callback=from_home),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also a PNG for every mask.")] = False,
     overlays: Annotated[
@@ -65,6 +71,8 @@ def segment_photos(
     """Masks of many photos as COCO annotations; resumes, and broken photos do not stop it."""
     began = time.perf_counter()
     terminal = make_terminal()
+    if not everything:
+        refuse_without(context, "--everything", option_names(EverythingOptions))
     settings = options.settings("coco_rle")
     from structsam_export.bulk.segment import segment
     from structsam_export.bulk.work import Wanted
@@ -97,6 +105,8 @@ def segment_photos(
     )
     if summary.problems:
         terminal.warn(f"{summary.problems} photos gave no masks: see {summary.problems_file}")
+    if summary.noted:
+        terminal.warn(f"{summary.noted} photos have notes: see {summary.notes_file}")
     terminal.print(
         f"{summary.done_now} photos done now, {rate:.2f} a second; "
         f"{time.perf_counter() - began:.1f} s in all, with opening the bundle"

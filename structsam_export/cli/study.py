@@ -31,6 +31,7 @@ from structsam_export.cli.arguments import (
 )
 from structsam_export.cli.merging_options import CountedMerging
 from structsam_export.cli.option_groups import option_names, takes_groups
+from structsam_export.cli.photo_paths import from_home
 
 if TYPE_CHECKING:
     from structsam.flops_counts import EncoderFlops
@@ -162,7 +163,9 @@ def measure_spectrum(
 def inspect(
     *,
     model: Model,
-    image: Annotated[Path | None, typer.Option(help="Photo; one of ours by default.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Photo; one of ours by default.", callback=from_home)
+    ] = None,
     methods: Methods = "all",
     rate: Rate = "0.5",
     block: Annotated[str, typer.Option(help="Block to draw; several: 2,5,8; or all.")] = "8",

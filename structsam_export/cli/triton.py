@@ -15,7 +15,10 @@ def write_triton_repository(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder of the repository; new or empty.")],
     backend: Annotated[
-        str, typer.Option(help="onnxruntime, tensorrt; auto: tensorrt where its plans are.")
+        str,
+        typer.Option(
+            help="onnxruntime, tensorrt; auto: tensorrt where its plans are, but for --kind cpu."
+        ),
     ] = "auto",
     kind: Annotated[
         str, typer.Option(help="Where the networks run: gpu, cpu; auto: what the server has.")

@@ -22,6 +22,7 @@ from structsam_export.cli.arguments import (
     refuse_beside,
 )
 from structsam_export.cli.option_groups import takes_groups
+from structsam_export.cli.photo_paths import all_from_home
 
 if TYPE_CHECKING:
     from structsam.config import MergeConfig
@@ -145,7 +146,8 @@ def tune(
     context: typer.Context,
     *,
     images: Annotated[
-        list[Path] | None, typer.Option(help="Photo, or folder of photos; repeat it.")
+        list[Path] | None,
+        typer.Option(help="Photo, or folder of photos; repeat it.", callback=all_from_home),
     ] = None,
     model: Annotated[str, typer.Option(help="See `list`; a .toml file; or auto.")] = "vit_t",
     source: WeightOptions,

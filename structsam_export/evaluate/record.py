@@ -6,8 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,28 +51,6 @@ def shared_facts(model: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
         },
         "metrics": [metric.name for metric in setting.metrics],
     }
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep every other process from writing results into `out`; made if missing.
-
-    Raises:
-        UserError: one is at it.
-    """
-    from filelock import FileLock, Timeout
-
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another evaluation is writing into {out}. Wait until it has ended, or choose "
-            "another `out=`"
-        ) from None
-    with held:
-        yield
 
 
 def open_record(out: Path, facts: dict[str, Any]) -> dict[str, Any]:

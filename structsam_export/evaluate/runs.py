@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam.errors import UserError
+from structsam_export.bundle.alone import alone
 from structsam_export.bundle.folder import Bundle, open_bundle
 from structsam_export.bundle.weights_source import ModelRecord, ModelSource
 from structsam_export.evaluate.record import (
     add_runs,
-    alone,
     open_record,
     shared_facts,
     write_record,
@@ -215,7 +215,7 @@ def evaluate_runs(
 
     facts = shared_facts(model, setting)
     open_record(out, facts)  # refuses another folder before anything is written
-    with alone(out):
+    with alone(out, "evaluation"):
         record = open_record(out, facts)
         record["left_out"] = [dict(entry) for entry in left_out]
         add_runs(record, [run.to_dict() for run in runs], out)

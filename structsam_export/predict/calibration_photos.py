@@ -8,12 +8,11 @@ from typing import Any
 
 from structsam.errors import UserError
 from structsam_export.bundle.files import sha256_of
-from structsam_export.predict.image_file import Note, read_image
+from structsam_export.predict.image_file import PHOTO_SUFFIXES, Note, read_image
 
 FEWEST, MOST = 16, 128
 #: Of four photos one is held out, and no more than these: their masks are computed twice.
 MOST_HELD_OUT = 8
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class CalibrationPhotos:
                 f"no calibration photos at {folder}: {what}. Give `calibrate=` a folder of "
                 f"{FEWEST} to {MOST} photos like those of your task"
             )
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
         if len(found) < FEWEST:
             raise UserError(
                 f"{folder} holds {len(found)} photo(s), and calibration needs {FEWEST} to {MOST}: "

@@ -19,7 +19,12 @@ _ID_DIGITS = 32
 
 def photo_id(data: bytes) -> str:
     """Return what photos are known by: the start of the SHA-256 of their file's bytes."""
-    return hashlib.sha256(data).hexdigest()[:_ID_DIGITS]
+    return photo_id_of(hashlib.sha256(data).hexdigest())
+
+
+def photo_id_of(sha256: str) -> str:
+    """Return the `photo_id` of a file whose hex SHA-256 is known."""
+    return sha256[:_ID_DIGITS]
 
 
 def to_half(features: Features, advice: str = "Leave out `save_embeddings=True`") -> Features:

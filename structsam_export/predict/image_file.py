@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from structsam.errors import UserError
 
 Note = Callable[[str], None]
 MAX_PIXELS = 100_000_000
+#: What photos in a folder are known by, in small letters.
+PHOTO_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 #: Upper 8 of 16 bits below which a whole picture is called dark: a quarter of full scale.
 _DARK = 64
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -28,21 +30,22 @@ def read_image(path: str | Path, note: Note | None = None) -> np.ndarray:
     multi-page file the first picture is read.
 
     Args:
-        note: is told in a sentence when a picture of 16 bits fills so few of them that it is dark.
+        path: taken as it is: `~` begins a name as well as any letter.
+        note: is told in a sentence when a picture of more than 8 bits fills so few that it is dark.
 
     Raises:
         UserError: missing, a folder, empty, not an image, truncated, floating point, or more than
             `MAX_PIXELS` pixels (found in the header, before anything is decoded).
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     _check_file(file)
     rgb, bits = _decode(file, str(file), MAX_PIXELS)
     brightest = int(rgb.max())
-    if note is not None and bits == 16 and brightest < _DARK:
+    if note is not None and bits > 8 and brightest < _DARK:
         note(
-            f"{file.name} is dark: it has 16 bits a channel, and its values stay below "
-            f"{256 * (brightest + 1)} of 65536, as in a 12-bit picture. Scale its values to "
-            "0..65535 and save it again"
+            f"{file.name} is dark: it has {bits} bits a channel, and its values stay below "
+            f"{256 * (brightest + 1)} of 65536, as in a picture of 12 bits or fewer. Scale its "
+            "values to 0..65535 and save it again"
         )
     return rgb
 
@@ -88,7 +91,7 @@ def _decode_quietly(
         with Image.open(source) as image:
             _check_size(file, image.width, image.height, max_pixels)
             _check_mode(file, image.mode)
-            bits = 16 if ";16" in str(image.tile) else 8  # the raw mode: "I;16B", "RGB;16B"
+            bits = _bits(image)
             return _to_rgb(file, ImageOps.exif_transpose(image)), bits
     except UserError:
         raise
@@ -108,6 +111,13 @@ def _decode_quietly(
         raise UserError(
             f"{file} is damaged or truncated ({reason}). Copy or download the image again"
         ) from None
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Return the bits of a channel, before anything is decoded: 8, 16 or 32."""
+    if ";16" in str(image.tile):  # the raw mode: "I;16B", "RGB;16B"
+        return 16
+    return 32 if image.mode == "I" else 8
 
 
 def _check_size(file: str, width: int, height: int, max_pixels: int) -> None:

@@ -15,7 +15,8 @@ from structsam.errors import UserError
 from structsam_export.bundle.features import Features
 from structsam_export.bundle.files import sha256_of
 from structsam_export.bundle.folder import Bundle
-from structsam_export.predict.embedding_file import load_embedding
+from structsam_export.predict.embedding_file import photo_id_of
+from structsam_export.predict.embedding_lookup import EmbeddingLookup
 from structsam_export.predict.image_file import read_image
 from structsam_export.predict.notes import RANDOM_WEIGHTS_CAPTION, bundle_notes, low_scores
 from structsam_export.predict.output_folder import (
@@ -106,8 +107,8 @@ def predict_images(
             stands for the current folder, where one photo has `<image-stem>-masks`, too.
         all_masks: write all three masks of every prompt instead of the best one.
         overlay: draw masks and prompts on the photo.
-        embedding: that of the photo, as `segment` saved it, or the folder of those of all photos,
-            `<image-name>.npz`; nothing is encoded then.
+        embedding: that of the photo, as `segment` saved it, or the folder of those of all photos;
+            it must be of the same bytes. Nothing is encoded then.
         options: further options of `Predictor`.
 
     Yields:
@@ -120,13 +121,14 @@ def predict_images(
         UserError: the backend cannot run, or the points do not go with the boxes.
     """
     prompts = AskedPrompts(tuple(points), tuple(boxes), all_masks)
+    saved = None if embedding is None else EmbeddingLookup(Path(embedding), bundle)
     taken: set[Path] = set()
     with ExitStack() as session:
         predictor: Predictor | None = None
         for image in map(Path, images):
             clock = StepClock()
             try:
-                photo = _read(bundle, image, prompts, embedding, clock)
+                photo = _read(bundle, image, prompts, saved, clock)
                 folder = (
                     choose_folder(image, photo.sha256, _default_folder(image, out), taken)
                     if out is None or len(images) > 1
@@ -182,14 +184,14 @@ def _read(
     bundle: Bundle,
     image: Path,
     prompts: AskedPrompts,
-    embedding: str | Path | None,
+    saved: EmbeddingLookup | None,
     clock: StepClock,
 ) -> _Photo:
     """Read a photo, and refuse a prompt that does not fit it before the encoder runs."""
     notes: list[str] = []
     with clock.step("read"):
         rgb = read_image(image, notes.append)
-        sha256 = sha256_of(image.expanduser())
+        sha256 = sha256_of(image)
     height, width = rgb.shape[:2]
     if not prompts.points and not prompts.boxes:
         prompts = AskedPrompts(((width / 2, height / 2, 1),), (), prompts.all_masks)
@@ -200,22 +202,11 @@ def _read(
     geometry = image_geometry(height, width, bundle.preprocessing)
     read_prompts(**prompts.arrays(), geometry=geometry)
     values = None
-    if embedding is not None:
+    if saved is not None:
         with clock.step("read"):
-            values = _features_of(bundle, image, (height, width), Path(embedding))
+            values = saved.features(image, photo_id_of(sha256))
     notes = [*bundle_notes(bundle, prompts.boxes), *notes]
     return _Photo(image, sha256, rgb, prompts, tuple(notes), values)
-
-
-def _features_of(bundle: Bundle, image: Path, size: tuple[int, int], given: Path) -> Features:
-    file = given / f"{image.name}.npz" if given.is_dir() else given
-    values, own_size = load_embedding(file, bundle)
-    if own_size != size:
-        raise UserError(
-            f"{file} is of a photo of {own_size[1]} x {own_size[0]} pixels, and {image} has "
-            f"{size[1]} x {size[0]}. Give the photo that it was made of"
-        )
-    return values
 
 
 def _predict(

@@ -34,7 +34,7 @@ from structsam_export.predict.preprocessing import (
 )
 from structsam_export.predict.prompts import AskedPrompts, check_numbers, read_prompts
 from structsam_export.predict.upscaling import binary_masks, upscale_masks
-from structsam_export.runtimes import Backend, RunOptions, find_backend
+from structsam_export.runtimes import Backend, RunOptions, find_backend, refuse_unread
 from structsam_export.runtimes.device_tensor import DeviceTensor, HostTensor
 
 
@@ -44,7 +44,7 @@ class Predictor:
     Args:
         backend: a name of `BACKENDS`, `auto` for the first one that runs here, or a backend.
         threads: CPU threads; None leaves the choice to the backend.
-        checkpoint: weights, for the torch backend only.
+        checkpoint: weights, for the torch backends; others refuse it.
         target: which engine of the bundle to use; None takes the one for this GPU.
         hq_token_only: of SAM-HQ: the mask of the HQ token alone, not added to SAM's.
 
@@ -53,7 +53,8 @@ class Predictor:
             a network is in none of them.
 
     Raises:
-        UserError: unknown backend, or none runs here; `hq_token_only` for another model.
+        UserError: unknown backend, or none runs here; `hq_token_only` for another model, or a
+            checkpoint that the backend does not read.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Predictor:
         self._hq_token_only = hq_token_only
         _require_hq(bundle, hq_token_only)
         self.backend = find_backend(backend, bundle) if isinstance(backend, str) else backend
+        refuse_unread(checkpoint, self.backend)
         self.timings: dict[str, float] = {}
         options = RunOptions(threads, Path(checkpoint) if checkpoint else None, target)
         self._networks = Networks(bundle, self.backend, options)

@@ -27,7 +27,15 @@ BACKENDS: dict[str, Backend] = {
 
 _log = logging.getLogger("structsam_export")
 
-__all__ = ["BACKENDS", "Backend", "BackendUnavailable", "RunOptions", "Runner", "find_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailable",
+    "RunOptions",
+    "Runner",
+    "find_backend",
+    "refuse_unread",
+]
 
 
 def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
@@ -52,6 +60,19 @@ def find_backend(name: str, bundle: Bundle | None = None) -> Backend:
     if key not in BACKENDS:
         raise UserError(f"unknown backend {name!r}. Choose one of: auto, {', '.join(BACKENDS)}")
     return BACKENDS[key].on(device) if device else BACKENDS[key]
+
+
+def refuse_unread(checkpoint: object, backend: Backend) -> None:
+    """Refuse a checkpoint for a backend that runs the bundle's own files and would not read it.
+
+    Raises:
+        UserError: there is one, and the backend is not PyTorch.
+    """
+    if checkpoint and not backend.needs_weights:
+        raise UserError(
+            f"`checkpoint=` is for `backend=torch`, and {backend.name} runs what the bundle holds. "
+            "Leave one of them out"
+        )
 
 
 def _why_not(backend: Backend, bundle: Bundle | None) -> str | None:

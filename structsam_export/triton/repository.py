@@ -72,7 +72,7 @@ def write_repository(
     """
     settings, final = settings or TritonSettings(), Path(out)
     _require_free(final, force)
-    files = network_files(bundle, settings.backend)
+    files = network_files(bundle, settings.network_backend)
     made = Repository(final, files["encoder"].backend, {}, files["encoder"].built_with)
     with atomic.staged_folder(final) as folder:
         _write_models(bundle, files, settings, folder, made.models)

@@ -18,7 +18,8 @@ class TritonSettings:
 
     Args:
         name: what the models' names begin with, for several bundles in one server.
-        backend: `onnxruntime`, `tensorrt`, or `auto`: TensorRT where the bundle has its plans.
+        backend: `onnxruntime`, `tensorrt`, or `auto`: TensorRT where the bundle has its plans and
+            the networks may run on GPUs.
         kind: where the networks run: `gpu`, `cpu`, or `auto`: on GPUs where the server has some.
         instances: copies of each network, on every GPU or on the CPU.
         workers: processes that answer prompts.
@@ -34,6 +35,11 @@ class TritonSettings:
     instances: int = 1
     workers: int = 2
     cache_mb: int = 512
+
+    @property
+    def network_backend(self) -> str:
+        """The backend that runs the networks; `auto` where the bundle decides."""
+        return "onnxruntime" if (self.backend, self.kind) == ("auto", "cpu") else self.backend
 
     def __post_init__(self) -> None:
         for field, choices in (("backend", get_args(Backend)), ("kind", get_args(Kind))):

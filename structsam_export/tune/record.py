@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class Record:
     """Results by name. What lies in the folder from a search that was stopped is used again.
 
     Args:
-        folder: made this search's own.
+        folder: made this search's own; held by the caller (`bundle.alone`).
         asked: JSON-ready, all that results depend on.
 
     Raises:
@@ -26,7 +26,9 @@ class Record:
     """
 
     def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
-        _claim(folder, asked)
+        require_own(folder, asked)
+        if not (folder / ASKED).exists():
+            atomic.write_text(folder / ASKED, json.dumps(asked, indent=1) + "\n")
         self._file = folder / MEASURED
         self._known = _whole_lines(self._file)
         self.reused = len(self._known)
@@ -51,7 +53,12 @@ class Record:
         return {name: value for name, value in self._known.items() if name.startswith(start)}
 
 
-def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
+def require_own(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder that this search may not write into; makes nothing.
+
+    Raises:
+        UserError: it holds another search, or something else.
+    """
     path = folder / ASKED
     if path.exists():
         try:
@@ -63,10 +70,13 @@ def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
                 f"{folder} holds a search with other photos, weights, levers or backend. Choose "
                 "another `out=`, or remove that folder"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(_visible(folder))):
         raise UserError(f"{folder} exists and is no search. Choose another `out=`, or remove it")
-    atomic.write_text(path, json.dumps(asked, indent=1) + "\n")
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield what is there beside locks and leftovers of interrupted writing."""
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _whole_lines(file: Path) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from structsam.errors import UserError
+from structsam_export.bundle.alone import alone
 from structsam_export.bundle.weights_source import ModelSource
 from structsam_export.machine import hardware
 from structsam_export.predict.calibration_photos import FEWEST as FEWEST_TO_CALIBRATE
+from structsam_export.predict.image_file import PHOTO_SUFFIXES
 from structsam_export.runtimes import RunOptions, find_backend
 from structsam_export.tune.block_mixes import Progress
 from structsam_export.tune.on_this_machine import OnThisMachine, Say
@@ -24,7 +26,7 @@ from structsam_export.tune.points import (
     sizes_below,
 )
 from structsam_export.tune.recipe import Recipe
-from structsam_export.tune.record import Record
+from structsam_export.tune.record import Record, require_own
 from structsam_export.tune.search import (
     Limit,
     Measured,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from structsam.models import ModelSpec
 
 _KNEE, _AS_USUAL = Limit(), RunOptions()
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _FEWEST = 3
 _MIXED_SIZES = 3  # largest sizes at which rates per block are tried
 
@@ -106,7 +107,7 @@ def find_photos(images: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in (Path(image).expanduser() for image in images):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
         elif path.exists():
             found.append(path)
         else:
@@ -145,8 +146,8 @@ def tune(
         say: told what is done, and what is reused of a search that was stopped.
 
     Raises:
-        UserError: any input that cannot be used, a folder `out` of another search, or a limit that
-            nothing keeps.
+        UserError: any input that cannot be used, a folder `out` of another search or with one at
+            work, or a limit that nothing keeps.
     """
     photos, folder = find_photos(images), Path(out)
     spec = source.spec
@@ -171,21 +172,25 @@ def tune(
         "backend": [runtime.name, options.threads, hardware()["cpu"]],
         "photos": [[photo.name, photo.stat().st_size] for photo in photos],
     }
-    record = Record(folder, asked)
-    if record.reused:
-        say(f"{folder}: {record.reused} results are there already; the rest is measured")
-    land = OnThisMachine(source, base, runtime.name, options, photos, folder, record, progress, say)
-    if levers.per_block:
-        points += land.mixes(
-            levers.rates, levers.placements, levers.precision, sizes[:_MIXED_SIZES]
+    require_own(folder, asked)  # refuses another folder before anything is written
+    with alone(folder, "search"):
+        record = Record(folder, asked)
+        if record.reused:
+            say(f"{folder}: {record.reused} results are there already; the rest is measured")
+        land = OnThisMachine(
+            source, base, runtime.name, options, photos, folder, record, progress, say
         )
-    found = halve(land, points, limit, levers.int8, say)
-    chosen = choose(found, limit)
-    single = best_single_lever(found, chosen.ms)
-    best = on_frontier(found)
-    shown = [e.point for e in found if e in best or e == chosen or len(e.point.levers) < 2]
-    unseen = land.loss(shown, "held_out")
-    land.encoders.clear()
+        if levers.per_block:
+            points += land.mixes(
+                levers.rates, levers.placements, levers.precision, sizes[:_MIXED_SIZES]
+            )
+        found = halve(land, points, limit, levers.int8, say)
+        chosen = choose(found, limit)
+        single = best_single_lever(found, chosen.ms)
+        best = on_frontier(found)
+        shown = [e.point for e in found if e in best or e == chosen or len(e.point.levers) < 2]
+        unseen = land.loss(shown, "held_out")
+        land.encoders.clear()
     found = [replace(each, held_out=unseen.get(each.point)) for each in found]
     by_point = {each.point: each for each in found}
     chosen, single = by_point[chosen.point], single and by_point[single.point]

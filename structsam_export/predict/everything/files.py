@@ -111,7 +111,7 @@ def _read(bundle: Bundle, image: Path, clock: StepClock) -> _Photo:
     notes = bundle_notes(bundle, None)
     with clock.step("read"):
         rgb = read_image(image, notes.append)
-        return _Photo(image, sha256_of(image.expanduser()), rgb, tuple(notes))
+        return _Photo(image, sha256_of(image), rgb, tuple(notes))
 
 
 def _write(

@@ -105,6 +105,105 @@ def test_the_masks_are_the_predictors(bundle: Bundle, photos: Path, tmp_path: Pa
         assert annotation["predicted_iou"] == pytest.approx(score)
 
 
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_odd_names_do_not_end_the_run(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` of nobody, bytes that are no Unicode (one of them broken), and 244 bytes."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    names = ["a.png", "~a.png", os.fsdecode(b"\xff.png"), "\u732b" * 80 + ".png"]
+    for name in names:
+        Path(name).write_bytes((photos / "0.png").read_bytes())
+    broken = os.fsdecode(b"\xfe.png")
+    Path(broken).write_text("no photo")
+    wanted = Wanted(SETTINGS, masks=True, overlays=True, embeddings=True)
+    for source, out in (("*.png", tmp_path / "out"), (".", tmp_path / "out2")):
+        summary = segment(bundle, source, out, wanted)
+        assert (summary.photos, summary.problems) == (len(names), 1)
+        assert {i["file_name"] for i in content(out)["images"]} == set(names)
+        assert [row["image"] for row in table(summary.problems_file)] == [r"\udcfe.png"]
+        for folder in ("overlays", "embeddings", "masks"):
+            assert len(list((out / folder).iterdir())) == len(names)
+    images = [Path(name) for name in names]
+    scores = scores_of(bundle, images, tmp_path / "predicted", tmp_path / "out" / "embeddings")
+    assert len(set(scores)) == 1
+
+
+def test_dark_photos_are_told(bundle: Bundle, tmp_path: Path) -> None:
+    """A 12-bit PNG and an int32 TIFF of 0..255: black to the encoder, and still done."""
+    ramp = np.linspace(0, 4095, 600).reshape(20, 30)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "photos" / "12.png")
+    Image.fromarray((ramp // 16).astype(np.int32)).save(tmp_path / "photos" / "32.tif")
+    Image.fromarray((ramp // 16).astype(np.uint8)).save(tmp_path / "photos" / "8.png")
+    for _ in range(2):  # kept with what is done
+        summary = segment(bundle, tmp_path / "photos", tmp_path / "out", EVERYTHING)
+        assert (summary.photos, summary.problems, summary.noted) == (3, 0, 2)
+        rows = table(summary.notes_file)
+        assert [row["image"] for row in rows] == ["12.png", "32.tif"]
+        assert all("is dark" in row["note"] for row in rows)
+
+
+def test_a_box_outside_costs_no_other_box(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """0.png has 30 x 20 pixels. COCO's boxes stand out by parts of a pixel."""
+    boxes = [[-0.4, 2, 9, 18.5], [25, 4, 30, 5], [4, 4, 16, 11], [3, 3, 0, 5]]
+    told = [{"id": i, "image_id": 1, "bbox": box, "category_id": i} for i, box in enumerate(boxes)]
+    coco = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": told}
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps(coco))
+    summary = segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
+    assert (summary.annotations, summary.problems, summary.noted) == (2, 0, 1)
+    found = content(tmp_path / "out")["annotations"]
+    assert [(a["source_id"], a["category_id"]) for a in found] == [(0, 0), (2, 2)]
+    outside, empty = (row["note"] for row in table(summary.notes_file))
+    assert "left out: box (25, 4, 55, 9) is outside" in outside and "empty" in empty
+    predictor = bundle.predictor()
+    predictor.set_image(np.array(Image.open(photos / "0.png")))
+    for annotation, box in zip(found, ([0, 2, 8.6, 20], [4, 4, 20, 15]), strict=True):
+        masks, _, _ = predictor.predict(box=np.array(box), multimask_output=False)
+        np.testing.assert_array_equal(decode(**annotation["segmentation"]), masks[0])
+    told[0]["bbox"] = told[2]["bbox"] = [25, 4, 30, 5]
+    source.write_text(json.dumps(coco))
+    none = segment(bundle, source, tmp_path / "none", Wanted(), photos=photos)
+    assert (none.photos, none.problems, none.noted) == (0, 1, 0)
+    assert "(and 3 more boxes)" in table(none.problems_file)[0]["problem"]
+
+
+def test_points_need_the_box_beside_them(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """They are one prompt: without its box it would mean something else."""
+    source = tmp_path / "list.txt"
+    source.write_text("0.png\t5,5\t90,1,95,9\n2.png\t5,5\t-0.5,1,9,9\n")
+    summary = segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
+    assert (summary.annotations, summary.problems) == (1, 1)
+    assert "is outside the image" in table(summary.problems_file)[0]["problem"]
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_results_of_a_coco_file_can_be_scored_against_it(
+    bundle: Bundle, photos: Path, tmp_path: Path, everything: bool
+) -> None:
+    """Its image ids, and its categories, but for masks of everything: they are of no person."""
+    person = {"id": 1, "name": "person"}
+    box = {"id": 40, "image_id": 285, "bbox": [1, 2, 8, 7], "category_id": 1}
+    images = [{"id": i, "file_name": name} for i, name in ((139, "2.png"), (285, "0.png"))]
+    told = {"images": images, "annotations": [box], "categories": [person]}
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps(told))
+    wanted = Wanted(SETTINGS) if everything else Wanted()
+    segment(bundle, source, tmp_path / "out", wanted, photos=photos)
+    found = content(tmp_path / "out")
+    assert [(i["id"], i["file_name"]) for i in found["images"]] == [(139, "2.png"), (285, "0.png")]
+    assert {a["image_id"] for a in found["annotations"]} == ({139, 285} if everything else {285})
+    assert found["categories"] == ([{"id": 1, "name": "object"}] if everything else [person])
+    assert {a.get("source_id") for a in found["annotations"]} == {None if everything else 40}
+
+
 def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     from structsam_export.predict.prediction import predict_image
 
@@ -118,7 +217,7 @@ def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path:
     scores = [p.details["prompts"][0]["masks"][0]["score"] for p in both]
     assert scores[1] == scores[2] == pytest.approx(scores[0], abs=1e-3)
     assert both[1].details["timings_ms"]["encode"] == 0
-    with pytest.raises(UserError, match="is of a photo of 30 x 20 pixels"):
+    with pytest.raises(UserError, match="is of another photo than"):
         predict_image(bundle, photos / "2.png", out=tmp_path / "x", embedding=file)
     other = make_sam_like_bundle(tmp_path / "other")
     other.manifest["files"]["encoder.onnx"]["sha256"] = "0" * 64
@@ -127,6 +226,47 @@ def test_embeddings_are_taken_by_predict(bundle: Bundle, photos: Path, tmp_path:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         predict_image(bundle, photos / "0.png", out=tmp_path / "x", embedding=file)
+
+
+def scores_of(bundle: Bundle, images: list[Path], out: Path, embedding: Path | None) -> list[Any]:
+    """The score of one point in every photo, or why there is none; without encoding."""
+    from structsam_export.predict.prediction import Refused, predict_images
+
+    found: list[Any] = []
+    for result in predict_images(bundle, images, [(5, 5, 1)], out=out, embedding=embedding):
+        if isinstance(result, Refused):
+            found.append(str(result.reason))
+            continue
+        assert embedding is None or result.details["timings_ms"]["encode"] == 0
+        found.append(result.details["prompts"][0]["masks"][0]["score"])
+    return found
+
+
+def test_embeddings_are_found_by_what_they_are_of(bundle: Bundle, tmp_path: Path) -> None:
+    """Photos of one size, two of them of one name: the right embedding, or none."""
+    rng, images = np.random.default_rng(0), []
+    for name in ("photos/a.png", "photos/x/a.png", "photos/x/b.png", "elsewhere/c.png"):
+        images.append(tmp_path / name)
+        images[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(images[-1])
+    segment(bundle, tmp_path / "photos", tmp_path / "out", Wanted(embeddings=True))
+    (tmp_path / "photos" / "list.csv").write_text("image\n../elsewhere/c.png\n")
+    segment(bundle, tmp_path / "photos" / "list.csv", tmp_path / "more", Wanted(embeddings=True))
+    encoded = scores_of(bundle, images, tmp_path / "a", None)
+    assert len(set(encoded)) == len(images)
+    folder = tmp_path / "out" / "embeddings"
+    saved = scores_of(bundle, images, tmp_path / "b", folder)
+    assert saved[:3] == pytest.approx(encoded[:3], abs=1e-3)
+    assert saved[3].startswith(f"no embedding of {images[3]} in {folder}. Make it with")
+    (other,) = scores_of(bundle, images[3:], tmp_path / "f", tmp_path / "more" / "embeddings")
+    assert other == pytest.approx(encoded[3], abs=1e-3)
+    one = scores_of(bundle, images[:2], tmp_path / "c", folder / "a.png.npz")
+    assert one[0] == saved[0] and f"is of another photo than {images[1]}" in one[1]
+    images[0].write_bytes(images[2].read_bytes())  # known by its bytes, whatever its name
+    assert scores_of(bundle, images[:1], tmp_path / "d", folder) == [saved[2]]
+    images[0].write_bytes(images[3].read_bytes())
+    (changed,) = scores_of(bundle, images[:1], tmp_path / "e", folder)
+    assert f"a.png.npz is of another photo than {images[0]}, or the photo was" in changed
 
 
 def test_a_second_call_does_what_is_left(
@@ -179,6 +319,21 @@ def test_a_merge_that_fails_leaves_no_half_file(
     assert segment(bundle, photos, tmp_path / "out", EVERYTHING).done_now == 1  # the broken one
 
 
+def test_a_folder_below_the_source_is_not_segmented_itself(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    wanted = replace(EVERYTHING, overlays=True)
+    first = segment(bundle, own, own / "out", wanted)
+    before = content(own / "out")
+    again = segment(bundle, own, own / "out", wanted)
+    assert first.photos == again.photos == COUNT and again.done_now == 1  # the broken one
+    assert content(own / "out") == before
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -219,6 +374,9 @@ def test_what_cannot_be_done_is_told_before_the_work(
     crops = Wanted(EverythingSettings(crop_n_layers=1), embeddings=True)
     with pytest.raises(UserError, match="belongs to one crop"):
         segment(bundle, photos, tmp_path / "out", crops)
+    more = {"backend": "onnxruntime", "checkpoint": tmp_path / "nowhere.pth"}
+    with pytest.raises(UserError, match="`checkpoint=` is for `backend=torch`"):
+        segment(bundle, photos, tmp_path / "out", EVERYTHING, **more)
     assert not (tmp_path / "out").exists()
 
 
@@ -303,10 +461,10 @@ def test_memory_is_flat(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monk
     most = 0
     read = work.read_photo
 
-    def counted(path: Path, how: Any) -> Any:
+    def counted(path: Path, *how: Any) -> Any:
         nonlocal most
         Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
-        photo = read(path, how)
+        photo = read(path, *how)
         alive.append(weakref.ref(photo))
         most = max(most, sum(ref() is not None for ref in alive))
         return photo

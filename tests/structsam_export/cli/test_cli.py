@@ -643,14 +643,35 @@ def test_segment(cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path) ->
     assert ended.code == 0 and "1 masks of 1 photos" in ended.out
     assert "1 photos gave no masks: see a/problems.csv" in ended.err
     box = ("--box", "30,20,70,50", "--point", "50,35", "--out", "b", "--json")
-    ended = cli("predict", tiny_bundle.path, photo, *box, "--embedding", "a/embeddings")
-    assert ended.code == 2 and f"no embedding at a/embeddings/{photo.name}.npz" in ended.err
     (file,) = Path("a/embeddings").iterdir()
-    ended = cli("predict", tiny_bundle.path, photo, *box, "--embedding", file)
-    assert ended.code == 0 and ended.json["timings_ms"]["encode"] == 0
-    score = ended.json["prompts"][0]["masks"][0]["score"]
-    assert score == pytest.approx(mask["predicted_iou"], abs=0.01)
+    for embedding in (file, "a/embeddings"):  # there under another name than the photo's
+        ended = cli("predict", tiny_bundle.path, photo, *box, "--embedding", embedding)
+        assert ended.code == 0 and ended.json["timings_ms"]["encode"] == 0
+        score = ended.json["prompts"][0]["masks"][0]["score"]
+        assert score == pytest.approx(mask["predicted_iou"], abs=0.01)
     assert cli("segment", tiny_bundle.path, photo.parent, "--out", "c").code == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("segment list.txt --points-per-side 32", "--points-per-side needs --everything. Add it"),
+        ("segment list.txt --crop-n-layers 2", "--crop-n-layers needs --everything"),
+        ("segment . --everything --photos nowhere", "--photos is the folder of names in a .txt"),
+        ("segment list.txt --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+        ("predict PHOTO --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+        ("everything PHOTO --checkpoint a.pth", "--checkpoint is for --backend torch, and onnx"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    cli: Callable[..., Ended], tiny_bundle: Bundle, photo: Path, typed: str, message: str
+) -> None:
+    pytest.importorskip("pycocotools")
+    Path("list.txt").write_text(f"{photo}\t50,35\n")
+    shutil.copy(photo, "photo.png")
+    command, *rest = (str(photo) if word == "PHOTO" else word for word in typed.split())
+    ended = cli(command, tiny_bundle.path, *rest, "--out", "out", "--backend", "onnxruntime")
+    assert ended.code == 2 and message in ended.err and not Path("out").exists()
 
 
 def test_unusual_images(

@@ -261,8 +261,9 @@ def test_strict_and_listing_problems(tiny_model, tmp_path):
 def test_two_at_once_into_one_folder_are_refused(tiny_model, tmp_path):
     """The other one lives in another process, and its end frees the folder."""
     code = (
-        "import pathlib, sys; from structsam_export.evaluate.record import alone\n"
-        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        "import pathlib, sys; from structsam_export.bundle.alone import alone\n"
+        "with alone(pathlib.Path(sys.argv[1]), 'evaluation'):\n"
+        "    print('in', flush=True); sys.stdin.read()"
     )
     out = tmp_path / "out"
     other = subprocess.Popen(

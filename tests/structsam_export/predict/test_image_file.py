@@ -99,6 +99,16 @@ def test_a_picture_that_uses_its_bits_is_not_called_dark(tmp_path: Path, mode: s
     assert told == []
 
 
+def test_integers_of_32_bits_are_told_as_well(tmp_path: Path) -> None:
+    """Values 0..255, which mean black there, as nothing is stretched."""
+    values = PHOTO[..., 0].astype(np.int32)
+    told: list[str] = []
+    rgb = read_image(saved(tmp_path, Image.fromarray(values), "int32.tif"), told.append)
+    assert not rgb.any() and "int32.tif is dark" in told[0]
+    read_image(saved(tmp_path, Image.fromarray(values * 257), "int32.tif"), told.append)
+    assert len(told) == 1
+
+
 def sixteen_bits(folder: Path, mode: str, brightest: int) -> Path:
     """A PNG of 16 bits a channel with values 0..brightest; Pillow cannot write a coloured one."""
     values = np.linspace(0, brightest, 12).astype(">u2").reshape(2, 6)
@@ -163,6 +173,14 @@ def test_folder(tmp_path: Path) -> None:
     assert "folder" in refusal(tmp_path)
 
 
+def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of the working folder gives such names: `~` is no home there."""
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(
+        read_image(saved(Path(), Image.fromarray(PHOTO), "~a.png")), PHOTO
+    )
+
+
 def test_name_too_long(tmp_path: Path) -> None:
     refusal(tmp_path / ("x" * 5000))
 
@@ -198,3 +216,11 @@ def test_too_large_is_refused_before_decoding(tmp_path: Path, size: tuple[int, i
 def test_just_below_the_limit_is_decoded_without_a_warning(tmp_path: Path) -> None:
     path = png_of_claimed_size(tmp_path / "large.png", MAX_PIXELS // 10_000, 10_000)
     assert "truncated" in refusal(path)
+
+
+def test_the_suffixes_of_photos_stand_in_one_place() -> None:
+    import structsam_export
+
+    (root,) = structsam_export.__path__
+    holders = [p.name for p in Path(root).rglob("*.py") if '".webp"' in p.read_text("utf-8")]
+    assert holders == ["image_file.py"]

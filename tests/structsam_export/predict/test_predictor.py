@@ -239,7 +239,15 @@ def test_bgr_is_turned_round(fake: FakeBackend, predictor: Predictor) -> None:
     np.testing.assert_array_equal(fake.fed[0]["image"], fake.fed[-1]["image"])
 
 
-def test_networks_open_late_and_once_and_close(fake: FakeBackend) -> None:
+def test_a_checkpoint_that_is_not_read_is_refused(fake: FakeBackend) -> None:
+    with pytest.raises(UserError, match=r"`checkpoint=` is for `backend=torch`, and fake runs"):
+        Predictor(fake_bundle(), backend="fake", checkpoint="nowhere.pth")
+
+
+def test_networks_open_late_and_once_and_close(
+    fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBackend, "needs_weights", True)
     with Predictor(fake_bundle(), backend="fake", threads=3, checkpoint="w.pth") as predictor:
         assert fake.opened == [] and not predictor.is_image_set
         for _ in range(2):

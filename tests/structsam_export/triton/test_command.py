@@ -48,6 +48,19 @@ def test_json_names_the_tensorrt_that_the_server_needs(
     assert (told["backend"], told["tensorrt"]) == ("tensorrt", "10.13.0")
 
 
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "onnxruntime"), ("gpu", "tensorrt")])
+def test_a_cpu_is_served_onnx_though_plans_are_there(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, backend: str
+) -> None:
+    put_plans(bundle)
+    out = tmp_path / "models"
+    assert run(["triton", str(bundle.path), "--out", str(out), "--kind", kind, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["backend"] == backend
+    for network in ("encoder", "decoder"):
+        config = (out / f"structsam_{network}" / "config.pbtxt").read_text()
+        assert f"KIND_{kind.upper()}" in config and f'backend: "{backend}"' in config
+
+
 def test_what_cannot_be_served_is_refused(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

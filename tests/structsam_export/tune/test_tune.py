@@ -277,6 +277,30 @@ tune(
 """
 
 
+def test_two_searches_in_one_folder_are_refused(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one would delete the encoders that the first one measures."""
+    out, refusals = tmp_path / "tune", []
+    times = fake_times([])
+
+    def second_meanwhile(*given: Any) -> Any:
+        (out / "encoders" / "mine").mkdir(parents=True)
+        with pytest.raises(UserError, match="another search is writing into .*tune") as refused:
+            found(model, folder, out, backend="onnxruntime")
+        refusals.append(refused)
+        assert (out / "encoders" / "mine").is_dir()
+        return times(*given)
+
+    monkeypatch.setattr(module, "times_in_turns", second_meanwhile)
+    assert found(model, folder, out, backend="onnxruntime").chosen and len(refusals) == 1
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").touch()
+    with pytest.raises(UserError, match="exists and is no search"):
+        found(model, folder, tmp_path / "letters", backend="onnxruntime")
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["a.txt"]
+
+
 def test_a_killed_search_goes_on(
     model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
