@@ -12,7 +12,7 @@ from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.serve.settings import ServeSettings
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]", "testserver")
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 128
 _SECONDS_TO_STOP = 30
 
@@ -59,15 +59,15 @@ def serve(
             server.should_exit = True
 
         service = Service(bundle, backend, settings or ServeSettings(), **options)
-        app = make_app(service, token, _LOCAL if is_local(host) else None, give_up)
+        address = listener.getsockname()[0]
+        app = make_app(service, token, host_names(host, address), give_up)
         config = uvicorn.Config(
             app,
             log_level="warning",
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
             server_header=False,
         )
-        found = listener.getsockname()
-        say(f"http://{_bracketed(found[0])}:{found[1]}")
+        say(f"http://{_bracketed(address)}:{listener.getsockname()[1]}")
         server = uvicorn.Server(config)
         server.run(sockets=[listener])
         if failures:
@@ -100,6 +100,16 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def host_names(host: str, address: str) -> tuple[str, ...] | None:
+    """Return the names that requests may ask for, or None for any: others reach it, with a token.
+
+    Args:
+        host: as it was given.
+        address: that `host` stands for.
+    """
+    return (*_LOCAL, _bracketed(host), _bracketed(address)) if is_local(host) else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,12 +11,15 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.serve.run import is_local, serve
+from structsam_export.serve.app import make_app
+from structsam_export.serve.run import host_names, is_local, serve
 from structsam_export.serve.settings import ServeSettings
 
 
@@ -61,6 +64,27 @@ def test_an_address_that_is_not_this_machine(tiny_bundle: Bundle) -> None:
 )
 def test_who_can_reach_it(host: str, local: bool) -> None:
     assert is_local(host) is local
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "asked"),
+    [
+        ("127.0.0.2", "127.0.0.2", "127.0.0.2:8000"),
+        ("localhost", "127.0.0.1", "localhost"),
+        ("0:0:0:0:0:0:0:1", "::1", "[::1]:8000"),
+    ],
+)
+def test_it_answers_to_the_address_that_it_was_told(
+    service: Any, host: str, address: str, asked: str
+) -> None:
+    client = TestClient(make_app(service, hosts=host_names(host, address)))
+    assert client.get("/healthz", headers={"host": asked}).status_code == 200
+    for other in ("testserver", "127.0.0.3", "evil.example"):
+        assert client.get("/healthz", headers={"host": other}).status_code == 400
+
+
+def test_whom_others_reach_answers_to_any_name() -> None:
+    assert host_names("0.0.0.0", "0.0.0.0") is None
 
 
 def test_it_serves_until_it_is_told_to_stop(
