@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from structsam.errors import UserError
 from structsam_export.predict.embedding_file import to_half
 from structsam_export.predict.prompts import AskedPrompts
+from structsam_export.serve.error_answers import add_error_answers
 from structsam_export.serve.masks_out import masks_answer, read_logits
 from structsam_export.serve.measures import CONTENT_TYPE
+from structsam_export.serve.middleware import KnownHosts, Measured
 from structsam_export.serve.model_routes import model_routes
 from structsam_export.serve.page import add_page
 from structsam_export.serve.refusals import Refusal
@@ -85,10 +82,9 @@ def make_app(
         lifespan=life,
     )
     if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.middleware("http")(_measured(service))
-    app.add_exception_handler(UserError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
+        app.add_middleware(KnownHosts, hosts=hosts)
+    app.add_middleware(Measured, measures=service.measures)  # the last one is the first to see it
+    add_error_answers(app)
     app.include_router(_images(service, token))
     app.include_router(model_routes(service.bundle, _guard(token)))
     app.include_router(_about(service))
@@ -252,45 +248,3 @@ def _guard(token: str | None) -> Callable[..., None]:
         return None
 
     return open_to_all if token is None else check
-
-
-def _measured(
-    service: Service,
-) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    measures = service.measures
-
-    async def measure(
-        request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        start, status = time.perf_counter(), 500
-        try:
-            response = await answer(request)
-            status = response.status_code
-            return response
-        finally:
-            route = getattr(request.scope.get("route"), "path", "none")
-            known = request.method if route != "none" else "none"
-            measures.requests.labels(known, route, str(status)).inc()
-            measures.latency.labels(known, route).observe(time.perf_counter() - start)
-
-    return measure
-
-
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    """A user's problem: one sentence, and its status; 422 where none is named."""
-    status, headers = 422, {}
-    if isinstance(error, Refusal):
-        status = error.status
-        if error.retry_after is not None:
-            headers["Retry-After"] = str(int(np.ceil(error.retry_after)))
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": str(error)}, status, headers)
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    """A request of another form: the first thing that is wrong, in one sentence."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()[0]
-    where = ".".join(str(part) for part in found["loc"] if part != "body") or "the body"
-    return JSONResponse({"error": f"{where}: {found['msg']}. See /docs"}, 422)

@@ -44,3 +44,10 @@ class Stopping(Refusal):
 
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping. Try again later", 5.0)
+
+
+class Gone(Refusal):
+    """The client has left; nobody reads the answer (the status is that of nginx)."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has left")

@@ -25,7 +25,7 @@ from structsam_export.serve.settings import ServeSettings
 
 def client_of(bundle: Bundle, token: str | None = None, **settings: Any) -> TestClient:
     service = Service(bundle, "onnxruntime", ServeSettings(**settings), threads=1)
-    return TestClient(make_app(service, token, ("testserver",)))
+    return TestClient(make_app(service, token, ("testserver",)), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +201,33 @@ def test_masks_that_cannot_be(
 
 def test_bodies_that_are_no_json_or_no_number(client: TestClient, image_id: str) -> None:
     url = f"/v1/images/{image_id}/masks"
-    error_of(client.post(url, content=b"{"), 422)
-    error_of(client.post(url, content=b'{"points": [[NaN, 1]]}'), 422)
-    error_of(client.post(url, content=b'{"points": [[1e999, 1]]}'), 422)
+
+    def send(body: bytes, status: int) -> str:
+        told = {"Content-Type": "application/json"}
+        return error_of(client.post(url, content=body, headers=told), status)
+
+    broken = send(b'{"points": [[1, 2]], "labels" [1]}', 422)
+    assert broken == "the body: no JSON (Expecting ':' delimiter at 30). See /docs"
+    assert "finite" in send(b'{"points": [[NaN, 1]]}', 422)
+    assert "finite" in send(b'{"points": [[1e999, 1]]}', 422)
+    for body in (b'{"format": "\xff"}', b"[" * 200_000):
+        assert "cannot be read" in send(body, 400)
     error_of(client.post("/v1/images/XYZ/masks", json={}), 422)
+
+
+def test_paths_and_methods_that_are_not_there(client: TestClient) -> None:
+    assert error_of(client.get("/nowhere"), 404) == "there is no /nowhere here. See /docs"
+    wrong = client.put("/healthz")
+    assert error_of(wrong, 405) == "/healthz takes no PUT. See /docs"
+    assert wrong.headers["allow"] == "GET"
+
+
+def test_a_mistake_of_the_server_has_the_form_of_all_errors(
+    client: TestClient, image_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "image", None)
+    answer = client.get(f"/v1/images/{image_id}/embedding")
+    assert "its log says which" in error_of(answer, 500)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +292,9 @@ def test_with_a_token_only_who_bears_it_comes_in(tiny_bundle: Bundle, photo: byt
 
 def test_another_host_name_is_refused(client: TestClient) -> None:
     """A page elsewhere could have its name point here (DNS rebinding)."""
-    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+    for name in ("evil.example", "evil example", ""):
+        refused = client.get("/healthz", headers={"host": name})
+        assert "Ask for testserver" in error_of(refused, 400)
 
 
 def test_it_says_when_it_is_ready_and_when_it_stops(tiny_bundle: Bundle) -> None:
