@@ -44,6 +44,28 @@ def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: b
     )
 
 
+def require_small_answer(size: tuple[int, int], masks: int, logits: int, most: int) -> None:
+    """Refuse before any work what would be too large to answer.
+
+    Args:
+        size: (height, width) of the photo.
+        masks: how many are asked for.
+        logits: numbers that go with each; one counts as much as 16 pixels, which are bits.
+        most: pixels of all masks together.
+
+    Raises:
+        Refusal: more than that.
+    """
+    asked = masks * (size[0] * size[1] + 16 * logits)
+    if asked > most:
+        what = f"{masks} masks of this photo{' with logits' if logits else ''}"
+        raise Refusal(
+            422,
+            f"{what} are {asked / 1e6:.1f} Mpx together, and the limit is {most / 1e6:g} Mpx. Ask "
+            "for fewer prompts a request, or for the `best` mask of each",
+        )
+
+
 def read_logits(text: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read the logits of an earlier answer as float32 `shape`. Raises `Refusal` for another."""
     try:

@@ -15,12 +15,15 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.image_file import read_image
 from structsam_export.serve.app import make_app
 from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
+
+LIMITS = {"max_body_mb": 1, "max_pixels": 200_000, "max_prompts": 8, "max_answer_pixels": 80_000}
 
 
 def client_of(bundle: Bundle, token: str | None = None, **settings: Any) -> TestClient:
@@ -30,7 +33,7 @@ def client_of(bundle: Bundle, token: str | None = None, **settings: Any) -> Test
 
 @pytest.fixture(scope="module")
 def client(tiny_bundle: Bundle) -> Iterator[TestClient]:
-    with client_of(tiny_bundle, max_body_mb=1, max_pixels=200_000, max_prompts=8) as client:
+    with client_of(tiny_bundle, **LIMITS) as client:
         deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
@@ -250,6 +253,40 @@ def test_a_photo_of_too_many_pixels_or_bytes(client: TestClient) -> None:
     pieces = iter([b"x" * 65536] * 17)  # chunked: no length is announced
     error_of(client.post("/v1/images", content=pieces), 413)
     error_of(client.post("/v1/images", files={"image": ("x.png", large, "image/png")}), 413)
+
+
+def test_a_body_of_any_route_is_bounded(client: TestClient, image_id: str) -> None:
+    url, told = f"/v1/images/{image_id}/masks", {"Content-Type": "application/json"}
+    large = b'{"points": [' + b"[1,1]," * 400_000 + b"[1,1]]}"
+    for body in (large, iter([large])):  # the second: in chunks, no length is announced
+        answer = client.post(url, content=body, headers=told)
+        assert "more than 2 MiB. Send fewer prompts a request" in error_of(answer, 413)
+
+
+def test_an_answer_is_bounded_before_it_is_worked_for(
+    client: TestClient, image_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, box = f"/v1/images/{image_id}/masks", [[30, 20, 70, 50]]
+    assert client.post(url, json={"boxes": box * 6}).status_code == 200
+    three = {"boxes": box * 2, "multimask": True, "best": True}
+    assert client.post(url, json=three).status_code == 200
+    assert client.post(url, json={"boxes": box, "logits": True}).status_code == 200
+    monkeypatch.setattr(Service, "masks", None)
+    for asked, message in (
+        ({"boxes": box * 7}, "7 masks of this photo are 0.1 Mpx together, and the limit is 0.08"),
+        ({"boxes": box * 3, "multimask": True, "best": True}, "three masks of each of 3 boxes"),
+        ({"boxes": box * 2, "logits": True}, "2 masks of this photo with logits are 0.2 Mpx"),
+    ):
+        assert message in error_of(client.post(url, json=asked), 422)
+
+
+def test_lists_are_bounded_where_they_are_read(client: TestClient, image_id: str) -> None:
+    url = f"/v1/images/{image_id}/masks"
+    for name, item in (("points", [1, 1]), ("labels", 1), ("boxes", [1, 1, 2, 2])):
+        told = error_of(client.post(url, json={name: [item] * 10_001}), 422)
+        assert told.startswith(f"{name}: ") and "10000 items" in told
+    with pytest.raises(UserError, match="max_prompts 10001 is out of range. Use 10000 or fewer"):
+        ServeSettings(max_prompts=10_001)
 
 
 def test_forms_without_a_photo(client: TestClient, photo: bytes) -> None:

@@ -1,0 +1,178 @@
+"""The routes of photos: send one, and ask for its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from structsam.errors import UserError
+from structsam_export.predict.embedding_file import to_half
+from structsam_export.predict.prompts import AskedPrompts
+from structsam_export.serve.masks_out import masks_answer, read_logits, require_small_answer
+from structsam_export.serve.refusals import Refusal
+from structsam_export.serve.request_body import read_image_body
+from structsam_export.serve.schemas import (
+    ErrorAnswer,
+    EverythingAnswer,
+    EverythingMask,
+    EverythingRequest,
+    ImageAnswer,
+    MasksAnswer,
+    MasksRequest,
+)
+from structsam_export.serve.service import Service
+
+PHOTOS = "/v1/images"
+ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="`id` of POST /v1/images.")]
+#: Of the names in `bundle.manifest`.
+Feature = Annotated[
+    Literal["image_embeddings", "hq_features"], Query(description="The second: of SAM-HQ.")
+]
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def image_routes(
+    service: Service, guard: Callable[..., None], error_statuses: tuple[int, ...]
+) -> APIRouter:
+    """Return the routes below /v1/images.
+
+    Args:
+        guard: lets in whom it does not refuse.
+        error_statuses: that every route may answer.
+    """
+    router = APIRouter(
+        prefix=PHOTOS,
+        tags=["images"],
+        dependencies=[Depends(guard)],
+        responses=_errors(*error_statuses),
+    )
+
+    @router.post(
+        "",
+        summary="Send a photo",
+        responses=_errors(400, 413, 429),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                    "multipart/form-data": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["image"],
+                            "properties": {"image": {"type": "string", "format": "binary"}},
+                        }
+                    },
+                },
+            }
+        },
+    )
+    async def add_image(request: Request) -> ImageAnswer:
+        """Encode a photo once: the file's bytes as the body, or a form with the field `image`."""
+        data = await read_image_body(request)
+        added = await run_in_threadpool(service.add, data)
+        height, width = added.geometry.original_size
+        return ImageAnswer(
+            id=added.image_id,
+            width=width,
+            height=height,
+            input_size=list(added.geometry.input_size),
+            cached=added.cached,
+            encode_ms=added.encode_ms,
+        )
+
+    @router.post("/{image_id}/masks", summary="Masks of prompts", responses=_errors(404, 413, 429))
+    def find_masks(image_id: ImageId, asked: MasksRequest) -> MasksAnswer:
+        """Decode points and boxes for a photo that was sent before."""
+        prompts, multimask, earlier = _read(service, image_id, asked)
+        found = service.masks(image_id, prompts, multimask, earlier)
+        return masks_answer(found, asked.format, asked.best, asked.logits)
+
+    @router.post("/{image_id}/everything", responses=_errors(404, 413, 429))
+    def find_everything(image_id: ImageId, asked: EverythingRequest) -> EverythingAnswer:
+        """Find a mask of everything, as SAM's automatic mask generator without crops."""
+        size = service.image(image_id).geometry.original_size  # it may leave meanwhile
+        records, spent = service.everything(image_id, **asked.model_dump())
+        masks = [
+            EverythingMask(counts=record.pop("segmentation")["counts"], **record)
+            for record in records
+        ]
+        return EverythingAnswer(size=list(size), masks=masks, ms=spent)
+
+    @router.get(
+        "/{image_id}/embedding",
+        summary="The embedding, or another feature map",
+        response_class=Response,
+        responses={
+            200: {"content": {"application/octet-stream": {}}, "description": "FP16, row-major"},
+            **_errors(404, 409),
+        },
+    )
+    def embedding(image_id: ImageId, feature: Feature = "image_embeddings") -> Response:
+        """Give what the decoder takes as FP16, little endian; its shape is in `X-Shape`."""
+        found = service.image(image_id).features
+        if found is None:
+            raise Refusal(
+                409, "this bundle is prompt-aware: it has an embedding for every box, none alone"
+            )
+        if feature not in found:
+            raise Refusal(409, f"this bundle's encoder gives no {feature}: it is no SAM-HQ")
+        try:
+            half = to_half({feature: found[feature].numpy()}, "Let the server find the masks")
+        except UserError as error:
+            raise Refusal(409, str(error)) from None
+        array = half[feature]
+        return Response(
+            array.astype("<f2").tobytes(),
+            media_type="application/octet-stream",
+            headers={"X-Shape": ",".join(map(str, array.shape)), "X-Dtype": "float16"},
+        )
+
+    @router.delete("/{image_id}", status_code=204, summary="Forget a photo", responses=_errors(404))
+    def forget(image_id: ImageId) -> None:
+        """Drop what is kept of a photo, in memory and on disk."""
+        service.remove(image_id)
+
+    return router
+
+
+def _read(
+    service: Service, image_id: str, asked: MasksRequest
+) -> tuple[AskedPrompts, bool, np.ndarray | None]:
+    """Return prompts, whether three masks of each are wanted, and the mask of earlier."""
+    settings = service.settings
+    if max(len(asked.points), len(asked.boxes)) > settings.max_prompts:
+        raise Refusal(
+            422, f"more than {settings.max_prompts} points or boxes. Send them in several requests"
+        )
+    labels = [1] * len(asked.points) if asked.labels is None else asked.labels
+    if len(labels) != len(asked.points):
+        raise Refusal(422, f"{len(labels)} labels for {len(asked.points)} points. Give one each")
+    points = [(x, y, int(label)) for (x, y), label in zip(asked.points, labels, strict=True)]
+    boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in asked.boxes]
+    prompts = AskedPrompts(tuple(points), tuple(boxes), all_masks=False)
+    multimask = prompts.multimask if asked.multimask is None else asked.multimask
+    found = max(1, len(boxes)) * (3 if multimask else 1)
+    if found > max(3, settings.max_prompts):
+        raise Refusal(
+            422,
+            f"three masks of each of {len(boxes)} boxes are more than {settings.max_prompts}. Send "
+            "them in several requests, or without `multimask`",
+        )
+    specs = service.bundle.part("decoder").inputs
+    shape = tuple(int(n) for spec in specs if spec.name == "mask_input" for n in spec.shape[1:])
+    require_small_answer(
+        service.image(image_id).geometry.original_size,
+        max(1, len(boxes)) if asked.best else found,
+        int(np.prod(shape)) if asked.logits else 0,
+        settings.max_answer_pixels,
+    )
+    earlier = None if asked.mask_input is None else read_logits(asked.mask_input, shape)
+    return prompts, multimask, earlier
