@@ -25,19 +25,19 @@ def about_routes(service: Service) -> APIRouter:
         )
 
     @router.get("/healthz", summary="It lives")
-    def healthz() -> HealthAnswer:
+    async def healthz() -> HealthAnswer:
         """Answer 200 as long as the process lives."""
         return health()
 
     @router.get("/readyz", summary="It can work", responses={503: {"model": HealthAnswer}})
-    def readyz(response: Response) -> HealthAnswer:
+    async def readyz(response: Response) -> HealthAnswer:
         """Answer 200 once both networks have run, 503 before and while it stops."""
         if service.state != "ok":
             response.status_code = 503
         return health()
 
     @router.get("/metrics", summary="For Prometheus", response_class=Response)
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Queues, latencies, cache hits and bytes in Prometheus' text format."""
         return Response(service.measures.text(), media_type=CONTENT_TYPE)
 

@@ -17,7 +17,7 @@ from structsam_export.serve.about_routes import about_routes
 from structsam_export.serve.error_answers import add_error_answers
 from structsam_export.serve.image_routes import PHOTOS, image_routes
 from structsam_export.serve.middleware import BodyLimit, KnownHosts, Measured
-from structsam_export.serve.model_routes import model_routes
+from structsam_export.serve.model_routes import Guard, model_routes
 from structsam_export.serve.page import add_page
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.service import Service
@@ -71,15 +71,15 @@ def make_app(
     return app
 
 
-def _guard(token: str | None) -> Callable[..., None]:
-    def check(
+def _guard(token: str | None) -> Guard:
+    async def check(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
     ) -> None:
         found = "" if given is None else given.credentials
         if token is not None and not hmac.compare_digest(found.encode(), token.encode()):
             raise Refusal(401, "the token is missing or wrong: send `Authorization: Bearer TOKEN`")
 
-    def open_to_all() -> None:
+    async def open_to_all() -> None:
         return None
 
     return open_to_all if token is None else check

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from structsam.errors import UserError
 from structsam_export.predict.embedding_file import to_half
 from structsam_export.predict.prompts import AskedPrompts
-from structsam_export.serve.masks_out import masks_answer, read_logits, require_small_answer
+from structsam_export.serve.drawing import Drawing
+from structsam_export.serve.masks_out import (
+    everything_answer,
+    masks_answer,
+    read_logits,
+    require_small_answer,
+)
+from structsam_export.serve.model_routes import Guard
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.request_body import read_image_body
 from structsam_export.serve.schemas import (
     ErrorAnswer,
     EverythingAnswer,
-    EverythingMask,
     EverythingRequest,
     ImageAnswer,
     MasksAnswer,
     MasksRequest,
 )
-from structsam_export.serve.service import Service
+from structsam_export.serve.service import FoundMasks, Service
 
 PHOTOS = "/v1/images"
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="`id` of POST /v1/images.")]
@@ -38,9 +46,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer} for status in statuses}
 
 
-def image_routes(
-    service: Service, guard: Callable[..., None], error_statuses: tuple[int, ...]
-) -> APIRouter:
+def image_routes(service: Service, guard: Guard, error_statuses: tuple[int, ...]) -> APIRouter:
     """Return the routes below /v1/images.
 
     Args:
@@ -53,6 +59,7 @@ def image_routes(
         dependencies=[Depends(guard)],
         responses=_errors(*error_statuses),
     )
+    drawing = Drawing(service.settings.prompts_waiting)
 
     @router.post(
         "",
@@ -77,7 +84,7 @@ def image_routes(
     async def add_image(request: Request) -> ImageAnswer:
         """Encode a photo once: the file's bytes as the body, or a form with the field `image`."""
         data = await read_image_body(request)
-        added = await run_in_threadpool(service.add, data)
+        added = await asyncio.wrap_future(await run_in_threadpool(service.add, data))
         height, width = added.geometry.original_size
         return ImageAnswer(
             id=added.image_id,
@@ -88,23 +95,31 @@ def image_routes(
             encode_ms=added.encode_ms,
         )
 
-    @router.post("/{image_id}/masks", summary="Masks of prompts", responses=_errors(404, 413, 429))
-    def find_masks(image_id: ImageId, asked: MasksRequest) -> MasksAnswer:
+    @router.post(
+        "/{image_id}/masks",
+        summary="Masks of prompts",
+        response_model=MasksAnswer,
+        responses=_errors(400, 404, 413, 429),
+    )
+    async def find_masks(image_id: ImageId, asked: MasksRequest) -> Response:
         """Decode points and boxes for a photo that was sent before."""
-        prompts, multimask, earlier = _read(service, image_id, asked)
-        found = service.masks(image_id, prompts, multimask, earlier)
-        return masks_answer(found, asked.format, asked.best, asked.logits)
+        drawing.require_room()
+        found = await asyncio.wrap_future(await run_in_threadpool(_ask, service, image_id, asked))
+        return await drawing.run(
+            lambda: _json(masks_answer(found, asked.format, asked.best, asked.logits))
+        )
 
-    @router.post("/{image_id}/everything", responses=_errors(404, 413, 429))
-    def find_everything(image_id: ImageId, asked: EverythingRequest) -> EverythingAnswer:
+    @router.post(
+        "/{image_id}/everything",
+        response_model=EverythingAnswer,
+        responses=_errors(400, 404, 413, 429),
+    )
+    async def find_everything(image_id: ImageId, asked: EverythingRequest) -> Response:
         """Find a mask of everything, as SAM's automatic mask generator without crops."""
-        size = service.image(image_id).geometry.original_size  # it may leave meanwhile
-        records, spent = service.everything(image_id, **asked.model_dump())
-        masks = [
-            EverythingMask(counts=record.pop("segmentation")["counts"], **record)
-            for record in records
-        ]
-        return EverythingAnswer(size=list(size), masks=masks, ms=spent)
+        drawing.require_room()
+        finding = await run_in_threadpool(service.everything, image_id, **asked.model_dump())
+        found = await asyncio.wrap_future(finding)
+        return await drawing.run(lambda: _json(everything_answer(found)))
 
     @router.get(
         "/{image_id}/embedding",
@@ -143,10 +158,13 @@ def image_routes(
     return router
 
 
-def _read(
-    service: Service, image_id: str, asked: MasksRequest
-) -> tuple[AskedPrompts, bool, np.ndarray | None]:
-    """Return prompts, whether three masks of each are wanted, and the mask of earlier."""
+def _json(answer: BaseModel) -> Response:
+    """Return a response that is ready: FastAPI would write it where all requests wait."""
+    return Response(TypeAdapter(type(answer)).dump_json(answer), media_type="application/json")
+
+
+def _ask(service: Service, image_id: str, asked: MasksRequest) -> Future[FoundMasks]:
+    """Let prompts wait for the decoder, unless they make no sense or the answer grows too large."""
     settings = service.settings
     if max(len(asked.points), len(asked.boxes)) > settings.max_prompts:
         raise Refusal(
@@ -175,4 +193,4 @@ def _read(
         settings.max_answer_pixels,
     )
     earlier = None if asked.mask_input is None else read_logits(asked.mask_input, shape)
-    return prompts, multimask, earlier
+    return service.masks(image_id, prompts, multimask, earlier)

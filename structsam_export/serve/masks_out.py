@@ -13,8 +13,14 @@ from PIL import Image
 from structsam.mask_runs import runs_of
 from structsam_export.predict.everything.coco_masks import coco_rle
 from structsam_export.serve.refusals import Refusal
-from structsam_export.serve.schemas import Mask, MaskFormat, MasksAnswer
-from structsam_export.serve.service import FoundMasks
+from structsam_export.serve.schemas import (
+    EverythingAnswer,
+    EverythingMask,
+    Mask,
+    MaskFormat,
+    MasksAnswer,
+)
+from structsam_export.serve.service import FoundEverything, FoundMasks
 
 
 def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: bool) -> MasksAnswer:
@@ -42,6 +48,15 @@ def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: b
         decode_ms=found.decode_ms,
         upscale_ms=(time.perf_counter() - start) * 1e3,
     )
+
+
+def everything_answer(found: FoundEverything) -> EverythingAnswer:
+    """Put masks of everything into the form of their answer."""
+    masks = [
+        EverythingMask(counts=record["segmentation"]["counts"], **record)  # it ignores the rest
+        for record in found.records
+    ]
+    return EverythingAnswer(size=list(found.size), masks=masks, ms=found.spent_ms)
 
 
 def require_small_answer(size: tuple[int, int], masks: int, logits: int, most: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ from structsam_export.serve.measures import Measures
 from structsam_export.serve.refusals import Refusal, UnknownImage
 from structsam_export.serve.saved_embeddings import SavedEmbeddings
 from structsam_export.serve.settings import ServeSettings
+from structsam_export.serve.shared_jobs import SharedJobs
 from structsam_export.serve.worker import Worker
 
 State = Literal["starting", "ok", "stopping"]
@@ -67,8 +67,26 @@ class FoundMasks:
         return binary_masks(self.low_res[prompt, place], self.geometry)
 
 
+@dataclass(frozen=True)
+class FoundEverything:
+    """Masks of everything in a photo.
+
+    Args:
+        records: of `Predictor.everything`, with COCO's run lengths.
+        size: (height, width) of the photo, which may have left meanwhile.
+        spent_ms: of all of it.
+    """
+
+    records: list[dict[str, Any]]
+    size: tuple[int, int]
+    spent_ms: float
+
+
 class Service:
     """Encodes photos once and answers prompts. Safe to use from several threads.
+
+    Looking up and asking is quick; what takes long comes as a future, so that nobody's thread has
+    to wait for it.
 
     One thread encodes, another decodes, a third finds masks of everything, which takes long; each
     has a predictor of its own. Prompts for one image that wait together share a call of the
@@ -101,10 +119,9 @@ class Service:
         self._finder = Predictor(bundle, self._encoder.backend, **options)
         most = bundle.part("decoder").profile["P"][2]
         self._encoding = Worker("photos", self._encode, settings.queue)
-        self._decoding = Worker("prompts", self._decode, 4 * settings.queue, most)
+        self._decoding = Worker("prompts", self._decode, settings.prompts_waiting, most)
         self._finding = Worker("photos", self._find, max(1, settings.queue // 4))
-        self._in_work: dict[str, Future[Any]] = {}
-        self._lock = threading.Lock()
+        self._adding = SharedJobs[AddedImage]()
         self.state: State = "starting"
         workers = {"encoder": self._encoding, "decoder": self._decoding}
         self.measures.watch(self.cache, workers | {"everything": self._finding})
@@ -116,11 +133,12 @@ class Service:
         """
         side = self.bundle.preprocessing.image_size
         grey = np.full((side, side, 3), 127, np.uint8)
-        image, _ = self._encoding.submit(None, (None, lambda: grey)).result()
+        kept: list[EncodedImage] = []
+        self._encoding.submit(None, ("", lambda: grey, kept.append)).result()
         middle = {
             "point_coords": np.full((1, 1, 2), side / 2), "point_labels": np.ones((1, 1)),
         }  # fmt: skip
-        self._decoding.submit(None, (image, middle, True)).result()
+        self._decoding.submit(None, (kept[0], middle, True)).result()
         self.state = "ok"
 
     def stop(self) -> None:
@@ -132,15 +150,18 @@ class Service:
             predictor.close()
         self.cache.clear()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str]:
         """Return which bundle and runtime serve, ready for JSON."""
-        return {"bundle": self.bundle.name, **self._encoder.describe()}
+        return {"bundle": self.bundle.name, "backend": self._encoder.backend.name}
 
-    def add(self, data: bytes) -> AddedImage:
+    def add(self, data: bytes) -> Future[AddedImage]:
         """Encode a photo, unless it is kept already; two requests for one photo encode it once.
 
+        Returns:
+            What raises `UserError` where the data are no photo, or too large a one.
+
         Raises:
-            Refusal: no photo, too large, or too many are waiting.
+            Refusal: too many are waiting.
         """
         image_id = photo_id(data)
         most = self.settings.max_pixels
@@ -149,17 +170,15 @@ class Service:
             known, how = self._take_saved(image_id), "saved"
         self.measures.lookups.labels("miss" if known is None else how).inc()
         if known is not None:
-            return AddedImage(image_id, known.geometry, True, 0.0)
-        with self._lock:
-            future = self._in_work.get(image_id)
-            if future is None:
-                future = self._encoding.submit(
-                    None, (image_id, lambda: read_image_bytes(data, "the photo", most))
-                )
-                self._in_work[image_id] = future
-                future.add_done_callback(lambda _: self._in_work.pop(image_id, None))
-        image, spent = future.result()
-        return AddedImage(image_id, image.geometry, False, spent)
+            added: Future[AddedImage] = Future()
+            added.set_result(AddedImage(image_id, known.geometry, True, 0.0))
+            return added
+        work = (
+            image_id,
+            lambda: read_image_bytes(data, "the photo", most),
+            lambda image: self.cache.put(image_id, image),
+        )
+        return self._adding.join(image_id, lambda: self._encoding.submit(None, work))
 
     def image(self, image_id: str) -> EncodedImage:
         """Return a kept image. Raises `UnknownImage`."""
@@ -186,7 +205,7 @@ class Service:
         prompts: AskedPrompts,
         multimask: bool,
         mask_input: np.ndarray | None = None,
-    ) -> FoundMasks:
+    ) -> Future[FoundMasks]:
         """Decode prompts for a kept image.
 
         Args:
@@ -211,29 +230,21 @@ class Service:
             several["mask_input"] = mask_input[None]
         shapes = tuple((name, value.shape[1:]) for name, value in sorted(several.items()))
         kind = (image_id, shapes, multimask)
-        future = self._decoding.submit(kind, (image, several, multimask), count)
-        scores, low_res, spent = future.result()
-        return FoundMasks(scores, low_res, image.geometry, spent)
+        return self._decoding.submit(kind, (image, several, multimask), count)
 
-    def everything(self, image_id: str, **settings: Any) -> tuple[list[dict[str, Any]], float]:
+    def everything(self, image_id: str, **settings: Any) -> Future[FoundEverything]:
         """Find a mask of everything in a kept image; see `Predictor.everything`.
-
-        Returns:
-            The records with COCO's run lengths, and the milliseconds that it took.
 
         Raises:
             Refusal: an unknown image, or too many wait.
         """
         chosen = EverythingSettings(**settings, output_mode="coco_rle")
         image = self.image(image_id)
-        found: tuple[list[dict[str, Any]], float] = self._finding.submit(
-            None, (image, chosen)
-        ).result()
-        return found
+        return self._finding.submit(None, (image, chosen))
 
     def _find(
         self, works: Sequence[tuple[EncodedImage, EverythingSettings]]
-    ) -> list[tuple[list[dict[str, Any]], float]]:
+    ) -> list[FoundEverything]:
         ((image, settings),) = works
         start = time.perf_counter()
         self._finder.set_encoded_image(image)
@@ -243,12 +254,13 @@ class Service:
             self._finder.reset_image()
         spent = time.perf_counter() - start
         self.measures.everything.observe(spent)
-        return [(records, spent * 1e3)]
+        return [FoundEverything(records, image.geometry.original_size, spent * 1e3)]
 
     def _encode(
-        self, works: Sequence[tuple[str | None, Callable[[], np.ndarray]]]
-    ) -> list[tuple[EncodedImage, float]]:
-        ((image_id, read),) = works
+        self,
+        works: Sequence[tuple[str, Callable[[], np.ndarray], Callable[[EncodedImage], None]]],
+    ) -> list[AddedImage]:
+        ((image_id, read, keep),) = works
         rgb = read()
         start = time.perf_counter()
         self._encoder.set_image(rgb)
@@ -258,13 +270,12 @@ class Service:
         spent = time.perf_counter() - start
         self._encoder.reset_image()
         self.measures.encode.observe(spent)
-        if image_id is not None:
-            self.cache.put(image_id, image)
-        return [(image, spent * 1e3)]
+        keep(image)
+        return [AddedImage(image_id, image.geometry, False, spent * 1e3)]
 
     def _decode(
         self, works: Sequence[tuple[EncodedImage, dict[str, np.ndarray], bool]]
-    ) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    ) -> list[FoundMasks]:
         image, first, multimask = works[0]
         asked: dict[str, Any] = {
             name: np.concatenate([arrays[name] for _, arrays, _ in works]) for name in first
@@ -280,7 +291,7 @@ class Service:
         self.measures.decoded_together.observe(len(works))
         ends = np.cumsum([len(next(iter(arrays.values()))) for _, arrays, _ in works])[:-1]
         return [
-            (own_scores, own_low_res, spent * 1e3)
+            FoundMasks(own_scores, own_low_res, image.geometry, spent * 1e3)
             for own_scores, own_low_res in zip(
                 np.split(scores, ends), np.split(low_res, ends), strict=True
             )

@@ -50,6 +50,11 @@ class ServeSettings:
             )
 
     @property
+    def prompts_waiting(self) -> int:
+        """Requests that may wait for the decoder, and as many again for their answers."""
+        return 4 * self.queue
+
+    @property
     def cache_bytes(self) -> int:
         """Memory for encoded images."""
         return self.cache_mb * _MB

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from structsam.evaluation.mask_rle import decode
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.image_file import read_image
 from structsam_export.serve.app import make_app
+from structsam_export.serve.drawing import Drawing
 from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
 
@@ -127,6 +130,7 @@ def test_everything_of_a_photo_that_leaves_meanwhile(
 
     def forgetful(image_id: str, **settings: Any) -> Any:
         found = work(image_id, **settings)
+        found.result(60)
         service.remove(image_id)
         return found
 
@@ -325,6 +329,50 @@ def test_with_a_token_only_who_bears_it_comes_in(tiny_bundle: Bundle, photo: byt
         error_of(client.post("/v1/images", content=photo, headers=wrong), 401)
         right = {"Authorization": "Bearer secret"}
         assert client.post("/v1/images", content=photo, headers=right).status_code == 200
+
+
+def test_while_many_wait_health_is_told_and_the_next_is_sent_away(
+    tiny_bundle: Bundle, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More wait than the server has threads (40), so none of them may wait in one."""
+    began, go = threading.Event(), threading.Event()
+    decode = Service._decode
+
+    def held(service: Service, works: Any) -> Any:
+        if works[0][2] is False:  # not the warming
+            began.set()
+            assert go.wait(60)
+        return decode(service, works)
+
+    monkeypatch.setattr(Service, "_decode", held)
+    with client_of(tiny_bundle, queue=15) as client, ThreadPoolExecutor(70) as pool:
+        try:
+            image_id = client.post("/v1/images", content=photo).json()["id"]
+            url, asked = f"/v1/images/{image_id}/masks", {"boxes": [[30, 20, 70, 50]]}
+            answers = [pool.submit(client.post, url, json=asked)]
+            assert began.wait(60)
+            answers += [pool.submit(client.post, url, json=asked) for _ in range(61)]
+            first = next(
+                as_completed(answers, timeout=60)
+            ).result()  # 60 wait: that is one too many
+            assert "60 prompts are waiting already" in error_of(first, 429)
+            assert int(first.headers["retry-after"]) >= 1
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert pool.submit(client.get, path).result(60).status_code == 200
+        finally:
+            go.set()
+        assert sorted(each.result().status_code for each in answers) == [200] * 61 + [429]
+
+
+def test_answers_that_wait_to_be_drawn_are_bounded(
+    tiny_bundle: Bundle, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(tiny_bundle) as client:
+        image_id = client.post("/v1/images", content=photo).json()["id"]
+        monkeypatch.setattr(Drawing, "waiting", 64)
+        for what in ("masks", "everything"):
+            answer = client.post(f"/v1/images/{image_id}/{what}", json={})
+            assert "64 answers are waiting" in error_of(answer, 429)
 
 
 def test_another_host_name_is_refused(client: TestClient) -> None:
