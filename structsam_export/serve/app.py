@@ -19,9 +19,10 @@ from structsam_export.serve.image_routes import PHOTOS, image_routes
 from structsam_export.serve.middleware import BodyLimit, KnownHosts, Measured
 from structsam_export.serve.model_routes import Guard, model_routes
 from structsam_export.serve.page import add_page
-from structsam_export.serve.refusals import Refusal
+from structsam_export.serve.refusals import Refusal, Stopping
 from structsam_export.serve.service import Service
 
+_SECONDS_TO_END = 5.0  # of calls that nobody waits for any more
 _BEARER = HTTPBearer(auto_error=False)
 
 
@@ -42,6 +43,8 @@ def make_app(
     async def warm() -> None:
         try:
             await run_in_threadpool(service.warm)
+        except Stopping:
+            pass  # the server was told to end before it was ready
         except Exception as error:
             on_failure(error)
 
@@ -49,8 +52,9 @@ def make_app(
     async def life(_: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.create_task(warm())  # meanwhile /healthz answers
         yield
+        service.refuse_waiting()
         await warming
-        await run_in_threadpool(service.stop)
+        await run_in_threadpool(service.stop, _SECONDS_TO_END)
 
     app = FastAPI(
         title="structsam",

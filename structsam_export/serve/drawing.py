@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
-from structsam_export.serve.refusals import Busy
+from structsam_export.serve.refusals import Busy, Gone
 
-P = ParamSpec("P")
 T = TypeVar("T")
 _MOST_THREADS = 8  # of the 40 that all of the server has
 
@@ -38,11 +38,13 @@ class Drawing:
         if self.waiting >= self._most:
             raise Busy("answers", self.waiting, None)
 
-    async def run(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Return what the function returns."""
+    async def run(self, request: Request, make: Callable[[], T]) -> T:
+        """Return what the function returns. Raises `Gone` where the client left before it began."""
         self._inside += 1
         try:
             async with self._places:
-                return await run_in_threadpool(make, *args, **options)
+                if await request.is_disconnected():
+                    raise Gone
+                return await run_in_threadpool(make)
         finally:
             self._inside -= 1

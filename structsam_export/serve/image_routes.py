@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from structsam.errors import UserError
 from structsam_export.predict.embedding_file import to_half
 from structsam_export.predict.prompts import AskedPrompts
+from structsam_export.serve.connected import until_gone
 from structsam_export.serve.drawing import Drawing
+from structsam_export.serve.found import FoundMasks
 from structsam_export.serve.masks_out import (
     everything_answer,
     masks_answer,
@@ -22,8 +23,8 @@ from structsam_export.serve.masks_out import (
     require_small_answer,
 )
 from structsam_export.serve.model_routes import Guard
-from structsam_export.serve.refusals import Refusal
-from structsam_export.serve.request_body import read_image_body
+from structsam_export.serve.refusals import Busy, Refusal
+from structsam_export.serve.request_body import drop_body, read_image_body
 from structsam_export.serve.schemas import (
     ErrorAnswer,
     EverythingAnswer,
@@ -32,7 +33,7 @@ from structsam_export.serve.schemas import (
     MasksAnswer,
     MasksRequest,
 )
-from structsam_export.serve.service import FoundMasks, Service
+from structsam_export.serve.service import Service
 
 PHOTOS = "/v1/images"
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="`id` of POST /v1/images.")]
@@ -83,8 +84,13 @@ def image_routes(service: Service, guard: Guard, error_statuses: tuple[int, ...]
     )
     async def add_image(request: Request) -> ImageAnswer:
         """Encode a photo once: the file's bytes as the body, or a form with the field `image`."""
-        data = await read_image_body(request)
-        added = await asyncio.wrap_future(await run_in_threadpool(service.add, data))
+        try:
+            service.require_room()
+        except Busy:  # the file need not be kept for that
+            await drop_body(request)
+            raise
+        adding = await run_in_threadpool(service.add, await read_image_body(request))
+        added = await until_gone(request, adding)
         height, width = added.geometry.original_size
         return ImageAnswer(
             id=added.image_id,
@@ -101,12 +107,13 @@ def image_routes(service: Service, guard: Guard, error_statuses: tuple[int, ...]
         response_model=MasksAnswer,
         responses=_errors(400, 404, 413, 429),
     )
-    async def find_masks(image_id: ImageId, asked: MasksRequest) -> Response:
+    async def find_masks(request: Request, image_id: ImageId, asked: MasksRequest) -> Response:
         """Decode points and boxes for a photo that was sent before."""
         drawing.require_room()
-        found = await asyncio.wrap_future(await run_in_threadpool(_ask, service, image_id, asked))
+        finding = await run_in_threadpool(_ask, service, image_id, asked)
+        found = await until_gone(request, finding)
         return await drawing.run(
-            lambda: _json(masks_answer(found, asked.format, asked.best, asked.logits))
+            request, lambda: _json(masks_answer(found, asked.format, asked.best, asked.logits))
         )
 
     @router.post(
@@ -114,12 +121,14 @@ def image_routes(service: Service, guard: Guard, error_statuses: tuple[int, ...]
         response_model=EverythingAnswer,
         responses=_errors(400, 404, 413, 429),
     )
-    async def find_everything(image_id: ImageId, asked: EverythingRequest) -> Response:
+    async def find_everything(
+        request: Request, image_id: ImageId, asked: EverythingRequest
+    ) -> Response:
         """Find a mask of everything, as SAM's automatic mask generator without crops."""
         drawing.require_room()
         finding = await run_in_threadpool(service.everything, image_id, **asked.model_dump())
-        found = await asyncio.wrap_future(finding)
-        return await drawing.run(lambda: _json(everything_answer(found)))
+        found = await until_gone(request, finding)
+        return await drawing.run(request, lambda: _json(everything_answer(found)))
 
     @router.get(
         "/{image_id}/embedding",

@@ -12,6 +12,7 @@ from PIL import Image
 
 from structsam.mask_runs import runs_of
 from structsam_export.predict.everything.coco_masks import coco_rle
+from structsam_export.serve.found import FoundEverything, FoundMasks
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.schemas import (
     EverythingAnswer,
@@ -20,7 +21,6 @@ from structsam_export.serve.schemas import (
     MaskFormat,
     MasksAnswer,
 )
-from structsam_export.serve.service import FoundEverything, FoundMasks
 
 
 def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: bool) -> MasksAnswer:

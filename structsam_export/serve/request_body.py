@@ -22,6 +22,16 @@ async def read_image_body(request: Request) -> bytes:
     return await request.body()
 
 
+async def drop_body(request: Request) -> None:
+    """Take the body and keep nothing of it: clients that still send would not read an answer.
+
+    One who asked whether to send (`Expect: 100-continue`, as curl does) need not.
+    """
+    if request.headers.get("expect", "").lower() != "100-continue":
+        async for _ in request.stream():
+            pass
+
+
 async def _field(request: Request) -> bytes:
     try:
         form = await MultiPartParser(request.headers, request.stream(), max_files=1).parse()

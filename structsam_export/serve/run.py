@@ -14,7 +14,7 @@ from structsam_export.serve.settings import ServeSettings
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 128
-_SECONDS_TO_STOP = 30
+_SECONDS_TO_STOP = 20  # and 5 for calls that run on; Kubernetes kills after 30
 
 
 def serve(
@@ -28,7 +28,7 @@ def serve(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> None:
-    """Serve a bundle until SIGINT or SIGTERM; what is being answered then is answered.
+    """Serve a bundle until SIGINT or SIGTERM; calls that run then are answered.
 
     Args:
         host: address to listen on; one that others reach needs a `token`.
@@ -52,6 +52,11 @@ def serve(
         from structsam_export.serve.app import make_app
         from structsam_export.serve.service import Service
 
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                service.refuse_waiting()  # it would wait for those
+                await super().shutdown(sockets)
+
         failures: list[Exception] = []
 
         def give_up(error: Exception) -> None:
@@ -68,7 +73,7 @@ def serve(
             server_header=False,
         )
         say(f"http://{_bracketed(address)}:{listener.getsockname()[1]}")
-        server = uvicorn.Server(config)
+        server = Server(config)
         server.run(sockets=[listener])
         if failures:
             raise failures[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,69 +18,18 @@ from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
-from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.predict.prompts import AskedPrompts, read_prompts
-from structsam_export.predict.upscaling import binary_masks
+from structsam_export.serve.found import AddedImage, FoundEverything, FoundMasks
 from structsam_export.serve.measures import Measures
-from structsam_export.serve.refusals import Refusal, UnknownImage
+from structsam_export.serve.refusals import Refusal, Stopping, UnknownImage
 from structsam_export.serve.saved_embeddings import SavedEmbeddings
 from structsam_export.serve.settings import ServeSettings
 from structsam_export.serve.shared_jobs import SharedJobs
 from structsam_export.serve.worker import Worker
 
+_log = logging.getLogger("structsam_export")
+
 State = Literal["starting", "ok", "stopping"]
-
-
-@dataclass(frozen=True)
-class AddedImage:
-    """A photo that is encoded now.
-
-    Args:
-        geometry: its size, and its place in the encoder's input.
-        cached: whether it had been encoded before, here or by `segment`.
-        encode_ms: of preprocessing and encoder; 0 where it was cached.
-    """
-
-    image_id: str
-    geometry: ImageGeometry
-    cached: bool
-    encode_ms: float
-
-
-@dataclass(frozen=True)
-class FoundMasks:
-    """Masks of P prompts, small: many large ones would not fit in memory at once.
-
-    Args:
-        scores: float32 [P, C].
-        low_res: float32 [P, C, h, w] logits.
-        geometry: of the photo.
-        decode_ms: of the decoder's call, which other requests may have shared.
-    """
-
-    scores: np.ndarray
-    low_res: np.ndarray
-    geometry: ImageGeometry
-    decode_ms: float
-
-    def mask(self, prompt: int, place: int) -> np.ndarray:
-        """Return one mask in the size of the photo, bool [H, W]."""
-        return binary_masks(self.low_res[prompt, place], self.geometry)
-
-
-@dataclass(frozen=True)
-class FoundEverything:
-    """Masks of everything in a photo.
-
-    Args:
-        records: of `Predictor.everything`, with COCO's run lengths.
-        size: (height, width) of the photo, which may have left meanwhile.
-        spent_ms: of all of it.
-    """
-
-    records: list[dict[str, Any]]
-    size: tuple[int, int]
-    spent_ms: float
 
 
 class Service:
@@ -122,9 +72,14 @@ class Service:
         self._decoding = Worker("prompts", self._decode, settings.prompts_waiting, most)
         self._finding = Worker("photos", self._find, max(1, settings.queue // 4))
         self._adding = SharedJobs[AddedImage]()
-        self.state: State = "starting"
+        self._warm, self._stopping = False, False
         workers = {"encoder": self._encoding, "decoder": self._decoding}
         self.measures.watch(self.cache, workers | {"everything": self._finding})
+
+    @property
+    def state(self) -> State:
+        """Whether it has run both networks once, and whether it ends."""
+        return "stopping" if self._stopping else "ok" if self._warm else "starting"
 
     def warm(self) -> None:
         """Open both networks and run them once: the first request then waits for nothing.
@@ -139,13 +94,32 @@ class Service:
             "point_coords": np.full((1, 1, 2), side / 2), "point_labels": np.ones((1, 1)),
         }  # fmt: skip
         self._decoding.submit(None, (kept[0], middle, True)).result()
-        self.state = "ok"
+        self._warm = True
 
-    def stop(self) -> None:
-        """Answer what waits, and close the networks."""
-        self.state = "stopping"
+    def require_room(self) -> None:
+        """Raise `Refusal` where no photo may wait: ask before one is read."""
+        self._encoding.require_room()
+
+    def refuse_waiting(self) -> None:
+        """Take nothing more, and refuse what waits; what runs may end, `everything` breaks off."""
+        self._stopping = True
         for worker in (self._encoding, self._decoding, self._finding):
-            worker.stop()
+            worker.refuse_waiting()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Refuse what waits, wait for what runs, and close the networks.
+
+        Args:
+            seconds: to wait; networks that run even then stay open. None waits as long as it takes.
+        """
+        self.refuse_waiting()
+        end = None if seconds is None else time.monotonic() + seconds
+        for worker in (self._encoding, self._decoding, self._finding):
+            if not worker.stop(None if end is None else max(0.0, end - time.monotonic())):
+                _log.warning(
+                    "the call for %s did not end in %g s, and is left", worker.name, seconds
+                )
+                return
         for predictor in (self._encoder, self._decoder, self._finder):
             predictor.close()
         self.cache.clear()
@@ -240,16 +214,24 @@ class Service:
         """
         chosen = EverythingSettings(**settings, output_mode="coco_rle")
         image = self.image(image_id)
-        return self._finding.submit(None, (image, chosen))
+        gone = threading.Event()
+        found = self._finding.submit(None, (image, chosen, gone))
+        found.add_done_callback(lambda _: gone.set())
+        return found
 
     def _find(
-        self, works: Sequence[tuple[EncodedImage, EverythingSettings]]
+        self, works: Sequence[tuple[EncodedImage, EverythingSettings, threading.Event]]
     ) -> list[FoundEverything]:
-        ((image, settings),) = works
+        ((image, settings, gone),) = works
         start = time.perf_counter()
+
+        def go_on(done: int, total: int) -> None:
+            if done < total and (gone.is_set() or self._stopping):
+                raise Stopping
+
         self._finder.set_encoded_image(image)
         try:
-            records = self._finder.everything(**vars(settings))
+            records = self._finder.everything(progress=go_on, **vars(settings))
         finally:
             self._finder.reset_image()
         spent = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.prompts import AskedPrompts
-from structsam_export.serve.refusals import Refusal, UnknownImage
-from structsam_export.serve.service import FoundMasks, Service
+from structsam_export.serve.found import FoundMasks
+from structsam_export.serve.refusals import Refusal, Stopping, UnknownImage
+from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
 
 BOXES = ((30.0, 20.0, 70.0, 50.0), (90.0, 60.0, 110.0, 80.0))
@@ -188,4 +190,40 @@ def test_a_prompt_aware_bundle_encodes_for_every_box() -> None:
         fed = [feeds for feeds in backend.fed if "prompt_box" in feeds]
         assert len(fed) == 2
     finally:
+        service.stop()
+
+
+def test_everything_breaks_off_when_it_is_no_longer_wanted_or_the_server_ends(
+    tiny_bundle: Bundle, photo: bytes
+) -> None:
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+    decode, decoded, go = service._finder.predict_low_res, threading.Semaphore(0), threading.Event()
+    calls = []
+
+    def held(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        decoded.release()
+        assert go.wait(60)
+        return decode(*args, **options)
+
+    service._finder.predict_low_res = held  # type: ignore[method-assign]
+    try:
+        image_id = service.add(photo).result(60).image_id
+        unwanted = service.everything(image_id, points_per_side=32)
+        assert decoded.acquire(timeout=60)
+        assert unwanted.cancel()
+        go.set()
+        service.everything(image_id, points_per_side=1).result(60)
+        assert len(calls) == 2  # one of 16 calls, and that of the second job
+        go.clear()
+        assert decoded.acquire(timeout=60)
+        broken = service.everything(image_id, points_per_side=32)
+        assert decoded.acquire(timeout=60)
+        service.refuse_waiting()
+        go.set()
+        with pytest.raises(Stopping):
+            broken.result(60)
+        assert len(calls) == 3
+    finally:
+        go.set()
         service.stop()
