@@ -22,7 +22,7 @@ from structsam_export.serve.page import add_page
 from structsam_export.serve.refusals import Refusal, Stopping
 from structsam_export.serve.service import Service
 
-_SECONDS_TO_END = 5.0  # of calls that nobody waits for any more
+_SECONDS_TO_END = 5.0  # for warming, and for calls that nobody waits for any more
 _BEARER = HTTPBearer(auto_error=False)
 
 
@@ -53,7 +53,7 @@ def make_app(
         warming = asyncio.create_task(warm())  # meanwhile /healthz answers
         yield
         service.refuse_waiting()
-        await warming
+        await asyncio.wait((warming,), timeout=_SECONDS_TO_END)
         await run_in_threadpool(service.stop, _SECONDS_TO_END)
 
     app = FastAPI(

@@ -14,7 +14,7 @@ from structsam_export.serve.settings import ServeSettings
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 128
-_SECONDS_TO_STOP = 20  # and 5 for calls that run on; Kubernetes kills after 30
+_SECONDS_TO_STOP = 15  # for calls that run; the application takes up to 10 more
 
 
 def serve(

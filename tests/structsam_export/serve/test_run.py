@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_whom_others_reach_answers_to_any_name() -> None:
     assert host_names("0.0.0.0", "0.0.0.0") is None
 
 
+def text_of(url: str) -> str:
+    return str(urllib.request.urlopen(url, timeout=30).read().decode())
+
+
+def refusal_of(url: str) -> tuple[int, str]:
+    """Ask for everything, of 16384 points, and return why there is none."""
+    asked = b'{"points_per_side": 128, "pred_iou_thresh": 0, "stability_score_thresh": 0}'
+    request = urllib.request.Request(url, asked, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=120)
+    return refused.value.code, json.load(refused.value)["error"]
+
+
 def test_it_serves_until_it_is_told_to_stop(
     tiny_bundle: Bundle, photo: bytes, tmp_path: Path
 ) -> None:
@@ -110,9 +124,17 @@ def test_it_serves_until_it_is_told_to_stop(
                 assert error.code == 503 and time.monotonic() < deadline
                 time.sleep(0.1)
         request = urllib.request.Request(f"{address}/v1/images", photo)
-        assert json.load(urllib.request.urlopen(request, timeout=30))["width"] == 128
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == -signal.SIGTERM  # as uvicorn ends
+        told = json.load(urllib.request.urlopen(request, timeout=30))
+        assert told["width"] == 128
+        with ThreadPoolExecutor(2) as pool:  # one runs, one waits; both would take minutes
+            url = f"{address}/v1/images/{told['id']}/everything"
+            asked = [pool.submit(refusal_of, url) for _ in range(2)]
+            while 'structsam_queue{worker="everything"} 1.0' not in text_of(f"{address}/metrics"):
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == -signal.SIGTERM  # as uvicorn ends
+            for each in asked:
+                assert each.result() == (503, "the server is stopping. Try again later")
         log_text = (tmp_path / "log").read_text()
         assert "Traceback" not in log_text and "error" not in log_text
     finally:
