@@ -41,7 +41,7 @@ class SharedJobs(Generic[T]):
             if shared is None:
                 shared = self._jobs[key] = _Shared(submit())
             shared.waiting.append(own)
-        own.add_done_callback(lambda _: self._leave(key, shared, own))
+        own.add_done_callback(lambda own: self._leave(key, shared, own))
         if begins:
             shared.job.add_done_callback(lambda _: self._finish(key, shared))
         return own

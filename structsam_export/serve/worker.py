@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +88,7 @@ class Worker:
             self.require_room()
             self._jobs.append(job)
             self._changed.notify()
-        job.future.add_done_callback(lambda _: self._leave(job))
+        job.future.add_done_callback(self._leave)
         return job.future
 
     def refuse_waiting(self) -> None:
@@ -108,9 +107,11 @@ class Worker:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _leave(self, job: Job) -> None:
-        with self._changed, suppress(ValueError):  # it runs, or has run
-            self._jobs.remove(job)
+    def _leave(self, future: Future[Any]) -> None:
+        """Take a cancelled job out; a future that knew its job would keep its image alive."""
+        with self._changed:
+            for job in [job for job in self._jobs if job.future is future]:
+                self._jobs.remove(job)
 
     def _loop(self) -> None:
         while True:
