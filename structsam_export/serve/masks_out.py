@@ -12,9 +12,15 @@ from PIL import Image
 
 from structsam.mask_runs import runs_of
 from structsam_export.predict.everything.coco_masks import coco_rle
+from structsam_export.serve.found import FoundEverything, FoundMasks
 from structsam_export.serve.refusals import Refusal
-from structsam_export.serve.schemas import Mask, MaskFormat, MasksAnswer
-from structsam_export.serve.service import FoundMasks
+from structsam_export.serve.schemas import (
+    EverythingAnswer,
+    EverythingMask,
+    Mask,
+    MaskFormat,
+    MasksAnswer,
+)
 
 
 def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: bool) -> MasksAnswer:
@@ -42,6 +48,37 @@ def masks_answer(found: FoundMasks, kind: MaskFormat, best: bool, with_logits: b
         decode_ms=found.decode_ms,
         upscale_ms=(time.perf_counter() - start) * 1e3,
     )
+
+
+def everything_answer(found: FoundEverything) -> EverythingAnswer:
+    """Put masks of everything into the form of their answer."""
+    masks = [
+        EverythingMask(counts=record["segmentation"]["counts"], **record)  # it ignores the rest
+        for record in found.records
+    ]
+    return EverythingAnswer(size=list(found.size), masks=masks, ms=found.spent_ms)
+
+
+def require_small_answer(size: tuple[int, int], masks: int, logits: int, most: int) -> None:
+    """Refuse before any work what would be too large to answer.
+
+    Args:
+        size: (height, width) of the photo.
+        masks: how many are asked for.
+        logits: numbers that go with each; one counts as much as 16 pixels, which are bits.
+        most: pixels of all masks together.
+
+    Raises:
+        Refusal: more than that.
+    """
+    asked = masks * (size[0] * size[1] + 16 * logits)
+    if asked > most:
+        what = f"{masks} masks of this photo{' with logits' if logits else ''}"
+        raise Refusal(
+            422,
+            f"{what} are {asked / 1e6:.1f} Mpx together, and the limit is {most / 1e6:g} Mpx. Ask "
+            "for fewer prompts a request, or for the `best` mask of each",
+        )
 
 
 def read_logits(text: str, shape: tuple[int, ...]) -> np.ndarray:

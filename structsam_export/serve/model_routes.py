@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import FileResponse
@@ -11,11 +11,13 @@ from structsam_export.bundle.folder import Bundle
 from structsam_export.serve.refusals import Refusal
 from structsam_export.serve.schemas import DecoderFile, ErrorAnswer, ModelAnswer
 
+#: Raises for whom it does not let in; without a thread, which others may wait for.
+Guard = Callable[..., Awaitable[None]]
 _INPUTS = {"image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"}
 _OUTPUTS = {"low_res_masks", "iou_predictions"}
 
 
-def model_routes(bundle: Bundle, guard: Callable[..., None]) -> APIRouter:
+def model_routes(bundle: Bundle, guard: Guard) -> APIRouter:
     """Return the routes below /v1/model, for whom `guard` lets in."""
     router = APIRouter(
         prefix="/v1/model",

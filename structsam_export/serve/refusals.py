@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from structsam.errors import UserError
 
+_UNKNOWN = 5.0  # seconds
+
 
 class Refusal(UserError):
     """A request that gets no result.
@@ -31,12 +33,16 @@ class UnknownImage(Refusal):
 
 
 class Busy(Refusal):
-    """The queue is full."""
+    """The queue is full.
 
-    def __init__(self, what: str, waiting: int, retry_after: float) -> None:
-        super().__init__(
-            429, f"{waiting} {what} are waiting already. Try again later", max(1.0, retry_after)
-        )
+    Args:
+        what: waits there.
+        retry_after: seconds that those take; None where nobody knows yet.
+    """
+
+    def __init__(self, what: str, waiting: int, retry_after: float | None) -> None:
+        seconds = _UNKNOWN if retry_after is None else max(1.0, retry_after)
+        super().__init__(429, f"{waiting} {what} are waiting already. Try again later", seconds)
 
 
 class Stopping(Refusal):
@@ -44,3 +50,10 @@ class Stopping(Refusal):
 
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping. Try again later", 5.0)
+
+
+class Gone(Refusal):
+    """The client has left; nobody reads the answer (the status is that of nginx)."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has left")

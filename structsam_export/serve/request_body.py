@@ -1,4 +1,4 @@
-"""The photo in a request's body, never more of it than is allowed."""
+"""The photo in a request's body."""
 
 from __future__ import annotations
 
@@ -11,45 +11,30 @@ from structsam_export.serve.refusals import Refusal
 _FIELD = "image"
 
 
-async def read_image_body(request: Request, most: int) -> bytes:
-    """Return the body's bytes, or those of its form field `image`.
+async def read_image_body(request: Request) -> bytes:
+    """Return the body's bytes, or those of its form field `image`; `BodyLimit` bounds them.
 
     Raises:
-        Refusal: more than `most` bytes (nothing beyond them is read), or no photo in the form.
+        Refusal: no photo in the form.
     """
-    if int(_length(request)) > most:
-        raise _too_large(most)
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return await _field(request, most)
-    return await _all(request, most)
+        return await _field(request)
+    return await request.body()
 
 
-def _length(request: Request) -> str:
-    text = request.headers.get("content-length", "0")
-    return text if text.isdecimal() else "0"
+async def drop_body(request: Request) -> None:
+    """Take the body and keep nothing of it: clients that still send would not read an answer.
+
+    One who asked whether to send (`Expect: 100-continue`, as curl does) need not.
+    """
+    if request.headers.get("expect", "").lower() != "100-continue":
+        async for _ in request.stream():
+            pass
 
 
-async def _all(request: Request, most: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise _too_large(most)
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _field(request: Request, most: int) -> bytes:
-    async def bounded():  # type: ignore[no-untyped-def]
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _too_large(most)
-            yield part
-
+async def _field(request: Request) -> bytes:
     try:
-        form = await MultiPartParser(request.headers, bounded(), max_files=1).parse()
+        form = await MultiPartParser(request.headers, request.stream(), max_files=1).parse()
     except MultiPartException as error:
         raise Refusal(400, f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, AssertionError) as error:
@@ -61,7 +46,3 @@ async def _field(request: Request, most: int) -> bytes:
         return await upload.read()
     finally:
         await form.close()
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"the photo has more than {most >> 20} MiB. Send a smaller file")

@@ -12,9 +12,9 @@ from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.serve.settings import ServeSettings
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]", "testserver")
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 128
-_SECONDS_TO_STOP = 30
+_SECONDS_TO_STOP = 15  # for calls that run; the application takes up to 10 more
 
 
 def serve(
@@ -28,7 +28,7 @@ def serve(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> None:
-    """Serve a bundle until SIGINT or SIGTERM; what is being answered then is answered.
+    """Serve a bundle until SIGINT or SIGTERM; calls that run then are answered.
 
     Args:
         host: address to listen on; one that others reach needs a `token`.
@@ -52,6 +52,11 @@ def serve(
         from structsam_export.serve.app import make_app
         from structsam_export.serve.service import Service
 
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                service.refuse_waiting()  # it would wait for those
+                await super().shutdown(sockets)
+
         failures: list[Exception] = []
 
         def give_up(error: Exception) -> None:
@@ -59,16 +64,16 @@ def serve(
             server.should_exit = True
 
         service = Service(bundle, backend, settings or ServeSettings(), **options)
-        app = make_app(service, token, _LOCAL if is_local(host) else None, give_up)
+        address = listener.getsockname()[0]
+        app = make_app(service, token, host_names(host, address), give_up)
         config = uvicorn.Config(
             app,
             log_level="warning",
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
             server_header=False,
         )
-        found = listener.getsockname()
-        say(f"http://{_bracketed(found[0])}:{found[1]}")
-        server = uvicorn.Server(config)
+        say(f"http://{_bracketed(address)}:{listener.getsockname()[1]}")
+        server = Server(config)
         server.run(sockets=[listener])
         if failures:
             raise failures[0]
@@ -100,6 +105,16 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def host_names(host: str, address: str) -> tuple[str, ...] | None:
+    """Return the names that requests may ask for, or None for any: others reach it, with a token.
+
+    Args:
+        host: as it was given.
+        address: that `host` stands for.
+    """
+    return (*_LOCAL, _bracketed(host), _bracketed(address)) if is_local(host) else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

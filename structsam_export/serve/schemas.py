@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from structsam_export.serve.settings import MOST_PROMPTS
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
@@ -32,11 +34,17 @@ class ImageAnswer(BaseModel):
 class MasksRequest(_Strict):
     """Prompts for one photo: all points together are one prompt, every box is one of its own."""
 
-    points: list[Point] = Field([], description="[x, y] in pixels of the photo.")
-    labels: list[Literal[0, 1]] | None = Field(
-        None, description="Of the points: 1 object (also where it is left out), 0 background."
+    points: list[Point] = Field(
+        [], max_length=MOST_PROMPTS, description="[x, y] in pixels of the photo."
     )
-    boxes: list[Box] = Field([], description="[x0, y0, x1, y1] in pixels of the photo.")
+    labels: list[Literal[0, 1]] | None = Field(
+        None,
+        max_length=MOST_PROMPTS,
+        description="Of the points: 1 object (also where it is left out), 0 background.",
+    )
+    boxes: list[Box] = Field(
+        [], max_length=MOST_PROMPTS, description="[x0, y0, x1, y1] in pixels of the photo."
+    )
     multimask: bool | None = Field(
         None, description="Three masks of every prompt; left out: for a single point only."
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,57 +18,25 @@ from structsam_export.predict.everything.settings import EverythingSettings
 from structsam_export.predict.image_cache import ImageCache
 from structsam_export.predict.image_file import read_image_bytes
 from structsam_export.predict.predictor import Predictor
-from structsam_export.predict.preprocessing import ImageGeometry
 from structsam_export.predict.prompts import AskedPrompts, read_prompts
-from structsam_export.predict.upscaling import binary_masks
+from structsam_export.serve.found import AddedImage, FoundEverything, FoundMasks
 from structsam_export.serve.measures import Measures
-from structsam_export.serve.refusals import Refusal, UnknownImage
+from structsam_export.serve.refusals import Refusal, Stopping, UnknownImage
 from structsam_export.serve.saved_embeddings import SavedEmbeddings
 from structsam_export.serve.settings import ServeSettings
+from structsam_export.serve.shared_jobs import SharedJobs
 from structsam_export.serve.worker import Worker
+
+_log = logging.getLogger("structsam_export")
 
 State = Literal["starting", "ok", "stopping"]
 
 
-@dataclass(frozen=True)
-class AddedImage:
-    """A photo that is encoded now.
-
-    Args:
-        geometry: its size, and its place in the encoder's input.
-        cached: whether it had been encoded before, here or by `segment`.
-        encode_ms: of preprocessing and encoder; 0 where it was cached.
-    """
-
-    image_id: str
-    geometry: ImageGeometry
-    cached: bool
-    encode_ms: float
-
-
-@dataclass(frozen=True)
-class FoundMasks:
-    """Masks of P prompts, small: many large ones would not fit in memory at once.
-
-    Args:
-        scores: float32 [P, C].
-        low_res: float32 [P, C, h, w] logits.
-        geometry: of the photo.
-        decode_ms: of the decoder's call, which other requests may have shared.
-    """
-
-    scores: np.ndarray
-    low_res: np.ndarray
-    geometry: ImageGeometry
-    decode_ms: float
-
-    def mask(self, prompt: int, place: int) -> np.ndarray:
-        """Return one mask in the size of the photo, bool [H, W]."""
-        return binary_masks(self.low_res[prompt, place], self.geometry)
-
-
 class Service:
     """Encodes photos once and answers prompts. Safe to use from several threads.
+
+    Looking up and asking is quick; what takes long comes as a future, so that nobody's thread has
+    to wait for it.
 
     One thread encodes, another decodes, a third finds masks of everything, which takes long; each
     has a predictor of its own. Prompts for one image that wait together share a call of the
@@ -101,13 +69,17 @@ class Service:
         self._finder = Predictor(bundle, self._encoder.backend, **options)
         most = bundle.part("decoder").profile["P"][2]
         self._encoding = Worker("photos", self._encode, settings.queue)
-        self._decoding = Worker("prompts", self._decode, 4 * settings.queue, most)
+        self._decoding = Worker("prompts", self._decode, settings.prompts_waiting, most)
         self._finding = Worker("photos", self._find, max(1, settings.queue // 4))
-        self._in_work: dict[str, Future[Any]] = {}
-        self._lock = threading.Lock()
-        self.state: State = "starting"
+        self._adding = SharedJobs[AddedImage]()
+        self._warm, self._stopping = False, False
         workers = {"encoder": self._encoding, "decoder": self._decoding}
         self.measures.watch(self.cache, workers | {"everything": self._finding})
+
+    @property
+    def state(self) -> State:
+        """Whether it has run both networks once, and whether it ends."""
+        return "stopping" if self._stopping else "ok" if self._warm else "starting"
 
     def warm(self) -> None:
         """Open both networks and run them once: the first request then waits for nothing.
@@ -116,31 +88,54 @@ class Service:
         """
         side = self.bundle.preprocessing.image_size
         grey = np.full((side, side, 3), 127, np.uint8)
-        image, _ = self._encoding.submit(None, (None, lambda: grey)).result()
+        kept: list[EncodedImage] = []
+        self._encoding.submit(None, ("", lambda: grey, kept.append)).result()
         middle = {
             "point_coords": np.full((1, 1, 2), side / 2), "point_labels": np.ones((1, 1)),
         }  # fmt: skip
-        self._decoding.submit(None, (image, middle, True)).result()
-        self.state = "ok"
+        self._decoding.submit(None, (kept[0], middle, True)).result()
+        self._warm = True
 
-    def stop(self) -> None:
-        """Answer what waits, and close the networks."""
-        self.state = "stopping"
+    def require_room(self) -> None:
+        """Raise `Refusal` where no photo may wait: ask before one is read."""
+        self._encoding.require_room()
+
+    def refuse_waiting(self) -> None:
+        """Take nothing more, and refuse what waits; what runs may end, `everything` breaks off."""
+        self._stopping = True
         for worker in (self._encoding, self._decoding, self._finding):
-            worker.stop()
+            worker.refuse_waiting()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Refuse what waits, wait for what runs, and close the networks.
+
+        Args:
+            seconds: to wait; networks that run even then stay open. None waits as long as it takes.
+        """
+        self.refuse_waiting()
+        end = None if seconds is None else time.monotonic() + seconds
+        for worker in (self._encoding, self._decoding, self._finding):
+            if not worker.stop(None if end is None else max(0.0, end - time.monotonic())):
+                _log.warning(
+                    "the call for %s did not end in %g s, and is left", worker.name, seconds
+                )
+                return
         for predictor in (self._encoder, self._decoder, self._finder):
             predictor.close()
         self.cache.clear()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str]:
         """Return which bundle and runtime serve, ready for JSON."""
-        return {"bundle": self.bundle.name, **self._encoder.describe()}
+        return {"bundle": self.bundle.name, "backend": self._encoder.backend.name}
 
-    def add(self, data: bytes) -> AddedImage:
+    def add(self, data: bytes) -> Future[AddedImage]:
         """Encode a photo, unless it is kept already; two requests for one photo encode it once.
 
+        Returns:
+            What raises `UserError` where the data are no photo, or too large a one.
+
         Raises:
-            Refusal: no photo, too large, or too many are waiting.
+            Refusal: too many are waiting.
         """
         image_id = photo_id(data)
         most = self.settings.max_pixels
@@ -149,17 +144,15 @@ class Service:
             known, how = self._take_saved(image_id), "saved"
         self.measures.lookups.labels("miss" if known is None else how).inc()
         if known is not None:
-            return AddedImage(image_id, known.geometry, True, 0.0)
-        with self._lock:
-            future = self._in_work.get(image_id)
-            if future is None:
-                future = self._encoding.submit(
-                    None, (image_id, lambda: read_image_bytes(data, "the photo", most))
-                )
-                self._in_work[image_id] = future
-                future.add_done_callback(lambda _: self._in_work.pop(image_id, None))
-        image, spent = future.result()
-        return AddedImage(image_id, image.geometry, False, spent)
+            added: Future[AddedImage] = Future()
+            added.set_result(AddedImage(image_id, known.geometry, True, 0.0))
+            return added
+        work = (
+            image_id,
+            lambda: read_image_bytes(data, "the photo", most),
+            lambda image: self.cache.put(image_id, image),
+        )
+        return self._adding.join(image_id, lambda: self._encoding.submit(None, work))
 
     def image(self, image_id: str) -> EncodedImage:
         """Return a kept image. Raises `UnknownImage`."""
@@ -186,7 +179,7 @@ class Service:
         prompts: AskedPrompts,
         multimask: bool,
         mask_input: np.ndarray | None = None,
-    ) -> FoundMasks:
+    ) -> Future[FoundMasks]:
         """Decode prompts for a kept image.
 
         Args:
@@ -211,44 +204,45 @@ class Service:
             several["mask_input"] = mask_input[None]
         shapes = tuple((name, value.shape[1:]) for name, value in sorted(several.items()))
         kind = (image_id, shapes, multimask)
-        future = self._decoding.submit(kind, (image, several, multimask), count)
-        scores, low_res, spent = future.result()
-        return FoundMasks(scores, low_res, image.geometry, spent)
+        return self._decoding.submit(kind, (image, several, multimask), count)
 
-    def everything(self, image_id: str, **settings: Any) -> tuple[list[dict[str, Any]], float]:
+    def everything(self, image_id: str, **settings: Any) -> Future[FoundEverything]:
         """Find a mask of everything in a kept image; see `Predictor.everything`.
-
-        Returns:
-            The records with COCO's run lengths, and the milliseconds that it took.
 
         Raises:
             Refusal: an unknown image, or too many wait.
         """
         chosen = EverythingSettings(**settings, output_mode="coco_rle")
         image = self.image(image_id)
-        found: tuple[list[dict[str, Any]], float] = self._finding.submit(
-            None, (image, chosen)
-        ).result()
+        gone = threading.Event()
+        found = self._finding.submit(None, (image, chosen, gone))
+        found.add_done_callback(lambda _: gone.set())
         return found
 
     def _find(
-        self, works: Sequence[tuple[EncodedImage, EverythingSettings]]
-    ) -> list[tuple[list[dict[str, Any]], float]]:
-        ((image, settings),) = works
+        self, works: Sequence[tuple[EncodedImage, EverythingSettings, threading.Event]]
+    ) -> list[FoundEverything]:
+        ((image, settings, gone),) = works
         start = time.perf_counter()
+
+        def go_on(done: int, total: int) -> None:
+            if done < total and (gone.is_set() or self._stopping):
+                raise Stopping
+
         self._finder.set_encoded_image(image)
         try:
-            records = self._finder.everything(**vars(settings))
+            records = self._finder.everything(progress=go_on, **vars(settings))
         finally:
             self._finder.reset_image()
         spent = time.perf_counter() - start
         self.measures.everything.observe(spent)
-        return [(records, spent * 1e3)]
+        return [FoundEverything(records, image.geometry.original_size, spent * 1e3)]
 
     def _encode(
-        self, works: Sequence[tuple[str | None, Callable[[], np.ndarray]]]
-    ) -> list[tuple[EncodedImage, float]]:
-        ((image_id, read),) = works
+        self,
+        works: Sequence[tuple[str, Callable[[], np.ndarray], Callable[[EncodedImage], None]]],
+    ) -> list[AddedImage]:
+        ((image_id, read, keep),) = works
         rgb = read()
         start = time.perf_counter()
         self._encoder.set_image(rgb)
@@ -258,13 +252,12 @@ class Service:
         spent = time.perf_counter() - start
         self._encoder.reset_image()
         self.measures.encode.observe(spent)
-        if image_id is not None:
-            self.cache.put(image_id, image)
-        return [(image, spent * 1e3)]
+        keep(image)
+        return [AddedImage(image_id, image.geometry, False, spent * 1e3)]
 
     def _decode(
         self, works: Sequence[tuple[EncodedImage, dict[str, np.ndarray], bool]]
-    ) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    ) -> list[FoundMasks]:
         image, first, multimask = works[0]
         asked: dict[str, Any] = {
             name: np.concatenate([arrays[name] for _, arrays, _ in works]) for name in first
@@ -280,7 +273,7 @@ class Service:
         self.measures.decoded_together.observe(len(works))
         ends = np.cumsum([len(next(iter(arrays.values()))) for _, arrays, _ in works])[:-1]
         return [
-            (own_scores, own_low_res, spent * 1e3)
+            FoundMasks(own_scores, own_low_res, image.geometry, spent * 1e3)
             for own_scores, own_low_res in zip(
                 np.split(scores, ends), np.split(low_res, ends), strict=True
             )

@@ -8,6 +8,8 @@ from pathlib import Path
 from structsam.errors import UserError
 
 _MB = 1 << 20
+#: Points or boxes that a request may ever have, whatever the settings.
+MOST_PROMPTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,11 @@ class ServeSettings:
         spill_mb: of all files there, in MiB.
         queue: photos that may wait for the encoder, and requests that may wait for the decoder
             (four times as many); beyond it a request is told to come again.
-        max_body_mb: of a request, in MiB.
+        max_body_mb: of a photo's request, in MiB.
         max_pixels: of a photo.
-        max_prompts: points or boxes of a request.
+        max_prompts: points or boxes of a request, up to `MOST_PROMPTS`; with three masks of each,
+            a third of it.
+        max_answer_pixels: of all masks of an answer together. A pixel of `logits` counts as 16.
     """
 
     cache_mb: int = 1024
@@ -34,11 +38,21 @@ class ServeSettings:
     max_body_mb: int = 64
     max_pixels: int = 100_000_000
     max_prompts: int = 1024
+    max_answer_pixels: int = 500_000_000
 
     def __post_init__(self) -> None:
-        for name in ("cache_mb", "spill_mb", "queue", "max_body_mb", "max_pixels", "max_prompts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is out of range. Use 1 or more")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{name} {value} is out of range. Use 1 or more")
+        if self.max_prompts > MOST_PROMPTS:
+            raise UserError(
+                f"max_prompts {self.max_prompts} is out of range. Use {MOST_PROMPTS} or fewer"
+            )
+
+    @property
+    def prompts_waiting(self) -> int:
+        """Requests that may wait for the decoder, and as many again for their answers."""
+        return 4 * self.queue
 
     @property
     def cache_bytes(self) -> int:

@@ -53,7 +53,7 @@ class Worker:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self.seconds_per_call = 1.0  # of late
+        self._seconds: float | None = None  # that a call takes of late
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
@@ -62,29 +62,56 @@ class Worker:
         """How many jobs wait."""
         return len(self._jobs)
 
-    def submit(self, kind: Hashable, work: Any, size: int = 1) -> Future[Any]:
-        """Let a job wait.
+    def require_room(self) -> None:
+        """Say whether a job may wait.
 
         Raises:
             Busy: too many wait already.
             Stopping: it has been stopped.
         """
-        job = Job(kind, work, size)
         with self._changed:
             if self._stopping:
                 raise Stopping
-            if len(self._jobs) >= self._waiting:
-                raise Busy(self.name, len(self._jobs), len(self._jobs) * self.seconds_per_call)
+            waiting, seconds = len(self._jobs), self._seconds
+        if waiting >= self._waiting:
+            raise Busy(self.name, waiting, None if seconds is None else waiting * seconds)
+
+    def submit(self, kind: Hashable, work: Any, size: int = 1) -> Future[Any]:
+        """Let a job wait. Raises what `require_room` raises.
+
+        Returns:
+            A future that can be cancelled at any time: a job that waits leaves the queue, the
+            result of one that runs is dropped.
+        """
+        job = Job(kind, work, size)
+        with self._changed:
+            self.require_room()
             self._jobs.append(job)
             self._changed.notify()
+        job.future.add_done_callback(self._leave)
         return job.future
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Do what waits, take nothing more, and end."""
+    def refuse_waiting(self) -> None:
+        """Take nothing more, and refuse what waits: their futures raise `Stopping`."""
         with self._changed:
             self._stopping = True
+            refused = [*self._jobs]
+            self._jobs.clear()
             self._changed.notify()
+        for job in refused:
+            _end(job, error=Stopping())
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Refuse what waits, and end after the call that runs; return whether it has ended."""
+        self.refuse_waiting()
         self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _leave(self, future: Future[Any]) -> None:
+        """Take a cancelled job out; a future that knew its job would keep its image alive."""
+        with self._changed:
+            for job in [job for job in self._jobs if job.future is future]:
+                self._jobs.remove(job)
 
     def _loop(self) -> None:
         while True:
@@ -94,8 +121,7 @@ class Worker:
                 if not self._jobs:
                     return
                 jobs = self._take()
-            asked = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            if asked:
+            if asked := [job for job in jobs if not job.future.cancelled()]:
                 self._do(asked)
 
     def _take(self) -> list[Job]:
@@ -116,11 +142,22 @@ class Worker:
             results = self._run([job.work for job in jobs])
         except BaseException as error:
             for job in jobs:
-                job.future.set_exception(error)
+                _end(job, error=error)
             if not isinstance(error, Exception):
                 _log.error("%s ends: %r", self.name, error)
                 raise
         else:
             for job, result in zip(jobs, results, strict=True):
-                job.future.set_result(result)
-        self.seconds_per_call = 0.7 * self.seconds_per_call + 0.3 * (time.perf_counter() - start)
+                _end(job, result)
+        spent = time.perf_counter() - start
+        self._seconds = spent if self._seconds is None else 0.7 * self._seconds + 0.3 * spent
+
+
+def _end(job: Job, result: Any = None, error: BaseException | None = None) -> None:
+    """Give a job its end, unless it was cancelled."""
+    if not job.future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        job.future.set_result(result)
+    else:
+        job.future.set_exception(error)

@@ -152,10 +152,10 @@ def test_a_server_keeps_them_there_and_leaves_nothing(
         for grey in (20, 120, 200):
             buffer = io.BytesIO()
             Image.fromarray(photo(grey)).save(buffer, "PNG")
-            added = service.add(buffer.getvalue())
+            added = service.add(buffer.getvalue()).result(60)
             image = service.image(added.image_id)
             assert isinstance(embedding(image), KeptTensor)
-            found = service.masks(added.image_id, AskedPrompts((), (BOX,), False), False)
+            found = service.masks(added.image_id, AskedPrompts((), (BOX,), False), False).result(60)
             assert found.scores[0, 0] == pytest.approx(expected(image))
         assert len(service.cache) == 2
         del image

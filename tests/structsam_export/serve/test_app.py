@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,26 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.image_file import read_image
 from structsam_export.serve.app import make_app
+from structsam_export.serve.drawing import Drawing
 from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
+
+LIMITS = {"max_body_mb": 1, "max_pixels": 200_000, "max_prompts": 8, "max_answer_pixels": 80_000}
 
 
 def client_of(bundle: Bundle, token: str | None = None, **settings: Any) -> TestClient:
     service = Service(bundle, "onnxruntime", ServeSettings(**settings), threads=1)
-    return TestClient(make_app(service, token, ("testserver",)))
+    return TestClient(make_app(service, token, ("testserver",)), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
 def client(tiny_bundle: Bundle) -> Iterator[TestClient]:
-    with client_of(tiny_bundle, max_body_mb=1, max_pixels=200_000, max_prompts=8) as client:
+    with client_of(tiny_bundle, **LIMITS) as client:
         deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
@@ -124,6 +130,7 @@ def test_everything_of_a_photo_that_leaves_meanwhile(
 
     def forgetful(image_id: str, **settings: Any) -> Any:
         found = work(image_id, **settings)
+        found.result(60)
         service.remove(image_id)
         return found
 
@@ -201,10 +208,33 @@ def test_masks_that_cannot_be(
 
 def test_bodies_that_are_no_json_or_no_number(client: TestClient, image_id: str) -> None:
     url = f"/v1/images/{image_id}/masks"
-    error_of(client.post(url, content=b"{"), 422)
-    error_of(client.post(url, content=b'{"points": [[NaN, 1]]}'), 422)
-    error_of(client.post(url, content=b'{"points": [[1e999, 1]]}'), 422)
+
+    def send(body: bytes, status: int) -> str:
+        told = {"Content-Type": "application/json"}
+        return error_of(client.post(url, content=body, headers=told), status)
+
+    broken = send(b'{"points": [[1, 2]], "labels" [1]}', 422)
+    assert broken == "the body: no JSON (Expecting ':' delimiter at 30). See /docs"
+    assert "finite" in send(b'{"points": [[NaN, 1]]}', 422)
+    assert "finite" in send(b'{"points": [[1e999, 1]]}', 422)
+    for body in (b'{"format": "\xff"}', b"[" * 200_000):
+        assert "cannot be read" in send(body, 400)
     error_of(client.post("/v1/images/XYZ/masks", json={}), 422)
+
+
+def test_paths_and_methods_that_are_not_there(client: TestClient) -> None:
+    assert error_of(client.get("/nowhere"), 404) == "there is no /nowhere here. See /docs"
+    wrong = client.put("/healthz")
+    assert error_of(wrong, 405) == "/healthz takes no PUT. See /docs"
+    assert wrong.headers["allow"] == "GET"
+
+
+def test_a_mistake_of_the_server_has_the_form_of_all_errors(
+    client: TestClient, image_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "image", None)
+    answer = client.get(f"/v1/images/{image_id}/embedding")
+    assert "its log says which" in error_of(answer, 500)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +257,40 @@ def test_a_photo_of_too_many_pixels_or_bytes(client: TestClient) -> None:
     pieces = iter([b"x" * 65536] * 17)  # chunked: no length is announced
     error_of(client.post("/v1/images", content=pieces), 413)
     error_of(client.post("/v1/images", files={"image": ("x.png", large, "image/png")}), 413)
+
+
+def test_a_body_of_any_route_is_bounded(client: TestClient, image_id: str) -> None:
+    url, told = f"/v1/images/{image_id}/masks", {"Content-Type": "application/json"}
+    large = b'{"points": [' + b"[1,1]," * 400_000 + b"[1,1]]}"
+    for body in (large, iter([large])):  # the second: in chunks, no length is announced
+        answer = client.post(url, content=body, headers=told)
+        assert "more than 2 MiB. Send fewer prompts a request" in error_of(answer, 413)
+
+
+def test_an_answer_is_bounded_before_it_is_worked_for(
+    client: TestClient, image_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, box = f"/v1/images/{image_id}/masks", [[30, 20, 70, 50]]
+    assert client.post(url, json={"boxes": box * 6}).status_code == 200
+    three = {"boxes": box * 2, "multimask": True, "best": True}
+    assert client.post(url, json=three).status_code == 200
+    assert client.post(url, json={"boxes": box, "logits": True}).status_code == 200
+    monkeypatch.setattr(Service, "masks", None)
+    for asked, message in (
+        ({"boxes": box * 7}, "7 masks of this photo are 0.1 Mpx together, and the limit is 0.08"),
+        ({"boxes": box * 3, "multimask": True, "best": True}, "three masks of each of 3 boxes"),
+        ({"boxes": box * 2, "logits": True}, "2 masks of this photo with logits are 0.2 Mpx"),
+    ):
+        assert message in error_of(client.post(url, json=asked), 422)
+
+
+def test_lists_are_bounded_where_they_are_read(client: TestClient, image_id: str) -> None:
+    url = f"/v1/images/{image_id}/masks"
+    for name, item in (("points", [1, 1]), ("labels", 1), ("boxes", [1, 1, 2, 2])):
+        told = error_of(client.post(url, json={name: [item] * 10_001}), 422)
+        assert told.startswith(f"{name}: ") and "10000 items" in told
+    with pytest.raises(UserError, match="max_prompts 10001 is out of range. Use 10000 or fewer"):
+        ServeSettings(max_prompts=10_001)
 
 
 def test_forms_without_a_photo(client: TestClient, photo: bytes) -> None:
@@ -267,9 +331,55 @@ def test_with_a_token_only_who_bears_it_comes_in(tiny_bundle: Bundle, photo: byt
         assert client.post("/v1/images", content=photo, headers=right).status_code == 200
 
 
+def test_while_many_wait_health_is_told_and_the_next_is_sent_away(
+    tiny_bundle: Bundle, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More wait than the server has threads (40), so none of them may wait in one."""
+    began, go = threading.Event(), threading.Event()
+    decode = Service._decode
+
+    def held(service: Service, works: Any) -> Any:
+        if works[0][2] is False:  # not the warming
+            began.set()
+            assert go.wait(60)
+        return decode(service, works)
+
+    monkeypatch.setattr(Service, "_decode", held)
+    with client_of(tiny_bundle, queue=15) as client, ThreadPoolExecutor(70) as pool:
+        try:
+            image_id = client.post("/v1/images", content=photo).json()["id"]
+            url, asked = f"/v1/images/{image_id}/masks", {"boxes": [[30, 20, 70, 50]]}
+            answers = [pool.submit(client.post, url, json=asked)]
+            assert began.wait(60)
+            answers += [pool.submit(client.post, url, json=asked) for _ in range(61)]
+            first = next(
+                as_completed(answers, timeout=60)
+            ).result()  # 60 wait: that is one too many
+            assert "60 prompts are waiting already" in error_of(first, 429)
+            assert int(first.headers["retry-after"]) >= 1
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert pool.submit(client.get, path).result(60).status_code == 200
+        finally:
+            go.set()
+        assert sorted(each.result().status_code for each in answers) == [200] * 61 + [429]
+
+
+def test_answers_that_wait_to_be_drawn_are_bounded(
+    tiny_bundle: Bundle, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(tiny_bundle) as client:
+        image_id = client.post("/v1/images", content=photo).json()["id"]
+        monkeypatch.setattr(Drawing, "waiting", 64)
+        for what in ("masks", "everything"):
+            answer = client.post(f"/v1/images/{image_id}/{what}", json={})
+            assert "64 answers are waiting" in error_of(answer, 429)
+
+
 def test_another_host_name_is_refused(client: TestClient) -> None:
     """A page elsewhere could have its name point here (DNS rebinding)."""
-    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+    for name in ("evil.example", "evil example", ""):
+        refused = client.get("/healthz", headers={"host": name})
+        assert "Ask for testserver" in error_of(refused, 400)
 
 
 def test_it_says_when_it_is_ready_and_when_it_stops(tiny_bundle: Bundle) -> None:

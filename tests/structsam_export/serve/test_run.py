@@ -10,13 +10,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
-from structsam_export.serve.run import is_local, serve
+from structsam_export.serve.app import make_app
+from structsam_export.serve.run import host_names, is_local, serve
 from structsam_export.serve.settings import ServeSettings
 
 
@@ -63,6 +67,40 @@ def test_who_can_reach_it(host: str, local: bool) -> None:
     assert is_local(host) is local
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "asked"),
+    [
+        ("127.0.0.2", "127.0.0.2", "127.0.0.2:8000"),
+        ("localhost", "127.0.0.1", "localhost"),
+        ("0:0:0:0:0:0:0:1", "::1", "[::1]:8000"),
+    ],
+)
+def test_it_answers_to_the_address_that_it_was_told(
+    service: Any, host: str, address: str, asked: str
+) -> None:
+    client = TestClient(make_app(service, hosts=host_names(host, address)))
+    assert client.get("/healthz", headers={"host": asked}).status_code == 200
+    for other in ("testserver", "127.0.0.3", "evil.example"):
+        assert client.get("/healthz", headers={"host": other}).status_code == 400
+
+
+def test_whom_others_reach_answers_to_any_name() -> None:
+    assert host_names("0.0.0.0", "0.0.0.0") is None
+
+
+def text_of(url: str) -> str:
+    return str(urllib.request.urlopen(url, timeout=30).read().decode())
+
+
+def refusal_of(url: str) -> tuple[int, str]:
+    """Ask for everything, of 16384 points, and return why there is none."""
+    asked = b'{"points_per_side": 128, "pred_iou_thresh": 0, "stability_score_thresh": 0}'
+    request = urllib.request.Request(url, asked, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=120)
+    return refused.value.code, json.load(refused.value)["error"]
+
+
 def test_it_serves_until_it_is_told_to_stop(
     tiny_bundle: Bundle, photo: bytes, tmp_path: Path
 ) -> None:
@@ -86,9 +124,17 @@ def test_it_serves_until_it_is_told_to_stop(
                 assert error.code == 503 and time.monotonic() < deadline
                 time.sleep(0.1)
         request = urllib.request.Request(f"{address}/v1/images", photo)
-        assert json.load(urllib.request.urlopen(request, timeout=30))["width"] == 128
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == -signal.SIGTERM  # as uvicorn ends
+        told = json.load(urllib.request.urlopen(request, timeout=30))
+        assert told["width"] == 128
+        with ThreadPoolExecutor(2) as pool:  # one runs, one waits; both would take minutes
+            url = f"{address}/v1/images/{told['id']}/everything"
+            asked = [pool.submit(refusal_of, url) for _ in range(2)]
+            while 'structsam_queue{worker="everything"} 1.0' not in text_of(f"{address}/metrics"):
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == -signal.SIGTERM  # as uvicorn ends
+            for each in asked:
+                assert each.result() == (503, "the server is stopping. Try again later")
         log_text = (tmp_path / "log").read_text()
         assert "Traceback" not in log_text and "error" not in log_text
     finally:

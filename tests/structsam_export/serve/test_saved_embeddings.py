@@ -69,15 +69,17 @@ def test_photos_that_were_segmented_are_not_encoded_again(
     try:
         for name in ("a.png", "below/b.png"):
             data = (folders[0] / name).read_bytes()
-            added = service.add(data)
+            added = service.add(data).result(60)
             assert added.cached and added.geometry.original_size == (20, 30)
-            fresh = other.add(data)
+            fresh = other.add(data).result(60)
             assert added.image_id == fresh.image_id and added.geometry == fresh.geometry
-            ours, theirs = (s.masks(added.image_id, BOX, False) for s in (service, other))
+            ours, theirs = (
+                s.masks(added.image_id, BOX, False).result(60) for s in (service, other)
+            )
             assert np.allclose(ours.scores, theirs.scores, atol=1e-2)
         assert counted(service, "structsam_encode_seconds_count") == 0
         assert counted(service, 'structsam_cache_lookups_total{found="saved"}') == 2
-        assert not service.add((folders[0] / "a.png").read_bytes() + b"\0").cached
+        assert not service.add((folders[0] / "a.png").read_bytes() + b"\0").result(60).cached
     finally:
         other.stop()
 
@@ -86,9 +88,9 @@ def test_their_photos_need_not_be_sent_and_stay_after_they_are_forgotten(
     service: Service, folders: tuple[Path, Path]
 ) -> None:
     image_id = photo_id((folders[0] / "a.png").read_bytes())
-    assert service.masks(image_id, BOX, False).scores.shape == (1, 1)
+    assert service.masks(image_id, BOX, False).result(60).scores.shape == (1, 1)
     service.remove(image_id)
-    assert service.masks(image_id, BOX, False).scores.shape == (1, 1)
+    assert service.masks(image_id, BOX, False).result(60).scores.shape == (1, 1)
     with pytest.raises(UnknownImage):
         service.remove("0" * 32)
 
@@ -176,8 +178,8 @@ def test_what_is_damaged_later_costs_an_encoder_run_and_no_answer(
             half = arrays["embedding"]
             arrays["embedding"] = half[..., :1] if damage == "shape" else half * np.nan
             np.savez(file, **arrays)
-        added = service.add((folders[0] / "a.png").read_bytes())
-        assert not added.cached and service.masks(added.image_id, BOX, False).scores.size
+        added = service.add((folders[0] / "a.png").read_bytes()).result(60)
+        assert not added.cached and service.masks(added.image_id, BOX, False).result(60).scores.size
         assert counted(service, "structsam_encode_seconds_count") == 1
     finally:
         service.stop()

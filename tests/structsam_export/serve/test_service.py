@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from structsam.errors import UserError
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.prompts import AskedPrompts
-from structsam_export.serve.refusals import Refusal, UnknownImage
-from structsam_export.serve.service import FoundMasks, Service
+from structsam_export.serve.found import FoundMasks
+from structsam_export.serve.refusals import Refusal, Stopping, UnknownImage
+from structsam_export.serve.service import Service
 from structsam_export.serve.settings import ServeSettings
 
 BOXES = ((30.0, 20.0, 70.0, 50.0), (90.0, 60.0, 110.0, 80.0))
@@ -32,17 +34,17 @@ def masks_of(found: FoundMasks) -> np.ndarray:
 
 
 def test_masks_are_those_of_predict(service: Service, photo: bytes, predictor: Any) -> None:
-    added = service.add(photo)
+    added = service.add(photo).result(60)
     assert added.geometry.original_size == (96, 128)
-    found = service.masks(added.image_id, boxes(*BOXES), multimask=False)
+    found = service.masks(added.image_id, boxes(*BOXES), multimask=False).result(60)
     masks, scores, low_res = predictor.predict(box=np.array(BOXES), multimask_output=False)
     assert np.array_equal(masks_of(found), masks)
     assert np.array_equal(found.scores, scores) and np.array_equal(found.low_res, low_res)
-    found = service.masks(added.image_id, points((50, 35, 1), (5, 5, 0)), multimask=True)
+    found = service.masks(added.image_id, points((50, 35, 1), (5, 5, 0)), multimask=True).result(60)
     masks, scores, low_res = predictor.predict(np.array([[50, 35], [5, 5]]), np.array([1, 0]))
     assert np.array_equal(masks_of(found)[0], masks) and np.array_equal(found.scores[0], scores)
     earlier = low_res[scores.argmax()][None]
-    found = service.masks(added.image_id, points((50, 35, 1)), False, earlier)
+    found = service.masks(added.image_id, points((50, 35, 1)), False, earlier).result(60)
     _, scores, _ = predictor.predict(
         np.array([[50, 35]]), np.array([1]), mask_input=earlier, multimask_output=False
     )
@@ -54,11 +56,13 @@ def test_requests_that_come_while_it_warms_are_answered(
 ) -> None:
     service = Service(tiny_bundle, "onnxruntime", threads=1)
     try:
-        image_id = service.add(photo).image_id
+        image_id = service.add(photo).result(60).image_id
         with ThreadPoolExecutor(8) as pool:
             warming = [pool.submit(service.warm) for _ in range(3)]
             found = list(
-                pool.map(lambda _: service.masks(image_id, boxes(BOXES[0]), False), "1234")
+                pool.map(
+                    lambda _: service.masks(image_id, boxes(BOXES[0]), False).result(60), "1234"
+                )
             )
             for each in warming:
                 each.result()
@@ -72,9 +76,9 @@ def test_a_photo_is_encoded_once(tiny_bundle: Bundle, photo: bytes) -> None:
     service = Service(tiny_bundle, "onnxruntime", threads=1)
     try:
         with ThreadPoolExecutor(8) as pool:
-            added = list(pool.map(service.add, [photo] * 8))
+            added = list(pool.map(lambda _: service.add(photo).result(60), range(8)))
         assert len({each.image_id for each in added}) == 1
-        assert service.add(photo).cached
+        assert service.add(photo).result(60).cached
         assert "structsam_encode_seconds_count 1.0" in service.measures.text().decode()
     finally:
         service.stop()
@@ -85,12 +89,13 @@ def test_requests_that_wait_together_share_a_call_and_get_their_own(
 ) -> None:
     service = Service(tiny_bundle, "onnxruntime", ServeSettings(queue=64), threads=1)
     try:
-        image_id = service.add(photo).image_id
+        image_id = service.add(photo).result(60).image_id
         places = [(4.0 * i + 2, 3.0 * i + 2) for i in range(24)]
         with ThreadPoolExecutor(24) as pool:
             found = list(
                 pool.map(
-                    lambda xy: service.masks(image_id, points((*xy, 1)), multimask=True), places
+                    lambda xy: service.masks(image_id, points((*xy, 1)), multimask=True).result(60),
+                    places,
                 )
             )
         for (x, y), each in zip(places, found, strict=True):
@@ -111,7 +116,9 @@ def test_many_at_once_are_told_to_come_again(tiny_bundle: Bundle, photo: bytes) 
 
         def send(number: int) -> None:
             try:
-                answers.append(service.add(photo + bytes([number])))  # another id, the same photo
+                answers.append(
+                    service.add(photo + bytes([number])).result(60)
+                )  # another id, the same photo
             except Refusal as refusal:
                 answers.append(refusal)
 
@@ -125,12 +132,12 @@ def test_many_at_once_are_told_to_come_again(tiny_bundle: Bundle, photo: bytes) 
 
 
 def test_forgotten_or_unknown_images(service: Service, photo: bytes) -> None:
-    image_id = service.add(photo + b"\0").image_id
+    image_id = service.add(photo + b"\0").result(60).image_id
     service.remove(image_id)
     for ask in (
         lambda: service.remove(image_id),
         lambda: service.image(image_id),
-        lambda: service.masks(image_id, boxes(BOXES[0]), False),
+        lambda: service.masks(image_id, boxes(BOXES[0]), False).result(60),
     ):
         with pytest.raises(UnknownImage, match=r"Send the photo again"):
             ask()
@@ -147,9 +154,9 @@ def test_forgotten_or_unknown_images(service: Service, photo: bytes) -> None:
 def test_prompts_that_do_not_go_with_it(
     service: Service, photo: bytes, asked: AskedPrompts, message: str
 ) -> None:
-    image_id = service.add(photo).image_id
+    image_id = service.add(photo).result(60).image_id
     with pytest.raises(UserError, match=message):
-        service.masks(image_id, asked, False)
+        service.masks(image_id, asked, False).result(60)
 
 
 def test_a_broken_photo_is_told_and_leaves_nothing(service: Service, photo: bytes) -> None:
@@ -161,8 +168,8 @@ def test_a_broken_photo_is_told_and_leaves_nothing(service: Service, photo: byte
     ):
         for _ in range(2):  # it is not remembered either
             with pytest.raises(UserError, match=message):
-                service.add(data)
-    assert len(service.cache) == before and not service._in_work
+                service.add(data).result(60)
+    assert len(service.cache) == before and not len(service._adding)
 
 
 def test_a_prompt_aware_bundle_encodes_for_every_box() -> None:
@@ -177,10 +184,46 @@ def test_a_prompt_aware_bundle_encodes_for_every_box() -> None:
     backend = FakeBackend()
     service = Service(fake_bundle(takes_box=True), backend)  # type: ignore[arg-type]
     try:
-        image_id = service.add(buffer.getvalue()).image_id
+        image_id = service.add(buffer.getvalue()).result(60).image_id
         assert service.image(image_id).features is None
-        service.masks(image_id, boxes((1, 2, 20, 25), (5, 5, 30, 28)), False)
+        service.masks(image_id, boxes((1, 2, 20, 25), (5, 5, 30, 28)), False).result(60)
         fed = [feeds for feeds in backend.fed if "prompt_box" in feeds]
         assert len(fed) == 2
     finally:
+        service.stop()
+
+
+def test_everything_breaks_off_when_it_is_no_longer_wanted_or_the_server_ends(
+    tiny_bundle: Bundle, photo: bytes
+) -> None:
+    service = Service(tiny_bundle, "onnxruntime", threads=1)
+    decode, decoded, go = service._finder.predict_low_res, threading.Semaphore(0), threading.Event()
+    calls = []
+
+    def held(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        decoded.release()
+        assert go.wait(60)
+        return decode(*args, **options)
+
+    service._finder.predict_low_res = held  # type: ignore[method-assign]
+    try:
+        image_id = service.add(photo).result(60).image_id
+        unwanted = service.everything(image_id, points_per_side=32)
+        assert decoded.acquire(timeout=60)
+        assert unwanted.cancel()
+        go.set()
+        service.everything(image_id, points_per_side=1).result(60)
+        assert len(calls) == 2  # one of 16 calls, and that of the second job
+        go.clear()
+        assert decoded.acquire(timeout=60)
+        broken = service.everything(image_id, points_per_side=32)
+        assert decoded.acquire(timeout=60)
+        service.refuse_waiting()
+        go.set()
+        with pytest.raises(Stopping):
+            broken.result(60)
+        assert len(calls) == 3
+    finally:
+        go.set()
         service.stop()

@@ -88,16 +88,41 @@ def test_an_error_reaches_whom_it_belongs_to_and_the_thread_goes_on() -> None:
     worker.stop(20)
 
 
-def test_stopped_it_does_what_waits_and_takes_nothing_more() -> None:
+def test_before_the_first_call_has_ended_nobody_knows_when_to_come_again() -> None:
+    worker, held, _ = blocked(waiting=1)
+    waits = worker.submit(None, 1)
+    with pytest.raises(Busy) as caught:
+        worker.require_room()
+    assert caught.value.retry_after == 5
+    worker._seconds = 40.0  # a call has ended
+    with pytest.raises(Busy) as caught:
+        worker.require_room()
+    assert caught.value.retry_after == 40
+    held.go.set()
+    waits.result(20)
+    worker.stop(20)
+
+
+def test_stopped_it_ends_what_runs_refuses_what_waits_and_takes_nothing_more() -> None:
     worker, held, first = blocked()
     last = worker.submit(None, "last")
-    stopping = threading.Thread(target=worker.stop)
-    stopping.start()
-    while not worker._stopping:
-        pass
+    assert not worker.stop(0)  # the first still runs
+    with pytest.raises(Stopping):
+        last.result(0)
     with pytest.raises(Stopping):
         worker.submit(None, "too late")
     held.go.set()
-    stopping.join(20)
-    assert (first.result(0), last.result(0)) == ("done first", "done last")
-    assert not worker._thread.is_alive()
+    assert worker.stop(20) and first.result(0) == "done first"
+    assert held.calls == [["first"]]
+
+
+def test_what_nobody_wants_any_more_leaves_the_queue() -> None:
+    worker, held, first = blocked(waiting=2)
+    dropped, kept = worker.submit("a", "dropped"), worker.submit("a", "kept")
+    assert dropped.cancel() and worker.waiting == 1
+    later = worker.submit("a", "later")  # there is room again
+    assert first.cancel()  # it runs on, and its result is dropped
+    held.go.set()
+    assert (kept.result(20), later.result(20)) == ("done kept", "done later")
+    assert held.calls == [["first"], ["kept", "later"]]
+    worker.stop(20)
