@@ -125,16 +125,17 @@ def draw_panel(axes: Any, runs: Sequence[RunSummary], measure: str, cost: Cost) 
         kinds.add((mark, kind))
         size = size_of(run)
         color = SIZE_COLORS.get(size, "0.4")
-        label = f"{size} pixels" if size not in shown else None
         shown.add(size)
         axes.errorbar(
             [across], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]],
             marker=mark, color=color, markerfacecolor="white" if is_hollow(run, runs) else color,
-            elinewidth=0.6, alpha=0.9, label=label, linestyle="",
+            elinewidth=0.6, alpha=0.9, linestyle="",
         )  # fmt: skip
         points.append((across, value))
-    for mark, kind in sorted(kinds):
+    for mark, kind in sorted(kinds, key=lambda each: each[1]):
         axes.plot([], [], mark, color="0.4", label=kind)
+    for size in sorted(shown, reverse=True):  # a colour, whatever the mark
+        axes.plot([], [], color=SIZE_COLORS.get(size, "0.4"), linewidth=5, label=f"{size} pixels")
     line = frontier(points)
     axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
