@@ -12,6 +12,10 @@ _WAIT_SECONDS = 0.1
 _END = object()
 
 
+class Stopped(Exception):
+    """Raised by a stage that breaks off, because all work has been stopped."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A step of the work.
@@ -26,18 +30,23 @@ class Stage:
 
 
 def pipelined(
-    items: Iterable[Any], stages: list[Stage], ahead: int = 2
+    items: Iterable[Any],
+    stages: list[Stage],
+    ahead: int = 2,
+    stop: threading.Event | None = None,
 ) -> Generator[Any, None, None]:
     """Yield every item after all stages, which run beside each other and beside the caller.
 
     Args:
         ahead: items that wait between two stages at most, so that memory is bounded.
+        stop: is set when all work ends early; a stage that takes long may look at it, and raise
+            `Stopped`.
 
     Raises:
         BaseException: what a stage, or the iteration over `items`, raised first. All threads have
             ended then, and when the caller stops to iterate.
     """
-    stop = threading.Event()
+    stop = stop or threading.Event()
     failures: list[BaseException] = []
     queues: list[queue.Queue[Any]] = [queue.Queue(ahead) for _ in range(len(stages) + 1)]
 

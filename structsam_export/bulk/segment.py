@@ -145,7 +145,7 @@ def _run_here(
         stages = [Stage(work.read, readers), Stage(work.encode), Stage(work.decode)]
         told(0)
         part = PartWriter(folder)
-        with closing(part), closing(pipelined(todo, stages)) as items:
+        with closing(part), closing(pipelined(todo, stages, stop=work.stop)) as items:
             for count, item in enumerate(items, 1):
                 part.append(work.write(item))
                 told(count)

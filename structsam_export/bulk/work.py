@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam.mask_runs import mask_of, runs_of
 from structsam_export.bulk.boxes import with_usable_boxes
+from structsam_export.bulk.pipeline import Stopped
 from structsam_export.bulk.task import OBJECT, Task
 from structsam_export.bundle import atomic
 from structsam_export.bundle.features import Features
@@ -84,6 +86,9 @@ class Work:
         encoding: runs the encoder.
         decoding: runs the decoder.
         out: the folder of all that is written.
+
+    Attributes:
+        stop: when it is set, masks of everything break off, and `decode` raises `Stopped`.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Work:
     ) -> None:
         self._bundle, self._wanted, self._out = bundle, wanted, out
         self._encoding, self._decoding = encoding, decoding
+        self.stop = threading.Event()
         crops = wanted.everything is not None and wanted.everything.crop_n_layers > 0
         self._encodes_ahead = not (bundle.takes_box or crops)
 
@@ -168,10 +174,14 @@ class Work:
         else:
             self._set(item)
         mode = replace(settings, output_mode="uncompressed_rle")
-        for record in self._decoding.everything(image, **vars(mode)):
+        for record in self._decoding.everything(image, progress=self._go_on, **vars(mode)):
             runs = np.array(record.pop("segmentation")["counts"])
             scores = {k: record[k] for k in ("predicted_iou", "stability_score", "point_coords")}
             self._add(item, runs, {"category_id": OBJECT["id"], **scores})
+
+    def _go_on(self, done: int, total: int) -> None:
+        if self.stop.is_set():
+            raise Stopped(f"stopped after {done} of {total} points")
 
     def _find_prompted(self, item: Item) -> None:
         prompts = item.task.prompts()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from structsam_export.bulk.pipeline import Stage, pipelined
+from structsam_export.bulk.pipeline import Stage, Stopped, pipelined
 
 
 def threads_left(before: int) -> int:
@@ -47,6 +47,22 @@ def test_few_items_wait() -> None:
     time.sleep(0.3)
     assert len(begun) <= 9
     items.close()
+
+
+def test_a_long_stage_may_break_off_when_nobody_waits_any_more() -> None:
+    before, stop, broken_off = threading.active_count(), threading.Event(), threading.Event()
+
+    def endless(item: int) -> int:
+        if item:
+            assert stop.wait(60), "it was never told"
+            broken_off.set()
+            raise Stopped
+        return item
+
+    items = pipelined(range(3), [Stage(endless)], stop=stop)
+    assert next(items) == 0
+    items.close()
+    assert broken_off.is_set() and not threads_left(before)
 
 
 @pytest.mark.parametrize("where", [0, 1, "items"])

@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from PIL import Image
 from structsam.errors import UserError
 from structsam.evaluation.mask_rle import decode
 from structsam_export.bulk import coco, parts
+from structsam_export.bulk.parts import PartWriter
 from structsam_export.bulk.segment import segment
 from structsam_export.bulk.work import Wanted
 from structsam_export.bundle.folder import Bundle
 from structsam_export.predict.everything.settings import EverythingSettings
+from structsam_export.predict.predictor import Predictor
 from tests.structsam_export.sam_like_bundle import make_sam_like_bundle
 
 pytest.importorskip("onnxruntime")
@@ -182,6 +186,37 @@ def test_points_need_the_box_beside_them(bundle: Bundle, photos: Path, tmp_path:
     summary = segment(bundle, source, tmp_path / "out", Wanted(), photos=photos)
     assert (summary.annotations, summary.problems) == (1, 1)
     assert "is outside the image" in table(summary.problems_file)[0]["problem"]
+
+
+def test_masks_of_everything_break_off_when_the_run_is_stopped(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Ctrl-C waits for a photo of a thousand points."""
+    real, in_second, broken_off = Predictor.everything, threading.Event(), threading.Event()
+    calls: list[None] = []
+
+    def second_is_long(self: Predictor, image: Any = None, *, progress: Any, **more: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            in_second.set()
+            for done in range(600):  # a minute, were it not stopped
+                try:
+                    progress(done, 600)
+                except Exception:
+                    broken_off.set()
+                    raise
+                time.sleep(0.1)
+        return real(self, image, progress=progress, **more)
+
+    def interrupted(part: Any, entry: Any) -> None:
+        assert in_second.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "everything", second_is_long)
+    monkeypatch.setattr(PartWriter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segment(bundle, photos, tmp_path / "out", EVERYTHING)
+    assert broken_off.is_set() and not (tmp_path / "out" / "annotations.json").exists()
 
 
 @pytest.mark.parametrize("everything", [True, False])
