@@ -157,7 +157,10 @@ class OpenVinoBackend(Backend):
             return f"openvino is installed and cannot be loaded ({_first_line(error)}); {_INSTALL}"
         if self.device in found or f"{self.device}.0" in found:
             return None
-        return f"OpenVINO finds no {self.device} here, only {', '.join(found) or 'nothing'}"
+        return (
+            f"OpenVINO finds no {self.device} here, only {', '.join(found) or 'nothing'}; install "
+            "its driver, or choose another backend"
+        )
 
     def runner(self, bundle: Bundle, part: PartName, options: RunOptions) -> Runner:
         """Return a runner of the bundle's ONNX file."""
