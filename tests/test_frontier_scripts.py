@@ -24,6 +24,11 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 pytest.importorskip("matplotlib", reason="needs the extra `eval`")
 
 
+def ran(script: str, *words: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.fixture(autouse=True)
 def with_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
@@ -70,10 +75,7 @@ def test_tables_and_chart_of_small_results(tmp_path: Path) -> None:
     merging = {"method": "structsam", "rate": 0.5, "layers": "all", "placement": "stage"}
     facts = run_facts("merged") | {"merging": merging, "label": "merged", "gmac": 5.0}
     write_facts(folder, [run_facts("unmerged") | {"gmac": 9.0}, facts])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran("frontier_tables.py", tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "frontier.md").read_text("utf-8")
     assert "## Box prompts" in text and "| merged |" in text
@@ -81,10 +83,7 @@ def test_tables_and_chart_of_small_results(tmp_path: Path) -> None:
 
 
 def test_no_results_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran("frontier_tables.py", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
 
@@ -127,10 +126,7 @@ def test_latency_stands_beside_what_each_point_loses(tmp_path: Path) -> None:
     report = {"rows": timed, "hardware": {"cpu": "A CPU"}, "date": "2026-11-27T20:00:00"}
     (tmp_path / "latency-512").mkdir()
     (tmp_path / "latency-512" / "bench.json").write_text(json.dumps(report))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran("frontier_tables.py", tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "frontier.md").read_text("utf-8").partition("## Latency")[2]
     assert "A CPU, 2026-11-27" in text and "ONNX Runtime 900 to 900 ms" in text
@@ -165,10 +161,7 @@ def test_int8_stands_beside_fp32_at_the_same_points(tmp_path: Path) -> None:
     write_facts(folder, points({"512": (0.5, 8), "640": (0.5, 9), "896": (0, 7)}))
     folder = tmp_path / "int8-click"
     write_facts(folder, points({"512": (0.5, 5), "640": (0.5, 10), "768": (0.5, 9)}, "int8-fp32"))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "frontier_tables.py"), str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran("frontier_tables.py", tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "frontier.md").read_text("utf-8")
     table = text.partition("## One click")[2].partition("The worst set")[0].splitlines()
@@ -275,9 +268,6 @@ def test_photos_that_cannot_be_labelled_are_refused_before_any_work(
         (tmp_path / "photos").mkdir()
         for name in files:
             (tmp_path / "photos" / name).touch()
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "pseudo_masks.py"), tmp_path / "photos", tmp_path / "out"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran("pseudo_masks.py", tmp_path / "photos", tmp_path / "out")
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
